@@ -1,0 +1,73 @@
+"""What a site answers: an update, or a refusal by code. Either names the work it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from fedfactory.contracts.errors import ProtocolError
+from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.orders import WorkKey
+from fedfactory.contracts.refusals import REFUSALS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payload:
+    """The arrays an update carries. `delta`: trained minus base, float tensors only."""
+
+    form: Literal["delta"]
+    blob: BlobRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """Finished work. `payload` is None for `evaluate`; `seconds` is the time the work took.
+
+    `examples` counts the records used; None when privacy withholds it.
+    """
+
+    work: WorkKey
+    payload: Payload | None
+    examples: int | None
+    metrics: Mapping[str, float]
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if self.examples is not None and self.examples < 0:
+            raise ProtocolError("Update.examples: expected a count from 0")
+        if self.seconds < 0:
+            raise ProtocolError("Update.seconds: expected a duration from 0")
+        if (self.payload is None) != (self.work.kind == "evaluate"):
+            raise ProtocolError("Update.payload: present exactly when the work is 'train'")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Work that was not done. `code` is a key of REFUSALS."""
+
+    work: WorkKey
+    code: str
+
+    def __post_init__(self) -> None:
+        if self.code not in REFUSALS:
+            raise ProtocolError("Refusal.code: not a known code")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What travels: exactly one of the two is set."""
+
+    update: Update | None
+    refusal: Refusal | None
+
+    def __post_init__(self) -> None:
+        if (self.update is None) == (self.refusal is None):
+            raise ProtocolError("Reply: expected exactly one of update, refusal")
+
+    @property
+    def work(self) -> WorkKey:
+        """The work it answers."""
+        answer = self.update or self.refusal
+        assert answer is not None
+        return answer.work
