@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.orders import Scalar, WorkKind
+from fedfactory.contracts.orders import WorkKind
 from fedfactory.contracts.updates import Payload
 
 Status = Literal["completed", "failed", "stopped"]

@@ -1,4 +1,4 @@
-"""Arrays as safetensors files, read and written in pieces, so memory never follows the model's size.
+"""Arrays as safetensors files, read and written in pieces: memory never follows the model.
 
 The format is the published one (github.com/huggingface/safetensors): 8 bytes little-endian header
 length, a JSON header, then the tensors back to back. We read it ourselves because the library maps
@@ -212,7 +212,7 @@ def _read_header(file: Any, path: Path) -> tuple[ModelSpec, dict[str, int]]:
     size = os.fstat(file.fileno()).st_size
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
-    if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, size - 8):  # noqa: PLR2004
+    if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, size - 8):
         raise IntegrityError(f"{path.name}: truncated, or not a safetensors file")
     try:
         entries = json.loads(file.read(length))
