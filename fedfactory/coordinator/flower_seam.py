@@ -1,0 +1,205 @@
+"""Everything private of Flower's that the coordinator uses. Contract tests pin it.
+
+Decides nothing: it names Flower's programs and their environment, speaks its Control API,
+forwards Fleet calls to fixed paths on loopback, and builds the app archive.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import httpx
+from flwr.common.constant import TIMESTAMP_HEADER
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from flwr.supercore.task_identity import TaskIdentity
+
+# Fleet calls that may pass the gateway, and the one path each goes to (superlink/routers/fleet).
+FLEET_PATHS: Final[Mapping[str, str]] = {
+    "ACTIVATE_NODE": "/v1/fleet/activate-node",
+    "DEACTIVATE_NODE": "/v1/fleet/deactivate-node",
+    "SEND_NODE_HEARTBEAT": "/v1/fleet/send-node-heartbeat",
+    "PULL_MESSAGES": "/v1/fleet/pull-messages",
+    "PUSH_MESSAGES": "/v1/fleet/push-messages",
+    "PUSH_OBJECT": "/v1/fleet/push-object",
+    "PULL_OBJECT": "/v1/fleet/pull-object",
+    "CONFIRM_MESSAGE_RECEIVED": "/v1/fleet/confirm-message-received",
+}
+APP_KEYS: Final = ("fedfactory-link", "fedfactory-settings")
+
+
+def assume_app_identity() -> None:
+    """Let `Message(...)` be built outside an app process (simulation and tests)."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+
+
+def superlink_arguments(*, port: int, tls: Path, secret: Path) -> list[str]:
+    """`flower-superlink` on loopback, in memory, with TLS and node authentication."""
+    return [
+        "flower-superlink",
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *(
+            "--ssl-certfile",
+            str(tls / "superlink.pem"),
+            "--ssl-keyfile",
+            str(tls / "superlink.key"),
+        ),
+        *("--ssl-ca-certfile", str(tls / "ca.pem")),
+        *("--isolation", "process", "--enable-supernode-auth"),
+        *("--superexec-auth-secret-file", str(secret)),
+        "--disable-runtime-dependency-installation",
+    ]
+
+
+def superexec_arguments(*, port: int, tls: Path, secret: Path, parent_pid: int) -> list[str]:
+    """`flower-superexec`, which starts the ServerApp process of each run."""
+    return [
+        "flower-superexec",
+        *("--runtime-api-address", f"127.0.0.1:{port}", "--root-certificates", str(tls / "ca.pem")),
+        *("--superexec-auth-secret-file", str(secret), "--parent-pid", str(parent_pid)),
+    ]
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """Environment that keeps Flower's programs offline, quiet, quick to notice tasks."""
+    return {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
+    }
+
+
+class SuperLinkClient:
+    """The coordinator's own calls to SuperLink on loopback: Control API and Fleet forwarding."""
+
+    def __init__(self, *, port: int, authority: Path) -> None:
+        # Proxies named in the environment must never see loopback traffic.
+        self._http = httpx.Client(
+            base_url=f"https://127.0.0.1:{port}",
+            verify=ssl.create_default_context(cafile=str(authority)),
+            trust_env=False,
+            timeout=30.0,
+        )
+
+    def is_ready(self) -> bool:
+        """Whether SuperLink answers."""
+        try:
+            return self._http.get("/health").status_code < httpx.codes.INTERNAL_SERVER_ERROR
+        except httpx.TransportError:
+            return False
+
+    def register_node(self, public_key: bytes, name: str) -> int:
+        """Register a site's node key (PEM); return its node id."""
+        from flwr.proto.control_pb2 import RegisterNodeRequest, RegisterNodeResponse
+
+        request = RegisterNodeRequest(public_key=public_key, name=name)
+        reply = self._control("/v1/control/register-node", request.SerializeToString())
+        return int(RegisterNodeResponse.FromString(reply).node_id)
+
+    def start_run(self, link: Path, settings: Path) -> int:
+        """Start a Flower run of our thin app; return Flower's run id."""
+        from flwr.common.serde import fab_to_proto, user_config_to_proto
+        from flwr.proto.control_pb2 import StartRunRequest, StartRunResponse
+        from flwr.supercore.fab import Fab
+
+        content, digest = build_app()
+        request = StartRunRequest(
+            fab=fab_to_proto(Fab(digest, content, {})),
+            override_config=user_config_to_proto(
+                dict(zip(APP_KEYS, (str(link), str(settings)), strict=True))
+            ),
+        )
+        reply = self._control("/v1/control/start-run", request.SerializeToString())
+        return int(StartRunResponse.FromString(reply).run_id)
+
+    def forward(
+        self, method: str, public_key: bytes, timestamp: str, signature: bytes, body: bytes
+    ) -> tuple[int, bytes]:
+        """Post one Fleet call to its fixed path with exactly the headers it needs."""
+        try:
+            reply = self._http.post(
+                FLEET_PATHS[method],
+                content=body,
+                headers={
+                    "content-type": PROTOBUF_MEDIA_TYPE,
+                    "accept": PROTOBUF_MEDIA_TYPE,
+                    FLEET_HTTP_PUBLIC_KEY_HEADER: base64.b64encode(public_key).decode(),
+                    TIMESTAMP_HEADER: timestamp,
+                    FLEET_HTTP_SIGNATURE_HEADER: base64.b64encode(signature).decode(),
+                    **_version_headers(),
+                },
+            )
+        except httpx.TransportError:
+            return httpx.codes.SERVICE_UNAVAILABLE.value, b""
+        return reply.status_code, reply.content
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def _control(self, path: str, body: bytes) -> bytes:
+        headers = {
+            "content-type": PROTOBUF_MEDIA_TYPE,
+            "accept": PROTOBUF_MEDIA_TYPE,
+            **_version_headers(),
+        }
+        reply = self._http.post(path, content=body, headers=headers)
+        reply.raise_for_status()
+        return reply.content
+
+
+def _version_headers() -> dict[str, str]:
+    from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
+
+    metadata = RuntimeVersionMetadata.from_local_component("SuperNode")
+    return {str(key): str(value) for key, value in metadata.as_metadata()}
+
+
+_PYPROJECT = """\
+[project]
+name = "fedfactory-run"
+version = "1.0.0"
+description = "Starts fedfactory's round machine; holds no logic of its own."
+license = { file = "LICENSE" }
+dependencies = ["flwr>=1.41,<1.43"]
+
+[tool.flwr.app]
+publisher = "fedfactory"
+fab-format-version = 1
+flwr-version-target = "1.41.0"
+fab-include = ["fedfactory_run.py", "LICENSE"]
+
+[tool.flwr.app.components]
+serverapp = "fedfactory_run:app"
+clientapp = "fedfactory_run:no_clientapp"
+
+[tool.flwr.app.config]
+fedfactory-link = ""
+fedfactory-settings = ""
+"""
+_APP = """\
+from fedfactory.coordinator.serverapp import app
+
+no_clientapp = None  # sites run their own agent and never load this archive
+"""
+
+
+def build_app() -> tuple[bytes, str]:
+    """Build the app archive in memory; return its bytes and SHA-256 (hex)."""
+    from flwr.cli.build import build_fab_from_files
+
+    content, _ = build_fab_from_files(
+        {
+            "pyproject.toml": _PYPROJECT.encode(),
+            "LICENSE": b"Apache-2.0\n",
+            "fedfactory_run.py": _APP.encode(),
+        }
+    )
+    return content, hashlib.sha256(content).hexdigest()

@@ -1,0 +1,383 @@
+"""Performs what the round machine asks for and feeds back what happened; decides nothing.
+
+One thread. It sleeps until the link rings (a reply, a site, a stop) or a deadline passes. Every
+event is appended to events.jsonl before the machine sees it, so the file replays the run.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import singledispatchmethod
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedfactory.contracts.codec import from_json, to_json
+from fedfactory.contracts.errors import FedfactoryError, ProtocolError
+from fedfactory.contracts.model import ModelSpec
+from fedfactory.contracts.orders import Delivery, Order, WorkKey, WorkKind
+from fedfactory.contracts.updates import Reply, Update
+from fedfactory.coordinator.aggregation import (
+    Aggregation,
+    AggregationError,
+    SitePlan,
+    verify_update,
+)
+from fedfactory.coordinator.link import Link
+from fedfactory.coordinator.run_files import RunFiles
+from fedfactory.coordinator.settings import RunSettings
+from fedfactory.rounds.events import (
+    Aggregate,
+    AggregateMetrics,
+    AggregationFailed,
+    Command,
+    DeadlinePassed,
+    Event,
+    Finish,
+    MetricsAggregated,
+    ModelAggregated,
+    OrdersSent,
+    RecordRound,
+    ReplyAccepted,
+    ReplyRefused,
+    RunFailed,
+    RunStarted,
+    SendOrders,
+    SetDeadline,
+    SiteConnected,
+    SiteLost,
+    StopRequested,
+)
+from fedfactory.rounds.history import History, append, metrics_line, summary
+from fedfactory.rounds.machine import RunState, step
+from fedfactory.wire.arrays import ArrayFile
+
+RECORD = "fedfactory"
+FIELD = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One order under way: what it is the key of, and the Flower message that carries it."""
+
+    key: WorkKey
+    message_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Deadline:
+    round: int
+    kind: WorkKind
+    at: float  # time.monotonic() seconds
+
+
+class Runner:
+    """Drives one run from RunStarted to Finish."""
+
+    def __init__(
+        self,
+        *,
+        grid: Grid,
+        link: Link,
+        files: RunFiles,
+        settings: RunSettings,
+        roster: Mapping[str, int],
+        aggregation: Aggregation,
+    ) -> None:
+        self._grid = grid
+        self._link = link
+        self._files = files
+        self._settings = settings
+        self._roster = roster
+        self._aggregation = aggregation
+        self._state = RunState.new()
+        self._history = History.new()
+        self._todo: deque[Command] = deque()
+        self._asked: dict[str, _Asked] = {}  # message id -> order under way
+        self._plans: dict[tuple[int, WorkKind, str], SitePlan] = {}
+        self._deliveries: dict[WorkKey, int] = {}
+        self._evaluations: dict[str, Update] = {}
+        self._round_blobs: list[str] = []
+        self._deadline: _Deadline | None = None
+        self._spec: ModelSpec = ModelSpec(tensors=())
+        self._model = settings.initial
+        self._finished = False
+
+    def run(self) -> None:
+        """Run to the end; summary.json is written last."""
+        source = Path(self._settings.initial_file)
+        with ArrayFile(source) as file:
+            self._spec = file.spec
+        self._link.adopt(source, self._settings.initial)
+        connected = self._wait_for_sites()
+        try:
+            self._feed(
+                RunStarted(at=time.time(), plan=self._settings.plan, model=self._settings.initial)
+            )
+            for site in connected:
+                self._feed(SiteConnected(at=time.time(), site=site))
+            self._perform_all()
+            while not self._finished:
+                self._wait()
+                self._perform_all()
+        except (OSError, FedfactoryError) as error:
+            self._fail(str(error))
+            raise
+
+    # ---- events in -------------------------------------------------------------------------
+
+    def _feed(self, event: Event) -> None:
+        self._files.event(event)
+        self._history = append(self._history, event)
+        self._state, commands = step(self._state, event)
+        self._todo.extend(commands)
+
+    def _perform_all(self) -> None:
+        while self._todo and not self._finished:
+            self._perform(self._todo.popleft())
+
+    def _wait_for_sites(self) -> list[str]:
+        """Wait until every site of the plan is connected, or the start timeout; return who is."""
+        end = time.monotonic() + self._settings.start_timeout_s
+        connected = set(self._link.connected())
+        while not connected.issuperset(self._settings.plan.sites):
+            try:
+                ring = self._link.events.get(timeout=max(0.0, end - time.monotonic()))
+            except queue.Empty:
+                break
+            if ring.event == "site_connected":
+                connected.add(ring.site)
+            elif ring.event == "site_lost":
+                connected.discard(ring.site)
+            elif ring.event in ("stop", "failed", "closed"):
+                self._link.events.put(ring)
+                break
+        return sorted(connected.intersection(self._settings.plan.sites))
+
+    def _wait(self) -> None:
+        timeout = None if self._deadline is None else self._deadline.at - time.monotonic()
+        try:
+            ring = self._link.events.get(timeout=None if timeout is None else max(0.0, timeout))
+        except queue.Empty:
+            assert self._deadline is not None
+            passed, self._deadline = self._deadline, None
+            self._feed(DeadlinePassed(at=time.time(), round=passed.round, kind=passed.kind))
+            return
+        now = time.time()
+        match ring.event:
+            case "reply":
+                self._pull_replies()
+            case "site_connected" if ring.site in self._settings.plan.sites:
+                self._feed(SiteConnected(at=now, site=ring.site))
+            case "site_lost" if ring.site in self._settings.plan.sites:
+                self._feed(SiteLost(at=now, site=ring.site))
+            case "stop":
+                self._feed(StopRequested(at=now, reason=ring.reason))
+            case "failed" | "closed":
+                self._feed(RunFailed(at=now, reason=ring.reason or "the gateway stopped"))
+
+    def _pull_replies(self) -> None:
+        for message in self._grid.pull_messages(list(self._asked)):
+            asked = self._asked.pop(message.metadata.reply_to_message_id, None)
+            if asked is not None and message.has_content():
+                self._take(asked.key, message)
+            # An error reply is Flower's own (a node went away): the site is asked again when it
+            # is back, or the deadline names it.
+
+    def _take(self, key: WorkKey, message: Message) -> None:
+        try:
+            reply = from_json(Reply, str(message.content.config_records[RECORD][FIELD]))
+            if reply.work != key:
+                raise ProtocolError("the reply names other work than was asked for")
+        except (ProtocolError, KeyError) as error:
+            self._refused(key, "bad_reply", str(error))
+            return
+        if reply.refusal is not None:
+            self._refused(key, reply.refusal.code, "")
+            return
+        assert reply.update is not None
+        self._take_update(key, reply.update)
+
+    def _take_update(self, key: WorkKey, update: Update) -> None:
+        first = self._state.awaits(key.round, key.kind, key.site)
+        if update.payload is not None:
+            path = self._link.blob_path(update.payload.blob.digest)
+            if not path.exists():
+                self._refused(key, "missing_update", "")
+                return
+            if found := verify_update(path, self._spec):
+                self._refused(key, *found)
+                self._link.discard([update.payload.blob.digest])
+                return
+            self._round_blobs.append(update.payload.blob.digest)
+            if first:
+                self._aggregation.offer(key.site, update, path)
+        elif first:
+            self._evaluations[key.site] = update
+        self._feed(
+            ReplyAccepted(
+                at=time.time(),
+                round=key.round,
+                kind=key.kind,
+                site=key.site,
+                payload=update.payload,
+                examples=update.examples,
+                metrics=update.metrics,
+                seconds=update.seconds,
+            )
+        )
+
+    def _refused(self, key: WorkKey, code: str, detail: str) -> None:
+        if key.kind == "train" and self._state.awaits(key.round, key.kind, key.site):
+            self._aggregation.resolve_absent(key.site)
+        self._feed(
+            ReplyRefused(
+                at=time.time(),
+                round=key.round,
+                kind=key.kind,
+                site=key.site,
+                code=code,
+                detail=detail,
+            )
+        )
+
+    # ---- commands out ----------------------------------------------------------------------
+
+    @singledispatchmethod
+    def _perform(self, command: Command) -> None:
+        raise AssertionError(f"no way to perform {command}")
+
+    @_perform.register
+    def _(self, command: SendOrders) -> None:
+        if not command.again and not self._plan(command):
+            return
+        sites = tuple(
+            site for site in command.sites if (command.round, command.kind, site) in self._plans
+        )
+        orders = {
+            site: self._order(command, site, self._plans[command.round, command.kind, site])
+            for site in sites
+        }
+        self._link.offer({site: order.base.digest for site, order in orders.items()})
+        messages = [self._message(site, order) for site, order in orders.items()]
+        for (site, order), message_id in zip(
+            orders.items(), self._grid.push_messages(messages), strict=True
+        ):
+            if message_id:  # None: the node never came online; it is asked when it does
+                self._asked[message_id] = _Asked(order.key(), message_id)
+        self._link.ring(sites)
+        self._feed(OrdersSent(at=time.time(), round=command.round, kind=command.kind, sites=sites))
+
+    def _plan(self, command: SendOrders) -> bool:
+        path = self._link.blob_path(command.model.digest)
+        self._plans.clear()
+        try:
+            if command.kind == "train":
+                plans = self._aggregation.plan_train(
+                    command.round, command.model, path, command.sites
+                )
+                self._aggregation.open_round(
+                    command.round, path, tuple(plan.site for plan in plans)
+                )
+            else:
+                self._evaluations.clear()
+                plans = self._aggregation.plan_evaluate(
+                    command.round, command.model, path, command.sites
+                )
+        except AggregationError as error:
+            self._feed(
+                AggregationFailed(at=time.time(), round=command.round, reason=error.public_message)
+            )
+            return False
+        for plan in plans:
+            self._plans[command.round, command.kind, plan.site] = plan
+            if plan.base != command.model and plan.base.digest not in self._round_blobs:
+                self._link.adopt(plan.base_path, plan.base)
+                self._round_blobs.append(plan.base.digest)
+        return True
+
+    def _order(self, command: SendOrders, site: str, plan: SitePlan) -> Order:
+        settings = self._settings
+        return Order(
+            coordinator=settings.coordinator,
+            run_id=settings.plan.run_id,
+            round=command.round,
+            kind=command.kind,
+            site=site,
+            task=settings.plan.task,
+            task_parameters=settings.task_parameters,
+            training=plan.training if command.kind == "train" else None,
+            base=plan.base,
+            seed=settings.plan.seed,
+            privacy=settings.privacy,
+        )
+
+    def _message(self, site: str, order: Order) -> Message:
+        key = order.key()
+        self._deliveries[key] = number = self._deliveries.get(key, 0) + 1
+        ttl = self._settings.plan.deadline_s
+        delivery = Delivery(order=order, number=number, expires_at=time.time() + ttl)
+        return Message(
+            RecordDict({RECORD: ConfigRecord({FIELD: to_json(delivery)})}),
+            dst_node_id=self._roster[site],
+            message_type=order.kind,
+            group_id=str(order.round),
+            ttl=ttl + 60.0,
+        )
+
+    @_perform.register
+    def _(self, command: SetDeadline) -> None:
+        self._deadline = _Deadline(command.round, command.kind, time.monotonic() + command.after_s)
+
+    @_perform.register
+    def _(self, command: Aggregate) -> None:
+        self._asked.clear()
+        out = self._link.staging / f"round-{command.round}.safetensors"
+        try:
+            model = self._aggregation.close(out, command.sites)
+        except AggregationError as error:
+            self._feed(
+                AggregationFailed(at=time.time(), round=command.round, reason=error.public_message)
+            )
+            return
+        self._link.adopt(out, model)
+        self._round_blobs.append(self._model.digest)
+        self._model = model
+        self._feed(ModelAggregated(at=time.time(), round=command.round, model=model))
+
+    @_perform.register
+    def _(self, command: AggregateMetrics) -> None:
+        updates = {site: self._evaluations[site] for site in command.sites}
+        metrics = self._aggregation.aggregate_metrics(command.round, updates)
+        self._feed(MetricsAggregated(at=time.time(), round=command.round, metrics=metrics))
+
+    @_perform.register
+    def _(self, command: RecordRound) -> None:
+        self._files.metrics(metrics_line(self._history, command.round))
+        self._asked.clear()
+        spent = [digest for digest in self._round_blobs if digest != self._model.digest]
+        self._link.discard(spent)
+        self._round_blobs.clear()
+
+    @_perform.register
+    def _(self, command: Finish) -> None:
+        self._finished = True
+        model = self._files.model(self._link.blob_path(command.model.digest))
+        self._files.summary(
+            summary(
+                self._history,
+                baselines=None,
+                traffic=self._link.traffic(),
+                model_file=model,
+            )
+        )
+
+    def _fail(self, reason: str) -> None:
+        """Say in the run folder that the run broke; the model of the last round is kept there."""
+        self._feed(RunFailed(at=time.time(), reason=reason))
+        self._files.summary(summary(self._history, baselines=None, traffic={}, model_file=None))

@@ -1,0 +1,37 @@
+"""The Flower ServerApp: opens its link to the gateway and hands over to the round runner.
+
+The app archive that Flower starts holds one import of `app`; everything is here and beside.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedfactory.coordinator.flower_seam import APP_KEYS
+from fedfactory.coordinator.link import Link
+from fedfactory.coordinator.run_files import RunFiles
+from fedfactory.coordinator.runner import Runner
+from fedfactory.coordinator.settings import RunSettings
+from fedfactory.coordinator.strategy_loading import load_aggregation
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the rounds that the settings file describes."""
+    link_path, settings_path = (Path(str(context.run_config[key])) for key in APP_KEYS)
+    settings = RunSettings.read(settings_path)
+    with Link(link_path) as link, RunFiles(Path(settings.run_folder)) as files:
+        roster = link.hello()
+        Runner(
+            grid=grid,
+            link=link,
+            files=files,
+            settings=settings,
+            roster=roster,
+            aggregation=load_aggregation(settings, roster),
+        ).run()

@@ -1,0 +1,67 @@
+"""What a coordinator and its ServerApp are told, as files: written once, before they start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedfactory.contracts.codec import from_json, to_json
+from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.orders import Scalar, TrainParameters
+from fedfactory.rounds.events import RunPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """One run: its plan, what every order of it says, and where its results go.
+
+    `strategy_options` are the strategy's own fields (for a Flower strategy, with `_target_`).
+    `initial` is the initial model, a file named by `initial_file`. `start_timeout_s` bounds the
+    wait for the sites' first connection, in seconds.
+    """
+
+    plan: RunPlan
+    coordinator: str
+    task_parameters: Mapping[str, Scalar]
+    training: TrainParameters
+    privacy: str
+    strategy_options: Mapping[str, Scalar | tuple[Scalar, ...]]
+    initial: BlobRef
+    initial_file: str
+    run_folder: str
+    start_timeout_s: float
+
+    def write(self, path: Path) -> None:
+        """Write the settings as JSON, 0600, in one piece."""
+        _write_private(path, to_json(self))
+
+    @classmethod
+    def read(cls, path: Path) -> RunSettings:
+        """Read what `write` wrote."""
+        return from_json(cls, path.read_text())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """A site admitted to the consortium: its name and its Flower node key (public, PEM)."""
+
+    site: str
+    node_public_key: str
+
+    def write(self, roster: Path) -> None:
+        """Put the admission into the coordinator's roster folder, in one piece."""
+        roster.mkdir(parents=True, exist_ok=True)
+        _write_private(roster / f"{self.site}.json", to_json(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Admission:
+        """Read what `write` wrote."""
+        return from_json(cls, path.read_text())
+
+
+def _write_private(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.part")
+    partial.touch(mode=0o600)
+    partial.write_text(text)
+    partial.replace(path)

@@ -1,0 +1,114 @@
+"""What local mode tells its daemons, worked out from the run's configuration. Starts nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedfactory.config import RunConfig
+from fedfactory.contracts.model import BlobRef
+from fedfactory.coordinator.settings import RunSettings
+from fedfactory.rounds.events import RunPlan
+from fedfactory.tasks.table import check_task
+
+COORDINATOR = "local"
+START_TIMEOUT_S = 60.0
+
+
+def run_plan(
+    config: RunConfig, *, run_id: str, folder: Path, initial: BlobRef, initial_file: Path
+) -> RunSettings:
+    """Return the settings of the run for coordinator and ServerApp."""
+    return RunSettings(
+        plan=RunPlan(
+            run_id=run_id,
+            task=config.task_name,
+            strategy=config.strategy_name,
+            seed=config.seed,
+            rounds=config.rounds,
+            sites=tuple(sorted(config.sites)),
+            quorum=config.round.quorum,
+            deadline_s=config.round.deadline_s,
+            evaluate=config.evaluate,
+        ),
+        coordinator=COORDINATOR,
+        task_parameters=config.task_parameters,
+        training=config.training,
+        privacy=config.privacy_mode,
+        strategy_options=config.strategy_options,
+        initial=initial,
+        initial_file=str(initial_file),
+        run_folder=str(folder),
+        start_timeout_s=START_TIMEOUT_S,
+    )
+
+
+def data_options(config: RunConfig) -> dict[str, Any]:
+    """Return the data source of every local site: its share of one data set, by seed."""
+    partition = config.partition
+    return {
+        "source": "partition",
+        "task": config.task_name,
+        "path": str(config.task_data.resolve()) if config.task_data else None,
+        "partition": {
+            "kind": partition.kind,
+            "alpha": partition.alpha,
+            "labels_per_site": partition.labels_per_site,
+        },
+        "sites": sorted(config.sites),
+        "seed": config.seed,
+    }
+
+
+def check_data(config: RunConfig) -> None:
+    """Check task parameters and every site's share before anything starts.
+
+    Raises:
+        UsageError: a parameter outside the task's schema; data that is missing, unreadable or
+            too small for the split.
+    """
+    from site_agents.data.partition import describe_shares
+
+    task = check_task(config.task_name, config.task_parameters)
+    if task.data is not None:
+        describe_shares(data_options(config))
+
+
+def agent_overrides(config: RunConfig, site: str, home: Path, address: str) -> list[str]:
+    """Return the command-line overrides of one site's agent."""
+    data = data_options(config)
+    return [
+        f"site={site}",
+        f"home={home}",
+        f"gateway.address='{address}'",
+        *(f"data.{key}={_hydra(value)}" for key, value in data.items()),
+    ]
+
+
+def baselines_request(config: RunConfig) -> Mapping[str, Any]:
+    """Return what the baselines job needs: data, task, and the federation's total of local work."""
+    training = config.training
+    return {
+        "task": config.task_name,
+        "task_parameters": dict(config.task_parameters),
+        "data": data_options(config),
+        "training": {
+            "local_epochs": training.local_epochs,
+            "batch_size": training.batch_size,
+            "lr": training.lr,
+            "momentum": training.momentum,
+            "proximal_mu": 0.0,
+            "max_steps": training.max_steps,
+        },
+        "rounds": config.rounds,
+        "seed": config.seed,
+    }
+
+
+def _hydra(value: Any) -> str:
+    # Hydra's override grammar reads JSON's lists, numbers, null and quoted strings as they are.
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_hydra(item)}" for key, item in value.items()) + "}"
+    return json.dumps(value)

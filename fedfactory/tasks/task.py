@@ -1,0 +1,93 @@
+"""What a task is: a name, the schemas of its parameters and data, and the work it opens.
+
+Importing a task imports no torch: coordinator and agent check names and parameters with it, and
+only the process that works calls `open`, `write_initial` or `model_spec`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from fedfactory.contracts.errors import DataError
+from fedfactory.contracts.model import BlobRef, ModelSpec
+from fedfactory.contracts.orders import Scalar, TrainParameters
+from fedfactory.tasks.examples import DataSchema, Examples, SiteData
+from fedfactory.tasks.parameters import Parameter, check_parameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a piece of work gave. `examples`: how many different ones it used.
+
+    `update` is the file of deltas written by `train`, None from `evaluate`.
+    """
+
+    examples: int
+    metrics: Mapping[str, float]
+    update: BlobRef | None
+
+
+class Workload(Protocol):
+    """A task made ready to work: its model in memory, its data prepared."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's tensors."""
+
+    def train(self, *, base: Path, out: Path, training: TrainParameters, seed: int) -> Outcome:
+        """Train from the model in `base`, write the update (delta, float tensors) to `out`.
+
+        `seed` drives everything random: same seed, same bytes.
+        """
+
+    def evaluate(self, *, base: Path) -> Outcome:
+        """Measure the model in `base` on the site's test split."""
+
+
+class Task(ABC):
+    """One thing to learn. `data` is None for a task that reads no data and needs no torch.
+
+    `metrics` names what its work may report; anything else is kept back.
+    """
+
+    name: ClassVar[str]
+    parameters: ClassVar[Mapping[str, Parameter]]
+    data: ClassVar[DataSchema | None]
+    metrics: ClassVar[tuple[str, ...]]
+
+    def check(self, parameters: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+        """Return the parameters as they are, once every one is known, present and in range.
+
+        Raises:
+            ValueRangeError: a value is missing, of the wrong type or out of range.
+            UnknownNameError: a parameter that the task does not have.
+        """
+        return check_parameters(self.parameters, parameters)
+
+    def bundled(self) -> Examples:
+        """Return the public dataset that comes with the task, in the form of its schema.
+
+        Raises:
+            DataError: the task comes with none.
+        """
+        raise DataError(f"task '{self.name}' comes with no data of its own: name a file")
+
+    @abstractmethod
+    def model_spec(self, parameters: Mapping[str, Scalar]) -> ModelSpec:
+        """Return the tensors of the model that these parameters describe."""
+
+    @abstractmethod
+    def write_initial(self, parameters: Mapping[str, Scalar], seed: int, path: Path) -> BlobRef:
+        """Write the initial model as safetensors: same seed, same bytes."""
+
+    @abstractmethod
+    def open(self, parameters: Mapping[str, Scalar], data: SiteData | None, device: str) -> Workload:
+        """Make ready to work on `data` (of the task's schema) on `device`.
+
+        Raises:
+            DataError: the data does not fit the task's schema.
+        """

@@ -1,0 +1,217 @@
+"""Everything private of Flower's that a site's agent uses. Contract tests pin it.
+
+The agent speaks Flower's Fleet API with Flower's own client, whose last interceptor sends each call
+through the gateway's tunnel instead of HTTP. Nothing here decides what work is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, TypeVar
+
+import httpx
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app.message.message import remove_content_from_message
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    PullObjectRequest,
+    PushObjectRequest,
+)
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
+from flwr.supernode.fleet_http_client import FleetHttpClient
+
+from fedfactory.contracts.errors import EnvironmentFailedError, ProtocolError
+
+# Flower admits 10 to 1800 s and calls a node lost after twice the interval.
+HEARTBEAT_S: Final = 10.0
+RECORD: Final = "fedfactory"
+FIELD: Final = "json"
+_OBJECT_TRIES: Final = 250
+_OBJECT_WAIT_S: Final = 0.02
+
+RequestT = TypeVar("RequestT")
+ReplyT = TypeVar("ReplyT")
+Tunnel = Callable[[str, bytes, bytes, str, bytes], tuple[int, bytes]]
+
+
+class FleetUnavailableError(EnvironmentFailedError):
+    """Flower's SuperLink did not take the call; try again later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """One message addressed to this node: its JSON text, and the handle to answer with."""
+
+    text: str
+    message: Message
+
+
+class _TunnelInterceptor:
+    """Answers each Fleet call through the tunnel; the HTTP transport is never reached."""
+
+    def __init__(self, tunnel: Tunnel, private_key: ec.EllipticCurvePrivateKey) -> None:
+        self._tunnel = tunnel
+        self._private_key = private_key
+        self._public_key = private_key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        del call_next
+        method = _snake_upper(context.rpc_method.rpartition("/")[2])
+        timestamp = datetime.now(UTC).isoformat()
+        signature = self._private_key.sign(timestamp.encode(), ec.ECDSA(hashes.SHA256()))
+        status, body = self._tunnel(
+            method, context.request.content, self._public_key, timestamp, signature
+        )
+        return httpx.Response(status, content=body, request=context.request)
+
+
+def _snake_upper(name: str) -> str:
+    return "".join("_" + c if c.isupper() and i else c for i, c in enumerate(name)).upper()
+
+
+class FleetNode:
+    """This site's node at SuperLink: activate, heartbeat, pull and answer messages.
+
+    Every method raises FleetUnavailableError when SuperLink or the gateway cannot be reached.
+    """
+
+    def __init__(self, tunnel: Tunnel, private_key_pem: bytes) -> None:
+        key = serialization.load_pem_private_key(private_key_pem, password=None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ProtocolError("the node key must be an elliptic-curve key")
+        self._public_key = key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        self._client = FleetHttpClient(
+            "https://tunnel.invalid", interceptors=[_TunnelInterceptor(tunnel, key)]
+        )
+        self._node = Node()
+
+    def activate(self) -> int:
+        """Come online; return the node id. A node still counted as online keeps its id."""
+        request = ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=HEARTBEAT_S)
+        try:
+            self._node = Node(node_id=self._client.ActivateNode(request).node_id)
+        except httpx.HTTPStatusError as error:
+            # 412: SuperLink still counts this node as online after our restart.
+            still_online = error.response.status_code == httpx.codes.PRECONDITION_FAILED
+            if not (still_online and self._node.node_id):
+                raise FleetUnavailableError(diagnostic=str(error)) from error
+        return int(self._node.node_id)
+
+    def resume(self, node_id: int) -> None:
+        """Go on under a node id known from before a restart."""
+        self._node = Node(node_id=node_id)
+
+    def deactivate(self) -> None:
+        """Go offline, so that the next activation works at once."""
+        _call(self._client.DeactivateNode, DeactivateNodeRequest(node_id=self._node.node_id))
+
+    def heartbeat(self) -> bool:
+        """Tell SuperLink that this node lives; False if it no longer knows the node."""
+        request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S)
+        return bool(_call(self._client.SendNodeHeartbeat, request).success)
+
+    def pull(self) -> Incoming | None:
+        """Take the next message for this node, whole and confirmed; None if there is none."""
+        reply = _call(self._client.PullMessages, PullMessagesRequest(node=self._node))
+        if not reply.messages_list:
+            return None
+        message_id = reply.messages_list[0].metadata.message_id
+        run_id = message_from_proto(reply.messages_list[0]).metadata.run_id
+        contents = {
+            tree.object_id: self._pull_object(run_id, tree.object_id)
+            for tree in iterate_object_tree(reply.message_object_trees[0])
+        }
+        _call(
+            self._client.ConfirmMessageReceived,
+            ConfirmMessageReceivedRequest(
+                node=self._node, run_id=run_id, message_object_id=message_id
+            ),
+        )
+        message = inflate_object_from_contents(message_id, contents)
+        assert isinstance(message, Message)
+        message.metadata.__dict__["_message_id"] = message_id
+        try:
+            text = message.content.config_records[RECORD][FIELD]
+        except KeyError:
+            text = ""
+        return Incoming(text=str(text), message=message)
+
+    def answer(self, incoming: Incoming, text: str) -> None:
+        """Send the reply to a message."""
+        content = RecordDict({RECORD: ConfigRecord({FIELD: text})})
+        reply = Message(content, reply_to=incoming.message)
+        with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            objects = get_all_nested_objects(reply)
+            tree = get_object_tree(reply)
+            pushed = _call(
+                self._client.PushMessages,
+                PushMessagesRequest(
+                    node=self._node,
+                    messages_list=[message_to_proto(remove_content_from_message(reply))],
+                    message_object_trees=[tree],
+                    clientapp_runtime_list=[0.0],
+                ),
+            )
+            for object_id in pushed.objects_to_push:
+                stored = _call(
+                    self._client.PushObject,
+                    PushObjectRequest(
+                        node=self._node,
+                        run_id=reply.metadata.run_id,
+                        session_id=pushed.session_id,
+                        object_id=object_id,
+                        object_content=objects[object_id].deflate(),
+                    ),
+                )
+                if not stored.stored:
+                    raise FleetUnavailableError("SuperLink did not keep the reply; send it again")
+
+    def close(self) -> None:
+        """Close the client."""
+        self._client.close()
+
+    def _pull_object(self, run_id: int, object_id: str) -> bytes:
+        for _ in range(_OBJECT_TRIES):
+            reply = _call(
+                self._client.PullObject,
+                PullObjectRequest(node=self._node, run_id=run_id, object_id=object_id),
+            )
+            if not reply.object_found:
+                break
+            if reply.object_available:
+                return bytes(reply.object_content)
+            time.sleep(_OBJECT_WAIT_S)  # the message is visible before its objects are
+        raise FleetUnavailableError("a part of a message never arrived at SuperLink")
+
+
+def _call(method: Callable[[RequestT], ReplyT], request: RequestT) -> ReplyT:
+    try:
+        return method(request)
+    except (httpx.HTTPError, ValueError) as error:
+        raise FleetUnavailableError(diagnostic=str(error)) from error

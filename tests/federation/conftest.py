@@ -1,0 +1,118 @@
+"""Runs of real processes, shared by the tests of this folder: one run, many looks at it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+
+@dataclass
+class Federation:
+    """A `fedfactory local` under way: its process and its run folder."""
+
+    process: subprocess.Popen[str]
+    out: Path
+
+    def wait(self, timeout: float = 120) -> int:
+        return self.process.wait(timeout)
+
+    def wait_for_round(self, number: int, timeout: float = 60) -> None:
+        end = time.monotonic() + timeout
+        metrics = self.out / "metrics.jsonl"
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < number:
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() < end, self.output()
+            time.sleep(0.02)
+
+    def tree(self) -> list[psutil.Process]:
+        """Every process of this federation, by what it runs."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def find(self, *words: str) -> list[psutil.Process]:
+        return [p for p in self.tree() if all(w in " ".join(p.cmdline()) for w in words)]
+
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.out / "summary.json").read_text())
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.out / "events.jsonl").read_text().splitlines()]
+
+    def output(self) -> str:
+        return (self.out.parent / "console.txt").read_text()
+
+
+MARK = "FEDFACTORY_TEST_FOLDER"  # inherited by every process of a federation
+
+
+class Launcher:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+        self.started: list[Federation] = []
+
+    def __call__(self, *overrides: str, env: dict[str, str] | None = None) -> Federation:
+        self._count += 1
+        base = self._folder / f"f{self._count}"
+        base.mkdir()
+        out = base / "run"
+        console = (base / "console.txt").open("w")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fedfactory.cli.main", "local", f"out={out}", *overrides],
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=base,
+            env={**os.environ, MARK: str(base), **(env or {})},
+        )
+        console.close()
+        federation = Federation(process, out)
+        self.started.append(federation)
+        return federation
+
+
+def _sweep(launcher: Launcher) -> list[str]:
+    """Stop what still runs; return the orphans of federations that had ended by themselves."""
+    for federation in launcher.started:
+        if federation.process.poll() is None:
+            federation.process.send_signal(signal.SIGTERM)
+            try:
+                federation.process.wait(20)
+            except subprocess.TimeoutExpired:
+                federation.process.kill()
+                federation.process.wait()
+    bases = {str(f.out.parent) for f in launcher.started}
+    orphans = []
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        if (process.info["environ"] or {}).get(MARK) in bases:
+            orphans.append(" ".join(process.info["cmdline"] or []))
+            process.kill()
+    return orphans
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launcher]:
+    launcher = Launcher(tmp_path)
+    yield launcher
+    assert _sweep(launcher) == []
+
+
+@pytest.fixture(scope="module")
+def launch_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    launcher = Launcher(tmp_path_factory.mktemp("federation"))
+    yield launcher
+    assert _sweep(launcher) == []
+
+
+def overrides(*extra: str, rounds: int = 3) -> Sequence[str]:
+    return (f"rounds={rounds}", "local_epochs=1", *extra)

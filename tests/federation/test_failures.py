@@ -1,0 +1,73 @@
+"""Sites that die, hang or come back; children that are killed. Nothing waits for ever."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from tests.federation.conftest import Launcher
+
+pytestmark = pytest.mark.federation
+
+
+def test_a_killed_worker_is_restarted_and_the_run_completes(launch: Launcher) -> None:
+    federation = launch("rounds=12", "local_epochs=20", "evaluate=false")
+    federation.wait_for_round(1)
+    federation.find("site_agents.worker")[0].kill()
+    assert federation.wait() == 0, federation.output()
+    assert federation.summary()["status"] == "completed"
+
+
+def test_a_killed_agent_is_named_and_the_run_goes_on_with_quorum(launch: Launcher) -> None:
+    federation = launch(
+        "rounds=4", "local_epochs=20", "round.quorum=2", "round.deadline_s=5", "evaluate=false"
+    )
+    federation.wait_for_round(1)
+    (agent,) = federation.find("site_agents.cli.main", "site=lumi")
+    agent.kill()
+    assert federation.wait() == 0, federation.output()
+    summary = federation.summary()
+    last = summary["rounds"][-1]["sites"]["lumi"]
+    assert last["status"] != "took_part"
+    assert last["reason"]
+    assert summary["rounds"][-1]["sites"]["cesga"]["status"] == "took_part"
+
+
+def test_without_quorum_the_run_fails_and_keeps_the_last_model(launch: Launcher) -> None:
+    federation = launch(
+        "rounds=50", "local_epochs=5", "round.quorum=3", "round.deadline_s=4", "evaluate=false"
+    )
+    federation.wait_for_round(1)
+    (agent,) = federation.find("site_agents.cli.main", "site=lumi")
+    agent.send_signal(signal.SIGSTOP)
+    try:
+        assert federation.wait() == 3, federation.output()
+    finally:
+        agent.send_signal(signal.SIGCONT)
+    summary = federation.summary()
+    assert summary["status"] == "failed"
+    assert "lumi" in summary["reason"]
+    assert summary["model"]["file"] == "model.safetensors"
+
+
+def test_a_killed_superlink_fails_the_run_with_a_reason(launch: Launcher) -> None:
+    federation = launch("rounds=200", "local_epochs=1", "evaluate=false")
+    federation.wait_for_round(1)
+    (superlink,) = federation.find("flower-superlink")
+    superlink.kill()
+    assert federation.wait() == 3, federation.output()
+    assert "superlink" in federation.summary()["reason"]
+
+
+def test_a_killed_launcher_leaves_no_process(launch: Launcher) -> None:
+    federation = launch("rounds=400", "evaluate=false")
+    federation.wait_for_round(1)
+    children = federation.tree()
+    federation.process.kill()
+    federation.process.wait()
+    end = time.monotonic() + 20
+    while alive := [p for p in children if p.is_running() and p.status() != "zombie"]:
+        assert time.monotonic() < end, [p.cmdline() for p in alive]
+        time.sleep(0.1)
