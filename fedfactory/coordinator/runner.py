@@ -6,6 +6,7 @@ event is appended to events.jsonl before the machine sees it, so the file replay
 
 from __future__ import annotations
 
+import logging
 import queue
 import time
 from collections import deque
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from functools import singledispatchmethod
 from pathlib import Path
 
+import httpx
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
@@ -29,7 +31,7 @@ from fedfactory.coordinator.aggregation import (
     verify_update,
 )
 from fedfactory.coordinator.link import Link
-from fedfactory.coordinator.run_files import RunFiles
+from fedfactory.coordinator.run_files import MODEL, RunFiles
 from fedfactory.coordinator.settings import RunSettings
 from fedfactory.rounds.events import (
     Aggregate,
@@ -53,9 +55,12 @@ from fedfactory.rounds.events import (
     SiteLost,
     StopRequested,
 )
-from fedfactory.rounds.history import History, append, metrics_line, summary
+from fedfactory.rounds.history import History, append
 from fedfactory.rounds.machine import RunState, step
+from fedfactory.rounds.summary import metrics_line, summary
 from fedfactory.wire.arrays import ArrayFile
+
+log = logging.getLogger("fedfactory.runner")
 
 RECORD = "fedfactory"
 FIELD = "json"
@@ -115,19 +120,15 @@ class Runner:
             self._spec = file.spec
         self._link.adopt(source, self._settings.initial)
         connected = self._wait_for_sites()
-        try:
-            self._feed(
-                RunStarted(at=time.time(), plan=self._settings.plan, model=self._settings.initial)
-            )
-            for site in connected:
-                self._feed(SiteConnected(at=time.time(), site=site))
+        self._feed(
+            RunStarted(at=time.time(), plan=self._settings.plan, model=self._settings.initial)
+        )
+        for site in connected:
+            self._feed(SiteConnected(at=time.time(), site=site))
+        self._perform_all()
+        while not self._finished:
+            self._wait()
             self._perform_all()
-            while not self._finished:
-                self._wait()
-                self._perform_all()
-        except (OSError, FedfactoryError) as error:
-            self._fail(str(error))
-            raise
 
     # ---- events in -------------------------------------------------------------------------
 
@@ -138,8 +139,15 @@ class Runner:
         self._todo.extend(commands)
 
     def _perform_all(self) -> None:
+        """Perform what is asked; whatever breaks outside the rounds ends the run with a reason."""
         while self._todo and not self._finished:
-            self._perform(self._todo.popleft())
+            try:
+                self._perform(self._todo.popleft())
+            except (OSError, httpx.HTTPError, FedfactoryError) as error:
+                log.exception("a command could not be performed")
+                if self._state.phase == "done":
+                    raise
+                self._feed(RunFailed(at=time.time(), reason=f"the coordinator broke: {error}"))
 
     def _wait_for_sites(self) -> list[str]:
         """Wait until every site of the plan is connected, or the start timeout; return who is."""
@@ -367,17 +375,7 @@ class Runner:
     @_perform.register
     def _(self, command: Finish) -> None:
         self._finished = True
-        model = self._files.model(self._link.blob_path(command.model.digest))
+        self._files.model(self._link.blob_path(command.model.digest))
         self._files.summary(
-            summary(
-                self._history,
-                baselines=None,
-                traffic=self._link.traffic(),
-                model_file=model,
-            )
+            summary(self._history, command, traffic=self._link.traffic(), model_file=MODEL)
         )
-
-    def _fail(self, reason: str) -> None:
-        """Say in the run folder that the run broke; the model of the last round is kept there."""
-        self._feed(RunFailed(at=time.time(), reason=reason))
-        self._files.summary(summary(self._history, baselines=None, traffic={}, model_file=None))

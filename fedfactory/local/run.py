@@ -34,8 +34,9 @@ from fedfactory.local.plan import agent_overrides, check_data, run_plan
 from fedfactory.local.processes import Children
 from fedfactory.report.follow import EventTail
 from fedfactory.report.reporter import Reporter, make_reporter
-from fedfactory.rounds.events import RunFailed
-from fedfactory.rounds.history import History, append, summary
+from fedfactory.rounds.events import Finish, RunFailed
+from fedfactory.rounds.history import History, append
+from fedfactory.rounds.summary import summary
 
 START_TIMEOUT_S: Final = 120.0
 TICK_S: Final = 0.05
@@ -113,7 +114,7 @@ class _LocalRun:
             result["baselines"] = self._baselines()
         result["bytes"] = result["bytes"] or {}
         write_summary(self._folder, result)
-        self._reporter.finish(result)
+        self._reporter.finish(result, str(self._folder))
         return result
 
     # ---- start-up --------------------------------------------------------------------------
@@ -249,7 +250,12 @@ class _LocalRun:
         event = RunFailed(at=time.time(), reason=reason)
         self._history = append(self._history, event)
         self._reporter.event(event)
-        return summary(self._history, baselines=None, traffic={}, model_file=None)
+        if self._history.finished_model is None:
+            raise EnvironmentFailedError(
+                f"{reason} before the run began; see {self._folder / 'logs'}"
+            )
+        end = Finish(status="failed", reason=reason, model=self._history.finished_model)
+        return summary(self._history, end, traffic={}, model_file=None)
 
     def _baselines(self) -> Any:
         self._reporter.stage("measuring what each site alone, and pooled data, would have reached")

@@ -161,6 +161,16 @@ class ArrayFile:
                 raise IntegrityError(f"tensor '{name}' is cut short")
             yield piece
 
+    def read_into(self, name: str, start: int, out: Array) -> None:
+        """Fill `out` (flat, the tensor's dtype) with its elements from `start` on.
+
+        For readers of many chunks: a reused buffer costs no allocation.
+        """
+        if out.size:
+            self._file.seek(self._offsets[name] + start * out.itemsize)
+            if self._file.readinto(_bytes_of(out)) != out.nbytes:
+                raise IntegrityError(f"tensor '{name}' is cut short")
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

@@ -1,0 +1,254 @@
+"""What the round runner asks of any strategy, and the streaming answer.
+
+The runner knows no strategy: it plans a phase, offers verified updates as they arrive, and closes
+the round. FlowerAggregation (flower_strategy.py) answers the same for Flower's strategies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from fedfactory.contracts.errors import FedfactoryError, IntegrityError, ProtocolError
+from fedfactory.contracts.model import BlobRef, ModelSpec
+from fedfactory.contracts.orders import TrainParameters
+from fedfactory.contracts.strategy import StreamingStrategy
+from fedfactory.contracts.updates import Update
+from fedfactory.coordinator.accumulator import Accumulator, AggregationError
+from fedfactory.wire.arrays import ArrayFile, first_non_finite
+
+__all__ = [
+    "Aggregation",
+    "AggregationError",
+    "SitePlan",
+    "StreamingAggregation",
+    "verify_update",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SitePlan:
+    """What one site is to do: train (or, with `training` None, evaluate) from `base`.
+
+    `base_path` is the file that holds `base`; the caller may take it away.
+    """
+
+    site: str
+    training: TrainParameters | None
+    base: BlobRef
+    base_path: Path
+
+
+class Aggregation(Protocol):
+    """How updates become a model, as the runner sees it. One instance serves one run.
+
+    Every method may raise AggregationError with a public reason.
+    """
+
+    def plan_train(
+        self,
+        round: int,  # noqa: A002
+        model: BlobRef,
+        model_path: Path,
+        sites: tuple[str, ...],
+    ) -> tuple[SitePlan, ...]:
+        """Choose the sites of a round, and what each trains from and with."""
+
+    def plan_evaluate(
+        self,
+        round: int,  # noqa: A002
+        model: BlobRef,
+        model_path: Path,
+        sites: tuple[str, ...],
+    ) -> tuple[SitePlan, ...]:
+        """Choose the sites that evaluate the round's new model; none is a valid choice."""
+
+    def open_round(self, round: int, model_path: Path, sites: tuple[str, ...]) -> None:  # noqa: A002
+        """Begin to take updates of `sites`; `model_path` is the round's base model."""
+
+    def offer(self, site: str, update: Update, path: Path) -> None:
+        """Take a verified update; `path` must stay readable until `close`."""
+
+    def resolve_absent(self, site: str) -> None:
+        """Note that no update of this site will come in this round."""
+
+    def close(self, out: Path, sites: tuple[str, ...]) -> BlobRef:
+        """Write the new model from the updates of `sites`, all of them offered, to `out`."""
+
+    def aggregate_metrics(
+        self,
+        round: int,  # noqa: A002
+        updates: Mapping[str, Update],
+    ) -> dict[str, float]:
+        """Combine evaluations (by site) into the shared model's metrics."""
+
+
+class StreamingAggregation:
+    """Runs a StreamingStrategy: every site takes part; updates are folded as they become next.
+
+    An update is folded once every site before it (by name) has answered or is known absent, the
+    rest at `close`; so the order of arrival cannot change a bit.
+    """
+
+    def __init__(self, strategy: StreamingStrategy, *, training: TrainParameters) -> None:
+        self._training = _with_strategy_parameters(training, strategy.train_parameters())
+        self._accumulator = Accumulator(strategy)
+        self._pending: list[str] = []  # in reverse site order: the next to fold is the last
+        self._offered: dict[str, tuple[Update, Path]] = {}
+        self._absent: set[str] = set()
+        self._folded: list[str] = []
+        self._failure: AggregationError | None = None
+
+    def plan_train(
+        self,
+        round: int,  # noqa: A002, ARG002
+        model: BlobRef,
+        model_path: Path,
+        sites: tuple[str, ...],
+    ) -> tuple[SitePlan, ...]:
+        """Every site trains from the shared model with the strategy's parameters."""
+        return _everyone(sites, self._training, model, model_path)
+
+    def plan_evaluate(
+        self,
+        round: int,  # noqa: A002, ARG002
+        model: BlobRef,
+        model_path: Path,
+        sites: tuple[str, ...],
+    ) -> tuple[SitePlan, ...]:
+        """Every site evaluates the shared model."""
+        return _everyone(sites, None, model, model_path)
+
+    def open_round(self, round: int, model_path: Path, sites: tuple[str, ...]) -> None:  # noqa: A002, ARG002
+        """See Aggregation."""
+        self._accumulator.begin(model_path)
+        self._pending = sorted(sites, reverse=True)
+        self._offered.clear()
+        self._absent.clear()
+        self._folded.clear()
+        self._failure = None
+
+    def offer(self, site: str, update: Update, path: Path) -> None:
+        """See Aggregation. What the strategy holds against an update is raised by `close`."""
+        assert site in self._pending, f"'{site}' is not awaited"
+        self._offered[site] = (update, path)
+        self._fold_prefix()
+
+    def resolve_absent(self, site: str) -> None:
+        """See Aggregation."""
+        self._absent.add(site)
+        self._fold_prefix()
+
+    def close(self, out: Path, sites: tuple[str, ...]) -> BlobRef:
+        """See Aggregation."""
+        self._absent.update(set(self._pending) - self._offered.keys())
+        self._fold_prefix()
+        if self._failure is not None:
+            raise self._failure
+        assert tuple(self._folded) == tuple(sorted(sites)), "the updates are not those offered"
+        return self._accumulator.finish(out)
+
+    def aggregate_metrics(
+        self,
+        round: int,  # noqa: A002, ARG002
+        updates: Mapping[str, Update],
+    ) -> dict[str, float]:
+        """Return the mean of each metric that all report, weighted by examples.
+
+        Unweighted if a site withholds its number of examples, or if there are none at all.
+        """
+        return mean_metrics(updates)
+
+    def _fold_prefix(self) -> None:
+        while self._pending and self._failure is None:
+            site = self._pending[-1]
+            if site in self._offered:
+                update, path = self._offered.pop(site)
+                try:
+                    self._accumulator.add(update, path)
+                except AggregationError as error:
+                    self._failure = error
+                except FedfactoryError as error:
+                    self._failure = AggregationError(error.public_message)
+                self._folded.append(site)
+            elif site not in self._absent:
+                return
+            self._pending.pop()
+
+
+def mean_metrics(updates: Mapping[str, Update]) -> dict[str, float]:
+    """Return the example-weighted mean of each metric that all updates report."""
+    found = [updates[site] for site in sorted(updates)]
+    weights = [float(update.examples or 0) for update in found]
+    if any(update.examples is None for update in found) or sum(weights) == 0.0:
+        weights = [1.0] * len(found)
+    return {
+        name: sum(w * u.metrics[name] for w, u in zip(weights, found, strict=True)) / sum(weights)
+        for name in common_metrics(found)
+    }
+
+
+def common_metrics(updates: list[Update]) -> list[str]:
+    """Return the names of the metrics that every update reports, sorted."""
+    names = [update.metrics.keys() for update in updates]
+    return sorted(set(names[0]).intersection(*names[1:])) if names else []
+
+
+def _everyone(
+    sites: tuple[str, ...], training: TrainParameters | None, model: BlobRef, path: Path
+) -> tuple[SitePlan, ...]:
+    return tuple(
+        SitePlan(site=site, training=training, base=model, base_path=path) for site in sorted(sites)
+    )
+
+
+def _with_strategy_parameters(
+    training: TrainParameters, found: Mapping[str, float]
+) -> TrainParameters:
+    known = {field.name for field in dataclasses.fields(TrainParameters)}
+    if unknown := sorted(found.keys() - known):
+        raise AggregationError(
+            f"the strategy sets the training parameter '{unknown[0]}';"
+            f" known: {', '.join(sorted(known))}"
+        )
+    changed: TrainParameters = dataclasses.replace(training, **dict(found))
+    return changed
+
+
+# A header holds names, shapes and offsets; a site has no use for more, and we no room.
+_HEADER_BYTES: Final = 4096
+_HEADER_BYTES_PER_TENSOR: Final = 512
+
+
+def verify_update(path: Path, model: ModelSpec) -> tuple[str, str] | None:
+    """Check a received update against the model: return None, or (refusal code, detail).
+
+    It must hold exactly the model's float tensors, all finite, and nothing beside them. `detail`
+    repeats no text of the site's.
+    """
+    expected = model.update_spec()
+    try:
+        with ArrayFile(path) as file:
+            if fault := _form_fault(path.stat().st_size, file.spec, expected):
+                return "bad_update_form", fault
+            if name := first_non_finite(file):
+                return "bad_update_values", f"tensor '{name}' holds NaN or infinity"
+    except (IntegrityError, ProtocolError):
+        return "bad_update_form", "not a whole safetensors file"
+    return None
+
+
+def _form_fault(size: int, found: ModelSpec, expected: ModelSpec) -> str | None:
+    known = {tensor.name for tensor in expected.tensors}
+    if strangers := sum(tensor.name not in known for tensor in found.tensors):
+        return f"{strangers} tensor(s) that are no float tensors of the model"
+    if fault := expected.difference(found):
+        return fault
+    allowed = expected.bytes + _HEADER_BYTES
+    allowed += sum(len(name.encode()) + _HEADER_BYTES_PER_TENSOR for name in known)
+    if size > allowed:
+        return f"{size} bytes, expected at most {allowed}"
+    return None

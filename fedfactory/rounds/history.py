@@ -1,0 +1,219 @@
+"""What happened in a run, folded from its events: the rounds, who took part, how it ended. Pure.
+
+`append` takes one event at a time and costs the same in round 1000 as in round 1, so a live display
+can feed it. An answer counts once: later ones for the same (round, site) change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, Self
+
+from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.refusals import REFUSALS
+from fedfactory.rounds.events import (
+    AggregationFailed,
+    DeadlinePassed,
+    Event,
+    MetricsAggregated,
+    ModelAggregated,
+    OrdersSent,
+    ReplyAccepted,
+    ReplyRefused,
+    RunFailed,
+    RunPlan,
+    RunStarted,
+    SiteConnected,
+    SiteLost,
+    Status,
+    StopRequested,
+)
+
+PartStatus = Literal["asked", "took_part", "refused", "no_answer"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One site's part in one round's training. `seconds` is its own working time."""
+
+    status: PartStatus
+    examples: int | None = None
+    seconds: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One round. Times are Unix seconds; `ended_at` is None while it runs."""
+
+    number: int
+    began_at: float
+    trained_at: float | None = None
+    ended_at: float | None = None
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    evaluated: frozenset[str] = frozenset()
+    evaluating: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """The run so far. `rounds` are finished, `current` is under way."""
+
+    plan: RunPlan | None = None
+    started_at: float = 0.0
+    status: Status | None = None
+    reason: str = ""
+    model: BlobRef | None = None
+    finished_model: BlobRef | None = None
+    rounds: tuple[Round, ...] = ()
+    current: Round | None = None
+    offline: frozenset[str] = frozenset()
+    last_at: float = 0.0
+
+    @classmethod
+    def new(cls) -> Self:
+        """Return the history before the first event."""
+        return cls()
+
+    @property
+    def never_took_part(self) -> tuple[str, ...]:
+        """Sites of the plan that gave no update in any round."""
+        rounds = (*self.rounds, self.current) if self.current else self.rounds
+        took = {s for r in rounds for s, p in r.parts.items() if p.status == "took_part"}
+        return tuple(s for s in (self.plan.sites if self.plan else ()) if s not in took)
+
+
+def append(history: History, event: Event) -> History:
+    """Return the history after one more event. Events after the end change nothing."""
+    if history.status is not None:
+        return history
+    history = replace(history, last_at=event.at)
+    return _FOLD[type(event)](history, event)
+
+
+def _started(history: History, event: RunStarted) -> History:
+    return replace(
+        history,
+        plan=event.plan,
+        started_at=event.at,
+        model=event.model,
+        finished_model=event.model,
+    )
+
+
+def _sent(history: History, event: OrdersSent) -> History:
+    current = history.current
+    if current is None or event.round > current.number:
+        if current is not None and current.trained_at is not None:  # nobody could evaluate it
+            history = _end_round(history, event.at)
+        current = Round(number=event.round, began_at=event.at)
+    if event.kind == "evaluate":
+        return replace(history, current=replace(current, evaluating=True))
+    asked = {site: Part(status="asked") for site in event.sites if site not in current.parts}
+    return replace(history, current=replace(current, parts={**current.parts, **asked}))
+
+
+def _accepted(history: History, event: ReplyAccepted) -> History:
+    current = history.current
+    if current is None or event.round != current.number:
+        return history
+    if event.kind == "evaluate":
+        seen = replace(current, evaluated=current.evaluated | {event.site})
+        return replace(history, current=seen)
+    part = Part(status="took_part", examples=event.examples, seconds=event.seconds)
+    return _with_part(history, current, event.site, part)
+
+
+def _refused(history: History, event: ReplyRefused) -> History:
+    current = history.current
+    if current is None or event.round != current.number or event.kind == "evaluate":
+        return history
+    reason = REFUSALS[event.code] + (f" ({event.detail})" if event.detail else "")
+    return _with_part(history, current, event.site, Part(status="refused", reason=reason))
+
+
+def _with_part(history: History, current: Round, site: str, part: Part) -> History:
+    if current.trained_at is not None or current.parts.get(site, _ASKED).status != "asked":
+        return history
+    return replace(history, current=replace(current, parts={**current.parts, site: part}))
+
+
+def _deadline(history: History, event: DeadlinePassed) -> History:
+    current = history.current
+    if current is None or event.round != current.number or event.kind == "evaluate":
+        return history
+    parts = {
+        site: _silent(site, history.offline) if part.status == "asked" else part
+        for site, part in current.parts.items()
+    }
+    return replace(history, current=replace(current, parts=parts))
+
+
+def _silent(site: str, offline: frozenset[str]) -> Part:
+    reason = REFUSALS["offline" if site in offline else "no_answer"]
+    return Part(status="no_answer", reason=reason)
+
+
+def _aggregated(history: History, event: ModelAggregated) -> History:
+    assert history.plan is not None
+    current = history.current
+    assert current is not None
+    history = replace(history, model=event.model, current=replace(current, trained_at=event.at))
+    return history if history.plan.evaluate else _end_round(history, event.at)
+
+
+def _metrics(history: History, event: MetricsAggregated) -> History:
+    assert history.current is not None
+    current = replace(history.current, metrics=event.metrics)
+    return _end_round(replace(history, current=current), event.at)
+
+
+def _end_round(history: History, at: float) -> History:
+    """The round counts: its model is the one to keep, and the last round ends the run."""
+    history = replace(_close(history, at), finished_model=history.model)
+    if history.plan is not None and len(history.rounds) == history.plan.rounds:
+        return replace(history, status="completed", reason="every round is finished")
+    return history
+
+
+def _close(history: History, at: float) -> History:
+    current = history.current
+    if current is None:
+        return history
+    ended = replace(current, ended_at=at)
+    return replace(history, rounds=(*history.rounds, ended), current=None)
+
+
+def _connected(history: History, event: SiteConnected) -> History:
+    return replace(history, offline=history.offline - {event.site})
+
+
+def _lost(history: History, event: SiteLost) -> History:
+    return replace(history, offline=history.offline | {event.site})
+
+
+def _failed(history: History, event: RunFailed | AggregationFailed) -> History:
+    return replace(history, status="failed", reason=event.reason)
+
+
+def _stopped(history: History, event: StopRequested) -> History:
+    return replace(history, status="stopped", reason=event.reason)
+
+
+_ASKED: Final = Part(status="asked")
+_FOLD: Final[Mapping[type, Any]] = {
+    RunStarted: _started,
+    OrdersSent: _sent,
+    ReplyAccepted: _accepted,
+    ReplyRefused: _refused,
+    DeadlinePassed: _deadline,
+    ModelAggregated: _aggregated,
+    MetricsAggregated: _metrics,
+    AggregationFailed: _failed,
+    SiteConnected: _connected,
+    SiteLost: _lost,
+    StopRequested: _stopped,
+    RunFailed: _failed,
+}

@@ -1,0 +1,103 @@
+"""The event log reads back what was written; the history counts each answer once."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedfactory.contracts.errors import ProtocolError
+from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.updates import Payload
+from fedfactory.rounds.events import (
+    DeadlinePassed,
+    Event,
+    Finish,
+    MetricsAggregated,
+    ModelAggregated,
+    OrdersSent,
+    ReplyAccepted,
+    ReplyRefused,
+    RunPlan,
+    RunStarted,
+    SiteLost,
+)
+from fedfactory.rounds.history import History, append
+from fedfactory.rounds.log import encode_event, read_log
+from fedfactory.rounds.summary import metrics_line, summary
+
+BLOB = BlobRef(digest="sha256:" + "a" * 64, bytes=9)
+NEXT = BlobRef(digest="sha256:" + "b" * 64, bytes=9)
+
+
+def _plan(evaluate: bool = True) -> RunPlan:
+    return RunPlan(
+        run_id="r", task="digits", strategy="fedavg", seed=1, rounds=1, sites=("a", "b", "c"),
+        quorum=1, deadline_s=5.0, evaluate=evaluate,
+    )  # fmt: skip
+
+
+def _accepted(site: str, kind: str = "train", at: float = 12.0, examples: int = 5) -> ReplyAccepted:
+    payload = Payload(form="delta", blob=BLOB) if kind == "train" else None
+    return ReplyAccepted(
+        at=at, round=1, kind=kind, site=site, payload=payload, examples=examples,
+        metrics={"loss": 0.5}, seconds=1.0,
+    )  # fmt: skip
+
+
+EVENTS: list[Event] = [
+    RunStarted(at=10.0, plan=_plan(), model=BLOB),
+    OrdersSent(at=11.0, round=1, kind="train", sites=("a", "b", "c")),
+    _accepted("a"),
+    ReplyRefused(at=12.5, round=1, kind="train", site="b", code="work_failed", detail=""),
+    SiteLost(at=13.0, site="c"),
+    DeadlinePassed(at=16.0, round=1, kind="train"),
+    ModelAggregated(at=17.0, round=1, model=NEXT),
+    OrdersSent(at=17.5, round=1, kind="evaluate", sites=("a", "b", "c")),
+    _accepted("a", "evaluate", 18.0),
+    MetricsAggregated(at=19.0, round=1, metrics={"loss": 0.5, "accuracy": 0.9}),
+]
+
+
+def _fold(events: list[Event]) -> History:
+    history = History.new()
+    for event in events:
+        history = append(history, event)
+    return history
+
+
+def test_the_log_reads_back_what_was_written() -> None:
+    lines = [encode_event(i, e) + "\n" for i, e in enumerate(EVENTS)]
+    assert list(read_log(lines)) == EVENTS
+    assert list(read_log([*lines[:-1], lines[-1][:-5]])) == EVENTS[:-1]
+
+
+@pytest.mark.parametrize("line", ["{}\n", "nonsense\n", '{"seq":0,"event":"Nope"}\n'])
+def test_a_malformed_line_is_named(line: str) -> None:
+    with pytest.raises(ProtocolError, match="line 2"):
+        list(read_log([encode_event(0, EVENTS[0]) + "\n", line]))
+
+
+def test_summary_names_who_took_part_and_why_others_did_not() -> None:
+    end = Finish(status="completed", reason="", model=NEXT)
+    found = summary(_fold(EVENTS), end, traffic={}, model_file="m")
+    (line,) = found["rounds"]
+    assert line == metrics_line(_fold(EVENTS), 1)
+    assert (line["seconds"], line["train_seconds"]) == (8.0, 6.0)
+    assert {s: p["status"] for s, p in line["sites"].items()} == {
+        "a": "took_part", "b": "refused", "c": "no_answer",
+    }  # fmt: skip
+    assert "log" in line["sites"]["b"]["reason"]
+    assert "not connected" in line["sites"]["c"]["reason"]
+    assert found["final"] == {"loss": 0.5, "accuracy": 0.9}
+    assert found["never_took_part"] == ["b", "c"]
+
+
+def test_an_answer_counts_once() -> None:
+    twice = [*EVENTS[:3], _accepted("a", examples=99), *EVENTS[3:]]
+    assert _fold(twice).rounds[0].parts["a"].examples == 5
+
+
+def test_a_round_nobody_evaluated_ends_with_the_next() -> None:
+    events = [*EVENTS[:8], OrdersSent(at=30.0, round=2, kind="train", sites=("a",))]
+    history = _fold(events)
+    assert history.rounds[0].metrics == {}
+    assert history.finished_model == NEXT
