@@ -1,0 +1,71 @@
+"""The `fedfactory` command: finds the sub-command, renders every known error as one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Final
+
+from fedfactory.contracts.errors import FedfactoryError, UnknownNameError
+
+COMMANDS: Final = {
+    "local": ("fedfactory.cli.local", "run a whole federation on this machine"),
+    "report": ("fedfactory.cli.report", "print the results of a run folder again"),
+    "version": ("fedfactory.cli.version", "print the versions of fedfactory, Flower and torch"),
+}
+EXIT_CODES: Final = """\
+exit codes:
+  0 completed   1 something broke here   2 wrong name, value or file
+  3 the run failed   4 the run was stopped   130 interrupted"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a sub-command; return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if words else 2
+    return guarded(lambda: _dispatch(words))
+
+
+def _dispatch(words: Sequence[str]) -> int:
+    if words[0] not in COMMANDS:
+        raise UnknownNameError("command", words[0], COMMANDS)
+    command: Callable[[Sequence[str]], int] = import_module(COMMANDS[words[0]][0]).run
+    return command(words[1:])
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command; a known error becomes one line on standard error and its exit code."""
+    try:
+        return command()
+    except FedfactoryError as error:
+        print(f"fedfactory: {error.public_message}", file=sys.stderr)
+        if error.diagnostic:
+            print(error.diagnostic, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _help() -> str:
+    lines = [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: fedfactory COMMAND [ARGUMENT ...]",
+            "",
+            "Federated learning across supercomputing sites.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "fedfactory COMMAND --help tells more.",
+            "",
+            EXIT_CODES,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
