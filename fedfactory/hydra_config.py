@@ -78,7 +78,7 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> UsageError:
 def _unknown_key(error: Any) -> UsageError:
     parent = getattr(error, "parent_node", None)
     key = str(getattr(error, "key", "?"))
-    known = [str(k) for k in parent] if isinstance(parent, DictConfig) else []
+    known = [str(k) for k in parent if k != "hydra"] if isinstance(parent, DictConfig) else []
     prefix = str(getattr(error, "full_key", key)).rpartition(".")[0]
     return UnknownNameError(f"key in '{prefix}':" if prefix else "key", key, known)
 

@@ -37,39 +37,39 @@ class Verdict:
     clause: str
 
 
-def _task(policy: Policy, order: Order, examples: int) -> str | None:
+def _task(policy: Policy, order: Order, examples: int | None) -> str | None:
     del examples
     return None if order.task in policy.tasks else "policy_task"
 
 
-def _privacy(policy: Policy, order: Order, examples: int) -> str | None:
+def _privacy(policy: Policy, order: Order, examples: int | None) -> str | None:
     del examples
     return None if order.privacy in policy.privacy else "policy_privacy"
 
 
-def _rounds(policy: Policy, order: Order, examples: int) -> str | None:
+def _rounds(policy: Policy, order: Order, examples: int | None) -> str | None:
     del examples
     return None if 1 <= order.round <= policy.max_rounds else "policy_parameters"
 
 
-def _epochs(policy: Policy, order: Order, examples: int) -> str | None:
+def _epochs(policy: Policy, order: Order, examples: int | None) -> str | None:
     del examples
     if order.training is None or order.training.local_epochs <= policy.max_local_epochs:
         return None
     return "policy_parameters"
 
 
-def _model_size(policy: Policy, order: Order, examples: int) -> str | None:
+def _model_size(policy: Policy, order: Order, examples: int | None) -> str | None:
     del examples
     return None if order.base.bytes <= policy.max_model_bytes else "policy_parameters"
 
 
-def _examples(policy: Policy, order: Order, examples: int) -> str | None:
+def _examples(policy: Policy, order: Order, examples: int | None) -> str | None:
     del order
-    return None if examples >= policy.min_examples else "too_few_examples"
+    return "too_few_examples" if examples is not None and examples < policy.min_examples else None
 
 
-CLAUSES: Final[Mapping[str, Callable[[Policy, Order, int], str | None]]] = {
+CLAUSES: Final[Mapping[str, Callable[[Policy, Order, int | None], str | None]]] = {
     "tasks": _task,
     "privacy": _privacy,
     "max_rounds": _rounds,
@@ -79,8 +79,8 @@ CLAUSES: Final[Mapping[str, Callable[[Policy, Order, int], str | None]]] = {
 }
 
 
-def judge(policy: Policy, order: Order, *, examples: int) -> Verdict:
-    """Judge an order; `examples` is the number of records the site would train on."""
+def judge(policy: Policy, order: Order, *, examples: int | None) -> Verdict:
+    """Judge an order; `examples` counts the records it would work on, None if it works on none."""
     for clause, check in CLAUSES.items():
         if code := check(policy, order, examples):
             return Verdict(code=code, clause=clause)

@@ -131,11 +131,12 @@ def cast_back(values: NDArray[Any], spec: TensorSpec, shape: tuple[int, ...]) ->
     """Return a strategy's values in the model's dtype.
 
     Raises:
-        AggregationError: another shape, or values that are not finite in that dtype.
+        AggregationError: another shape, no real numbers, or not finite ones in that dtype.
     """
-    if values.shape != shape:
+    if values.shape != shape or values.dtype.kind not in "fiu":
         raise AggregationError(
-            f"the strategy made shape {values.shape} of tensor '{spec.name}', expected {shape}"
+            f"the strategy made {values.dtype}{list(values.shape)} of tensor '{spec.name}',"
+            f" expected {DTYPES[spec.dtype][0]}{list(shape)}"
         )
     with np.errstate(over="ignore", invalid="ignore"):  # told by the check below
         cast = values.astype(DTYPES[spec.dtype][0])

@@ -6,9 +6,7 @@ the round. FlowerAggregation (flower_strategy.py) answers the same for Flower's 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -18,6 +16,7 @@ from fedfactory.contracts.orders import TrainParameters
 from fedfactory.contracts.strategy import StreamingStrategy
 from fedfactory.contracts.updates import Update
 from fedfactory.coordinator.accumulator import Accumulator, AggregationError
+from fedfactory.coordinator.site_plan import SitePlan, with_parameters
 from fedfactory.wire.arrays import ArrayFile, first_non_finite
 
 __all__ = [
@@ -27,19 +26,6 @@ __all__ = [
     "StreamingAggregation",
     "verify_update",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SitePlan:
-    """What one site is to do: train (or, with `training` None, evaluate) from `base`.
-
-    `base_path` is the file that holds `base`; the caller may take it away.
-    """
-
-    site: str
-    training: TrainParameters | None
-    base: BlobRef
-    base_path: Path
 
 
 class Aggregation(Protocol):
@@ -94,7 +80,7 @@ class StreamingAggregation:
     """
 
     def __init__(self, strategy: StreamingStrategy, *, training: TrainParameters) -> None:
-        self._training = _with_strategy_parameters(training, strategy.train_parameters())
+        self._training = with_parameters(training, strategy.train_parameters())
         self._accumulator = Accumulator(strategy)
         self._pending: list[str] = []  # in reverse site order: the next to fold is the last
         self._offered: dict[str, tuple[Update, Path]] = {}
@@ -203,19 +189,6 @@ def _everyone(
     return tuple(
         SitePlan(site=site, training=training, base=model, base_path=path) for site in sorted(sites)
     )
-
-
-def _with_strategy_parameters(
-    training: TrainParameters, found: Mapping[str, float]
-) -> TrainParameters:
-    known = {field.name for field in dataclasses.fields(TrainParameters)}
-    if unknown := sorted(found.keys() - known):
-        raise AggregationError(
-            f"the strategy sets the training parameter '{unknown[0]}';"
-            f" known: {', '.join(sorted(known))}"
-        )
-    changed: TrainParameters = dataclasses.replace(training, **dict(found))
-    return changed
 
 
 # A header holds names, shapes and offsets; a site has no use for more, and we no room.

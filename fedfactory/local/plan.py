@@ -69,7 +69,7 @@ def check_data(config: RunConfig) -> None:
         UsageError: a parameter outside the task's schema; data that is missing, unreadable or
             too small for the split.
     """
-    from site_agents.data.partition import describe_shares
+    from site_agents.data.sources import describe_shares
 
     task = check_task(config.task_name, config.task_parameters)
     if task.data is not None:

@@ -194,7 +194,7 @@ def _connected_while_asked(state: RunState, event: SiteConnected) -> Step:
 
 
 def _sent(state: RunState, event: OrdersSent) -> Step:
-    """Note whom the orders went to; whom the strategy left out at the first sending, no one awaits."""
+    """Note whom the orders reached. Sites left out of the first sending are not awaited."""
     kind = _KIND[state.phase]
     if (event.round, event.kind) != (state.round, kind):
         return _sent_for_closed_phase(state, event)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from fedfactory.contracts.errors import DataError
+from fedfactory.contracts.errors import DataError, FedfactoryError
 from fedfactory.contracts.model import BlobRef, ModelSpec
 from fedfactory.contracts.orders import Scalar, TrainParameters
 from fedfactory.tasks.examples import DataSchema, Examples, SiteData
@@ -91,3 +91,7 @@ class Task(ABC):
         Raises:
             DataError: the data does not fit the task's schema.
         """
+
+
+class ModelMismatchError(FedfactoryError):
+    """The base model does not have the tensors of the task's own model."""

@@ -1,0 +1,72 @@
+"""A job as files in a folder: `job.json` in, `result.json` and `update.safetensors` out.
+
+The same folder serves a worker beside the agent and, on a shared file system, a batch job. Files
+appear whole, by rename. A job names no data: the worker knows its site's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from fedfactory.contracts.codec import from_json, to_json
+from fedfactory.contracts.model import ModelSpec
+from fedfactory.contracts.orders import Scalar, TrainParameters, WorkKey, WorkKind
+
+JOB: Final = "job.json"
+RESULT: Final = "result.json"
+UPDATE: Final = "update.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What to do. `base` is the file of the verified base model."""
+
+    kind: WorkKind
+    task: str
+    task_parameters: Mapping[str, Scalar]
+    training: TrainParameters | None
+    seed: int
+    site: str
+    round: int
+    base: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobResult:
+    """What came of it. `failure` is a key of REFUSALS, or None.
+
+    `declared` is the spec of the task's own model, against which the guard holds the update.
+    """
+
+    failure: str | None
+    examples: int | None
+    metrics: Mapping[str, float]
+    seconds: float
+    declared: ModelSpec | None
+
+
+def job_folder(spool: Path, key: WorkKey) -> Path:
+    """Return the folder of a unit of work."""
+    digest = key.order_digest.removeprefix("sha256:")[:16]
+    return spool / f"{key.round:06d}-{key.kind}-{digest}"
+
+
+def write_file(path: Path, value: Any) -> None:
+    """Write a value as JSON, 0600, in one piece."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.touch(mode=0o600)
+    partial.write_text(to_json(value))
+    partial.replace(path)
+
+
+def read_job(folder: Path) -> Job:
+    """Read the job of a folder."""
+    return from_json(Job, (folder / JOB).read_text())
+
+
+def read_result(folder: Path) -> JobResult:
+    """Read the result of a folder."""
+    return from_json(JobResult, (folder / RESULT).read_text())
