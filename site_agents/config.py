@@ -18,10 +18,26 @@ DEVICES: Final = ("auto", "cpu", "cuda")
 
 
 @dataclass
+class SiteSchema:
+    """Who this is."""
+
+    name: str = _MISSING
+
+
+@dataclass
 class GatewaySchema:
     """Where the coordinator is."""
 
     address: str = _MISSING
+
+
+@dataclass
+class SharesSchema:
+    """How the sites of local mode share one data set."""
+
+    kind: str | None = None
+    alpha: float | None = None
+    labels_per_site: int | None = None
 
 
 @dataclass
@@ -31,7 +47,7 @@ class DataSchema:
     source: str = _MISSING
     path: str | None = None
     task: str | None = None
-    partition: dict[str, Any] | None = None
+    partition: SharesSchema = field(default_factory=SharesSchema)
     sites: list[str] = field(default_factory=list)
     seed: int = 0
 
@@ -63,7 +79,7 @@ class WorkerSchema:
 class AgentSchema:
     """The types Hydra holds conf/agent.yaml and its overrides against."""
 
-    site: str = _MISSING
+    site: SiteSchema = field(default_factory=SiteSchema)
     home: str = _MISSING
     gateway: GatewaySchema = field(default_factory=GatewaySchema)
     data: DataSchema = field(default_factory=DataSchema)
@@ -117,7 +133,7 @@ def agent_config(values: Mapping[str, Any]) -> AgentConfig:
     if not host or not port.isdigit():
         raise ValueRangeError("gateway.address", values["gateway"]["address"], "host:port")
     return AgentConfig(
-        site=check_site_name(values["site"]),
+        site=check_site_name(values["site"]["name"]),
         home=Path(values["home"]).absolute(),
         gateway_address=values["gateway"]["address"],
         data=data,

@@ -132,6 +132,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--until-stdin-closes", action="store_true")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     (options.home / "logs").mkdir(parents=True, exist_ok=True)
     coordinator = Coordinator(options.home, options.host)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -42,8 +42,7 @@ def load_flower_strategy(options: Mapping[str, Any]) -> Strategy:
         strategy: Strategy = cls(**keywords)
     except Exception as error:
         raise UsageError(
-            f"strategy._target_={target} does not take these values:"
-            f" {type(error).__name__}: {error}"
+            f"strategy._target_={target} does not take {keywords}: {type(error).__name__}: {error}"
         ) from error
     return strategy
 

@@ -30,6 +30,7 @@ from fedfactory.contracts.orders import TrainParameters, WorkKind
 from fedfactory.contracts.updates import Update
 from fedfactory.coordinator.accumulator import AggregationError
 from fedfactory.coordinator.aggregation import common_metrics
+from fedfactory.coordinator.flower_config import asked_of_site, config_of
 from fedfactory.coordinator.flower_grid import SiteGrid, sites_needed
 from fedfactory.coordinator.flower_loading import load_flower_strategy
 from fedfactory.coordinator.flower_records import (
@@ -38,15 +39,12 @@ from fedfactory.coordinator.flower_records import (
     same_arrays,
     write_model,
 )
-from fedfactory.coordinator.site_plan import PARAMETERS, SitePlan, with_parameters
+from fedfactory.coordinator.site_plan import SitePlan
 
 __all__ = ["FlowerAggregation", "load_flower_strategy"]
 
 T = TypeVar("T")
 
-# Flower's names for training parameters, as its strategies and tutorials write them.
-CONFIG_KEYS: Final[Mapping[str, str]] = {name.replace("_", "-"): name for name in PARAMETERS}
-_ROUND_KEY: Final = "server-round"
 _EXAMPLES_KEY: Final = "num-examples"
 _Configure = Callable[[int, ArrayRecord, ConfigRecord, SiteGrid], Iterable[Message]]
 
@@ -55,7 +53,7 @@ class FlowerAggregation:
     """An Aggregation by one Flower strategy. `roster` maps the consortium's sites to node ids.
 
     `training` is what sites train with unless the strategy's messages say otherwise (keys of
-    CONFIG_KEYS). `seed` is the run's.
+    flower_config.CONFIG_KEYS). `seed` is the run's.
 
     Raises:
         UsageError: the strategy waits for more sites than there are.
@@ -76,7 +74,7 @@ class FlowerAggregation:
         self._sites = {node: site for site, node in roster.items()}
         self._seed = seed
         # As in Flower's own loop, one record lives through the run: strategies schedule with it.
-        self._train_config = ConfigRecord(_config_values(training))
+        self._train_config = config_of(training)
         self._evaluate_config = ConfigRecord()
         self._own_bases: dict[str, Path] = {}
         self._offered: dict[str, tuple[Update, Path]] = {}
@@ -186,10 +184,13 @@ class FlowerAggregation:
         plans: dict[str, SitePlan] = {}
         for message in messages:
             site = self._addressee(message, sites, plans)
-            base, path = self._base(kind, message, shared, site, model, model_path)
-            plans[site] = SitePlan(
-                site=site, training=self._asked_for(kind, message), base=base, base_path=path
-            )
+            training = asked_of_site(kind, message, self._training)
+            (carried,) = self._only_arrays(message)
+            if same_arrays(carried, shared):
+                base, path = model, model_path
+            else:
+                base, path = self._own_base(kind, site, carried, model_path)
+            plans[site] = SitePlan(site=site, training=training, base=base, base_path=path)
         return tuple(plans[site] for site in sorted(plans))
 
     def _addressee(
@@ -205,56 +206,26 @@ class FlowerAggregation:
             raise AggregationError(f"{self._name} sends two messages to '{site}' in one phase")
         return site
 
-    def _base(
-        self,
-        kind: WorkKind,
-        message: Message,
-        shared: Mapping[str, bytes],
-        site: str,
-        model: BlobRef,
-        model_path: Path,
-    ) -> tuple[BlobRef, Path]:
-        """Return the file of the model that a message carries: the shared one, or its own."""
+    def _only_arrays(self, message: Message) -> list[ArrayRecord]:
         records = list(message.content.array_records.values())
         if len(records) != 1:
             raise AggregationError(
-                f"{self._name} sends {len(records)} array records to '{site}', expected 1"
+                f"{self._name} sends {len(records)} array records in one message, expected 1"
             )
-        if same_arrays(records[0], shared):
-            return model, model_path
+        return records
+
+    def _own_base(
+        self, kind: WorkKind, site: str, arrays: ArrayRecord, model_path: Path
+    ) -> tuple[BlobRef, Path]:
+        """Write the model that one site alone is to start from."""
         path = self._own_folder() / f"{kind}-{site}.safetensors"
-        ref = write_model(path, records[0], model_path)
+        ref = write_model(path, arrays, model_path)
         kept = path.with_suffix(".kept")  # the caller takes `path` away; deltas need it again
         kept.unlink(missing_ok=True)
         os.link(path, kept)
         if kind == "train":
             self._own_bases[site] = kept
         return ref, path
-
-    def _asked_for(self, kind: WorkKind, message: Message) -> TrainParameters | None:
-        """Return the parameters that a message asks a site to train with."""
-        metadata, content = message.metadata, message.content
-        if metadata.message_type != kind or content.metric_records:
-            raise AggregationError(
-                f"{self._name} sends a '{metadata.message_type}' message with"
-                f" {len(content.metric_records)} metric records; sites here take '{kind}'"
-                " messages of arrays and configuration"
-            )
-        asked: dict[str, Any] = {}
-        for record in content.config_records.values():
-            asked.update({key: value for key, value in record.items() if key != _ROUND_KEY})
-        known = CONFIG_KEYS if kind == "train" else {}
-        if unknown := sorted(asked.keys() - known.keys()):
-            raise AggregationError(
-                f"{self._name} asks sites to '{kind}' with '{unknown[0]}', which no order can"
-                f" carry; known: {', '.join(sorted(known)) or 'nothing'}"
-            )
-        if kind == "evaluate":
-            return None
-        try:
-            return with_parameters(self._training, {known[key]: asked[key] for key in asked})
-        except UsageError as error:
-            raise AggregationError(f"{self._name}: {error.public_message}") from error
 
     def _own_folder(self) -> Path:
         if self._folder is None:
@@ -308,11 +279,6 @@ class FlowerAggregation:
             f"{self._name} waits for {needed} sites, there are {found}; lower"
             " +strategy.min_available_nodes, min_train_nodes and min_evaluate_nodes"
         )
-
-
-def _config_values(training: TrainParameters) -> dict[str, Any]:
-    values = {key: getattr(training, name) for key, name in CONFIG_KEYS.items()}
-    return {key: value for key, value in values.items() if value is not None}
 
 
 @contextmanager

@@ -19,7 +19,8 @@ def load_aggregation(settings: RunSettings, roster: Mapping[str, int]) -> Aggreg
     """
     options = dict(settings.strategy_options)
     if settings.plan.strategy == CUSTOM:
-        from fedfactory.coordinator.flower_strategy import FlowerAggregation, load_flower_strategy
+        from fedfactory.coordinator.flower_loading import load_flower_strategy
+        from fedfactory.coordinator.flower_strategy import FlowerAggregation
 
         return FlowerAggregation(
             load_flower_strategy(options),

@@ -10,8 +10,10 @@ from typing import Any
 from fedfactory.config import RunConfig
 from fedfactory.contracts.model import BlobRef
 from fedfactory.coordinator.settings import RunSettings
+from fedfactory.coordinator.strategy_loading import CUSTOM
 from fedfactory.rounds.events import RunPlan
 from fedfactory.tasks.table import check_task
+from strategies import make_strategy
 
 COORDINATOR = "local"
 START_TIMEOUT_S = 60.0
@@ -62,8 +64,8 @@ def data_options(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def check_data(config: RunConfig) -> None:
-    """Check task parameters and every site's share before anything starts.
+def check_choices(config: RunConfig) -> None:
+    """Check strategy, task parameters and every site's share before anything starts.
 
     Raises:
         UsageError: a parameter outside the task's schema; data that is missing, unreadable or
@@ -71,19 +73,31 @@ def check_data(config: RunConfig) -> None:
     """
     from site_agents.data.sources import describe_shares
 
+    _check_strategy(config.strategy_name, config.strategy_options)
     task = check_task(config.task_name, config.task_parameters)
     if task.data is not None:
         describe_shares(data_options(config))
 
 
+def _check_strategy(name: str, options: Mapping[str, Any]) -> None:
+    if name == CUSTOM:
+        from fedfactory.coordinator.flower_loading import load_flower_strategy
+
+        load_flower_strategy(options)
+    else:
+        make_strategy(name, options)
+
+
 def agent_overrides(config: RunConfig, site: str, home: Path, address: str) -> list[str]:
     """Return the command-line overrides of one site's agent."""
     data = data_options(config)
+    shares = data.pop("partition")
     return [
         f"site={site}",
-        f"home={home}",
+        f"home='{home}'",
         f"gateway.address='{address}'",
-        *(f"data.{key}={_hydra(value)}" for key, value in data.items()),
+        *(f"data.{key}={json.dumps(value)}" for key, value in data.items()),
+        *(f"data.partition.{key}={json.dumps(value)}" for key, value in shares.items()),
     ]
 
 
@@ -105,10 +119,3 @@ def baselines_request(config: RunConfig) -> Mapping[str, Any]:
         "rounds": config.rounds,
         "seed": config.seed,
     }
-
-
-def _hydra(value: Any) -> str:
-    # Hydra's override grammar reads JSON's lists, numbers, null and quoted strings as they are.
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_hydra(item)}" for key, item in value.items()) + "}"
-    return json.dumps(value)

@@ -30,7 +30,7 @@ from fedfactory.coordinator.settings import Admission, RunSettings
 from fedfactory.identity.authority import Authority
 from fedfactory.identity.enrolment import install_certificate, read_request
 from fedfactory.identity.roles import Role
-from fedfactory.local.plan import agent_overrides, check_data, run_plan
+from fedfactory.local.plan import agent_overrides, check_choices, run_plan
 from fedfactory.local.processes import Children
 from fedfactory.report.follow import EventTail
 from fedfactory.report.reporter import Reporter, make_reporter
@@ -55,7 +55,7 @@ def run_local(config: RunConfig) -> int:
         DataError: the data is missing, unreadable or too small, before anything starts.
         EnvironmentFailedError: a process did not start or died; its log is named.
     """
-    check_data(config)
+    check_choices(config)
     run_id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-") + os.urandom(2).hex()
     folder = (config.out or Path("runs") / run_id).resolve()
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,65 +1,41 @@
 """The life of a run: one event in, the next state and commands out. Reads no clock, does no IO.
 
-TABLE says which event does what in which phase and where it may lead; diagram.py draws it. What
-an event means for sites (who is asked, who answered) is settled here; when orders travel, how
-models are made and what is written is the runner's.
+TABLE says which event does what in which phase and where it may lead; diagram.py draws it. When
+orders travel, how models are made and what is written is the runner's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.orders import WorkKind
+from fedfactory.rounds import transitions as does
 from fedfactory.rounds.events import (
-    Aggregate,
-    AggregateMetrics,
     AggregationFailed,
     Command,
     DeadlinePassed,
     Event,
-    Finish,
     MetricsAggregated,
     ModelAggregated,
     OrdersSent,
-    RecordRound,
     ReplyAccepted,
     ReplyRefused,
     RunFailed,
-    RunPlan,
     RunStarted,
-    SendOrders,
-    SetDeadline,
     SiteConnected,
     SiteLost,
-    Status,
     StopRequested,
 )
-from fedfactory.rounds.state import LateAnswer, Phase, RunState, SiteRecord
+from fedfactory.rounds.state import MachineError, Phase, RunState, told
+from fedfactory.rounds.transitions import Step
 
-__all__ = ["PHASES", "TABLE", "MachineError", "RunState", "replay", "step"]
-
-Step = tuple[RunState, tuple[Command, ...]]
-Answer = ReplyAccepted | ReplyRefused
+__all__ = ["PHASES", "TABLE", "MachineError", "RunState", "Transition", "replay", "step"]
 
 STORY_LENGTH: Final = 12
-_KIND: Final[Mapping[Phase, WorkKind]] = {"training": "train", "evaluating": "evaluate"}
 
 
-class MachineError(AssertionError):
-    """An event that makes no sense now: a bug in the caller, told with the story so far."""
-
-    def __init__(self, state: RunState, event: Event, why: str) -> None:
-        story = "; ".join(state.story) or "nothing"
-        super().__init__(
-            f"{_told(event)} makes no sense in phase '{state.phase}' of round {state.round}:"
-            f" {why}. The story so far: {story}"
-        )
-
-
-def step(state: RunState, event: Event) -> Step:
+def step(state: RunState, event: Event) -> tuple[RunState, tuple[Command, ...]]:
     """Return the state after `event` and the commands to perform, in order.
 
     Raises:
@@ -71,7 +47,7 @@ def step(state: RunState, event: Event) -> Step:
     after, commands = transition.act(state, event)
     assert after.phase in transition.to, f"{transition} led to {after.phase}"
     if state.phase != "done":
-        after = replace(after, story=(*state.story, _told(event))[-STORY_LENGTH:])
+        after = replace(after, story=(*state.story, told(event))[-STORY_LENGTH:])
     return after, commands
 
 
@@ -81,275 +57,6 @@ def replay(events: Iterable[Event]) -> RunState:
     for event in events:
         state, _ = step(state, event)
     return state
-
-
-def _told(event: Event) -> str:
-    """Name an event in a few words: its type and what it is about."""
-    about = (getattr(event, name, None) for name in ("round", "kind", "site", "code", "reason"))
-    return " ".join([type(event).__name__, *(str(a) for a in about if a not in (None, ""))])
-
-
-# ---- beginnings and endings -----------------------------------------------------------------
-
-
-def _plan(state: RunState) -> RunPlan:
-    assert state.plan is not None
-    return state.plan
-
-
-def _model(state: RunState) -> BlobRef:
-    assert state.model is not None
-    return state.model
-
-
-def _start(state: RunState, event: RunStarted) -> Step:
-    plan = event.plan
-    if plan.rounds < 1 or not 1 <= plan.quorum <= len(set(plan.sites)) == len(plan.sites):
-        raise MachineError(state, event, f"the plan cannot be run: {plan}")
-    begun = replace(state, plan=plan, model=event.model, finished_model=event.model)
-    if state.ended is not None:  # stopped or broken before it began
-        return _finish(begun, state.ended.status, state.ended.reason)
-    return _begin_round(begun, 1)
-
-
-def _begin_round(state: RunState, number: int) -> Step:
-    cleared = replace(state, round=number, train={}, evaluate={}, late=())
-    return _ask(cleared, "train")
-
-
-def _ask(state: RunState, kind: WorkKind) -> Step:
-    """Open a phase: everyone is asked, and the time to answer is bounded."""
-    plan = _plan(state)
-    asked = {site: SiteRecord(status="asked") for site in plan.sites}
-    if kind == "train":
-        state = replace(state, phase="training", train=asked, reached=frozenset())
-    else:
-        state = replace(state, phase="evaluating", evaluate=asked, reached=frozenset())
-    sites = tuple(sorted(plan.sites))
-    return state, (
-        SendOrders(round=state.round, kind=kind, sites=sites, model=_model(state), again=False),
-        SetDeadline(round=state.round, kind=kind, after_s=plan.deadline_s),
-    )
-
-
-def _finish(state: RunState, status: Status, reason: str) -> Step:
-    assert state.finished_model is not None
-    end = Finish(status=status, reason=reason, model=state.finished_model)
-    return replace(state, phase="done", ended=end), (end,)
-
-
-def _finish_round(state: RunState) -> Step:
-    finished = replace(state, finished_model=_model(state))
-    record = RecordRound(round=state.round)
-    if state.round == _plan(state).rounds:
-        after, commands = _finish(finished, "completed", "every round is finished")
-    else:
-        after, commands = _begin_round(finished, state.round + 1)
-    return after, (record, *commands)
-
-
-def _stop(state: RunState, event: StopRequested) -> Step:
-    return _finish(state, "stopped", event.reason)
-
-
-def _break(state: RunState, event: RunFailed) -> Step:
-    return _finish(state, "failed", event.reason)
-
-
-def _end_before_start(state: RunState, event: StopRequested | RunFailed) -> Step:
-    """Remember the end until RunStarted names a model to finish with."""
-    if state.ended is not None:
-        return state, ()
-    status: Status = "stopped" if isinstance(event, StopRequested) else "failed"
-    nothing = BlobRef(digest="sha256:" + "0" * 64, bytes=0)
-    return replace(state, ended=Finish(status=status, reason=event.reason, model=nothing)), ()
-
-
-def _ignore(state: RunState, event: Event) -> Step:  # noqa: ARG001
-    return state, ()
-
-
-# ---- sites come and go ----------------------------------------------------------------------
-
-
-def _lost(state: RunState, event: SiteLost) -> Step:
-    return replace(state, offline=state.offline | {event.site}), ()
-
-
-def _connected(state: RunState, event: SiteConnected) -> Step:
-    return replace(state, offline=state.offline - {event.site}), ()
-
-
-def _connected_while_asked(state: RunState, event: SiteConnected) -> Step:
-    """Ask again a site whose order went out before: a message that it missed is not kept for it."""
-    state, _ = _connected(state, event)
-    kind = _KIND[state.phase]
-    if event.site not in state.reached or not state.awaits(state.round, kind, event.site):
-        return state, ()
-    return state, (
-        SendOrders(
-            round=state.round, kind=kind, sites=(event.site,), model=_model(state), again=True
-        ),
-    )
-
-
-def _sent(state: RunState, event: OrdersSent) -> Step:
-    """Note whom the orders reached. Sites left out of the first sending are not awaited."""
-    kind = _KIND[state.phase]
-    if (event.round, event.kind) != (state.round, kind):
-        return _sent_for_closed_phase(state, event)
-    if strangers := set(event.sites) - set(_plan(state).sites):
-        raise MachineError(state, event, f"not sites of the plan: {sorted(strangers)}")
-    first = not state.reached
-    state = replace(state, reached=state.reached | set(event.sites))
-    if not first:
-        return state, ()
-    left_out = set(state.sites(kind, "asked")) - set(event.sites)
-    state = _with(state, kind, {site: SiteRecord(status="not_selected") for site in left_out})
-    return _close_if_answered(state)
-
-
-def _sent_for_closed_phase(state: RunState, event: OrdersSent) -> Step:
-    """Orders may be reported sent after their phase closed; those of the future may not."""
-    _check_past(state, event, event.round, event.kind)
-    return state, ()
-
-
-# ---- answers --------------------------------------------------------------------------------
-
-
-def _with(state: RunState, kind: WorkKind, records: Mapping[str, SiteRecord]) -> RunState:
-    if kind == "train":
-        return replace(state, train={**state.train, **records})
-    return replace(state, evaluate={**state.evaluate, **records})
-
-
-def _check_past(state: RunState, event: Event, round: int, kind: WorkKind) -> None:  # noqa: A002
-    last = "train" if state.phase in ("training", "aggregating") else "evaluate"
-    if (round, kind == "evaluate") > (state.round, last == "evaluate"):
-        raise MachineError(state, event, "nothing of the kind has been asked yet")
-
-
-def _too_late(state: RunState, event: Answer) -> Step:
-    _check_past(state, event, event.round, event.kind)
-    if event.site not in _plan(state).sites:
-        raise MachineError(state, event, "not a site of the plan")
-    again = (
-        event.round == state.round
-        and (record := state.records(event.kind).get(event.site)) is not None
-        and record.status in ("accepted", "refused")
-    )
-    why: Literal["duplicate", "late"] = "duplicate" if again else "late"
-    late = LateAnswer(at=event.at, round=event.round, kind=event.kind, site=event.site, why=why)
-    return replace(state, late=(*state.late, late)), ()
-
-
-def _accepted(state: RunState, event: ReplyAccepted) -> Step:
-    if not state.awaits(event.round, event.kind, event.site):
-        return _too_late(state, event)
-    record = SiteRecord(
-        status="accepted",
-        payload=event.payload,
-        examples=event.examples,
-        metrics=event.metrics,
-        seconds=event.seconds,
-        at=event.at,
-    )
-    state = _with(state, event.kind, {event.site: record})
-    if event.kind == "train":
-        state = replace(state, took_part=state.took_part | {event.site})
-    return _close_if_answered(state)
-
-
-def _refused(state: RunState, event: ReplyRefused) -> Step:
-    if not state.awaits(event.round, event.kind, event.site):
-        return _too_late(state, event)
-    record = SiteRecord(status="refused", code=event.code, detail=event.detail, at=event.at)
-    return _close_if_answered(_with(state, event.kind, {event.site: record}))
-
-
-def _deadline(state: RunState, event: DeadlinePassed) -> Step:
-    kind = _KIND[state.phase]
-    if (event.round, event.kind) != (state.round, kind):
-        return _deadline_of_closed_phase(state, event)
-    silent = {
-        site: SiteRecord(
-            status="no_answer", code="offline" if site in state.offline else "no_answer"
-        )
-        for site in state.sites(kind, "asked")
-    }
-    return _close_if_answered(_with(state, kind, silent))
-
-
-def _deadline_of_closed_phase(state: RunState, event: DeadlinePassed) -> Step:
-    """A timer may ring after its phase closed by itself."""
-    _check_past(state, event, event.round, event.kind)
-    return state, ()
-
-
-# ---- phases close ---------------------------------------------------------------------------
-
-
-def _close_if_answered(state: RunState) -> Step:
-    return _close_training(state) if state.phase == "training" else _close_evaluation(state)
-
-
-def _close_training(state: RunState) -> Step:
-    """Aggregate once nobody is awaited; fail as soon as the quorum is out of reach."""
-    accepted, awaited = state.sites("train", "accepted"), state.sites("train", "asked")
-    if len(accepted) + len(awaited) < _plan(state).quorum:
-        return _finish(state, "failed", _why_no_quorum(state))
-    if awaited:
-        return state, ()
-    command = Aggregate(round=state.round, sites=accepted)
-    return replace(state, phase="aggregating"), (command,)
-
-
-def _why_no_quorum(state: RunState) -> str:
-    plan = _plan(state)
-    missing = [
-        f"{site}: {record.code or record.status}"
-        for site, record in sorted(state.train.items())
-        if record.status not in ("accepted", "asked")
-    ]
-    return (
-        f"round {state.round}: {len(state.sites('train', 'accepted'))} of {len(plan.sites)} sites"
-        f" gave an update, {len(state.sites('train', 'asked'))} were still awaited, the quorum is"
-        f" {plan.quorum} ({', '.join(missing)})"
-    )
-
-
-def _close_evaluation(state: RunState) -> Step:
-    if state.sites("evaluate", "asked"):
-        return state, ()
-    if not (accepted := state.sites("evaluate", "accepted")):
-        return _finish_round(state)
-    command = AggregateMetrics(round=state.round, sites=accepted)
-    return replace(state, phase="summing"), (command,)
-
-
-def _aggregated(state: RunState, event: ModelAggregated) -> Step:
-    _check_round(state, event, event.round)
-    advanced = replace(state, model=event.model)
-    return _ask(advanced, "evaluate") if _plan(state).evaluate else _finish_round(advanced)
-
-
-def _strategy_failed(state: RunState, event: AggregationFailed) -> Step:
-    _check_round(state, event, event.round)
-    return _finish(state, "failed", f"round {event.round}: {event.reason}")
-
-
-def _summed(state: RunState, event: MetricsAggregated) -> Step:
-    _check_round(state, event, event.round)
-    return _finish_round(state)
-
-
-def _check_round(state: RunState, event: Event, found: int) -> None:
-    if found != state.round:
-        raise MachineError(state, event, f"the round is {state.round}")
-
-
-# ---- the table ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,59 +79,61 @@ _TRAINED: Final[tuple[Phase, ...]] = ("training", "aggregating", "done")
 _EVALUATED: Final[tuple[Phase, ...]] = ("evaluating", "summing", "training", "done")
 
 TABLE: Final[Mapping[tuple[Phase, type[Event]], Transition]] = {
-    ("new", RunStarted): Transition(_start, ("training", "done")),
-    ("new", SiteConnected): Transition(_connected, ("new",)),
-    ("new", SiteLost): Transition(_lost, ("new",)),
-    ("new", StopRequested): Transition(_end_before_start, ("new",)),
-    ("new", RunFailed): Transition(_end_before_start, ("new",)),
-    ("training", OrdersSent): Transition(_sent, _TRAINED),
-    ("training", ReplyAccepted): Transition(_accepted, _TRAINED),
-    ("training", ReplyRefused): Transition(_refused, _TRAINED),
-    ("training", DeadlinePassed): Transition(_deadline, _TRAINED),
-    ("training", SiteConnected): Transition(_connected_while_asked, ("training",)),
-    ("training", SiteLost): Transition(_lost, ("training",)),
-    ("training", AggregationFailed): Transition(_strategy_failed, ("done",)),
-    ("training", StopRequested): Transition(_stop, ("done",)),
-    ("training", RunFailed): Transition(_break, ("done",)),
-    ("aggregating", ModelAggregated): Transition(_aggregated, ("evaluating", "training", "done")),
-    ("aggregating", AggregationFailed): Transition(_strategy_failed, ("done",)),
-    ("aggregating", OrdersSent): Transition(_sent_for_closed_phase, ("aggregating",)),
-    ("aggregating", ReplyAccepted): Transition(_too_late, ("aggregating",)),
-    ("aggregating", ReplyRefused): Transition(_too_late, ("aggregating",)),
-    ("aggregating", DeadlinePassed): Transition(_deadline_of_closed_phase, ("aggregating",)),
-    ("aggregating", SiteConnected): Transition(_connected, ("aggregating",)),
-    ("aggregating", SiteLost): Transition(_lost, ("aggregating",)),
-    ("aggregating", StopRequested): Transition(_stop, ("done",)),
-    ("aggregating", RunFailed): Transition(_break, ("done",)),
-    ("evaluating", OrdersSent): Transition(_sent, _EVALUATED),
-    ("evaluating", ReplyAccepted): Transition(_accepted, _EVALUATED),
-    ("evaluating", ReplyRefused): Transition(_refused, _EVALUATED),
-    ("evaluating", DeadlinePassed): Transition(_deadline, _EVALUATED),
-    ("evaluating", SiteConnected): Transition(_connected_while_asked, ("evaluating",)),
-    ("evaluating", SiteLost): Transition(_lost, ("evaluating",)),
-    ("evaluating", AggregationFailed): Transition(_strategy_failed, ("done",)),
-    ("evaluating", StopRequested): Transition(_stop, ("done",)),
-    ("evaluating", RunFailed): Transition(_break, ("done",)),
-    ("summing", MetricsAggregated): Transition(_summed, ("training", "done")),
-    ("summing", AggregationFailed): Transition(_strategy_failed, ("done",)),
-    ("summing", OrdersSent): Transition(_sent_for_closed_phase, ("summing",)),
-    ("summing", ReplyAccepted): Transition(_too_late, ("summing",)),
-    ("summing", ReplyRefused): Transition(_too_late, ("summing",)),
-    ("summing", DeadlinePassed): Transition(_deadline_of_closed_phase, ("summing",)),
-    ("summing", SiteConnected): Transition(_connected, ("summing",)),
-    ("summing", SiteLost): Transition(_lost, ("summing",)),
-    ("summing", StopRequested): Transition(_stop, ("done",)),
-    ("summing", RunFailed): Transition(_break, ("done",)),
-    ("done", RunStarted): Transition(_ignore, ("done",)),
-    ("done", OrdersSent): Transition(_ignore, ("done",)),
-    ("done", ReplyAccepted): Transition(_ignore, ("done",)),
-    ("done", ReplyRefused): Transition(_ignore, ("done",)),
-    ("done", SiteConnected): Transition(_ignore, ("done",)),
-    ("done", SiteLost): Transition(_ignore, ("done",)),
-    ("done", DeadlinePassed): Transition(_ignore, ("done",)),
-    ("done", ModelAggregated): Transition(_ignore, ("done",)),
-    ("done", AggregationFailed): Transition(_ignore, ("done",)),
-    ("done", MetricsAggregated): Transition(_ignore, ("done",)),
-    ("done", StopRequested): Transition(_ignore, ("done",)),
-    ("done", RunFailed): Transition(_ignore, ("done",)),
+    ("new", RunStarted): Transition(does.start, ("training", "done")),
+    ("new", SiteConnected): Transition(does.site_connected, ("new",)),
+    ("new", SiteLost): Transition(does.site_lost, ("new",)),
+    ("new", StopRequested): Transition(does.end_before_start, ("new",)),
+    ("new", RunFailed): Transition(does.end_before_start, ("new",)),
+    ("training", OrdersSent): Transition(does.orders_sent, _TRAINED),
+    ("training", ReplyAccepted): Transition(does.reply_accepted, _TRAINED),
+    ("training", ReplyRefused): Transition(does.reply_refused, _TRAINED),
+    ("training", DeadlinePassed): Transition(does.deadline_passed, _TRAINED),
+    ("training", SiteConnected): Transition(does.site_connected_while_asked, ("training",)),
+    ("training", SiteLost): Transition(does.site_lost, ("training",)),
+    ("training", AggregationFailed): Transition(does.strategy_failed, ("done",)),
+    ("training", StopRequested): Transition(does.stop, ("done",)),
+    ("training", RunFailed): Transition(does.fail, ("done",)),
+    ("aggregating", ModelAggregated): Transition(
+        does.model_aggregated, ("evaluating", "training", "done")
+    ),
+    ("aggregating", AggregationFailed): Transition(does.strategy_failed, ("done",)),
+    ("aggregating", OrdersSent): Transition(does.orders_sent_for_closed_phase, ("aggregating",)),
+    ("aggregating", ReplyAccepted): Transition(does.reply_too_late, ("aggregating",)),
+    ("aggregating", ReplyRefused): Transition(does.reply_too_late, ("aggregating",)),
+    ("aggregating", DeadlinePassed): Transition(does.deadline_of_closed_phase, ("aggregating",)),
+    ("aggregating", SiteConnected): Transition(does.site_connected, ("aggregating",)),
+    ("aggregating", SiteLost): Transition(does.site_lost, ("aggregating",)),
+    ("aggregating", StopRequested): Transition(does.stop, ("done",)),
+    ("aggregating", RunFailed): Transition(does.fail, ("done",)),
+    ("evaluating", OrdersSent): Transition(does.orders_sent, _EVALUATED),
+    ("evaluating", ReplyAccepted): Transition(does.reply_accepted, _EVALUATED),
+    ("evaluating", ReplyRefused): Transition(does.reply_refused, _EVALUATED),
+    ("evaluating", DeadlinePassed): Transition(does.deadline_passed, _EVALUATED),
+    ("evaluating", SiteConnected): Transition(does.site_connected_while_asked, ("evaluating",)),
+    ("evaluating", SiteLost): Transition(does.site_lost, ("evaluating",)),
+    ("evaluating", AggregationFailed): Transition(does.strategy_failed, ("done",)),
+    ("evaluating", StopRequested): Transition(does.stop, ("done",)),
+    ("evaluating", RunFailed): Transition(does.fail, ("done",)),
+    ("summing", MetricsAggregated): Transition(does.metrics_aggregated, ("training", "done")),
+    ("summing", AggregationFailed): Transition(does.strategy_failed, ("done",)),
+    ("summing", OrdersSent): Transition(does.orders_sent_for_closed_phase, ("summing",)),
+    ("summing", ReplyAccepted): Transition(does.reply_too_late, ("summing",)),
+    ("summing", ReplyRefused): Transition(does.reply_too_late, ("summing",)),
+    ("summing", DeadlinePassed): Transition(does.deadline_of_closed_phase, ("summing",)),
+    ("summing", SiteConnected): Transition(does.site_connected, ("summing",)),
+    ("summing", SiteLost): Transition(does.site_lost, ("summing",)),
+    ("summing", StopRequested): Transition(does.stop, ("done",)),
+    ("summing", RunFailed): Transition(does.fail, ("done",)),
+    ("done", RunStarted): Transition(does.ignore, ("done",)),
+    ("done", OrdersSent): Transition(does.ignore, ("done",)),
+    ("done", ReplyAccepted): Transition(does.ignore, ("done",)),
+    ("done", ReplyRefused): Transition(does.ignore, ("done",)),
+    ("done", SiteConnected): Transition(does.ignore, ("done",)),
+    ("done", SiteLost): Transition(does.ignore, ("done",)),
+    ("done", DeadlinePassed): Transition(does.ignore, ("done",)),
+    ("done", ModelAggregated): Transition(does.ignore, ("done",)),
+    ("done", AggregationFailed): Transition(does.ignore, ("done",)),
+    ("done", MetricsAggregated): Transition(does.ignore, ("done",)),
+    ("done", StopRequested): Transition(does.ignore, ("done",)),
+    ("done", RunFailed): Transition(does.ignore, ("done",)),
 }

@@ -9,7 +9,7 @@ from typing import Literal, Self
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import WorkKind
 from fedfactory.contracts.updates import Payload
-from fedfactory.rounds.events import Finish, RunPlan
+from fedfactory.rounds.events import Event, Finish, RunPlan
 
 Phase = Literal["new", "training", "aggregating", "evaluating", "summing", "done"]
 SiteStatus = Literal["asked", "accepted", "refused", "no_answer", "not_selected"]
@@ -99,3 +99,20 @@ class RunState:
         """The plan's sites that gave no accepted update in any round so far, sorted."""
         sites = self.plan.sites if self.plan is not None else ()
         return tuple(sorted(set(sites) - self.took_part))
+
+
+class MachineError(AssertionError):
+    """An event that makes no sense now: a bug in the caller, told with the story so far."""
+
+    def __init__(self, state: RunState, event: Event, why: str) -> None:
+        story = "; ".join(state.story) or "nothing"
+        super().__init__(
+            f"{told(event)} makes no sense in phase '{state.phase}' of round {state.round}:"
+            f" {why}. The story so far: {story}"
+        )
+
+
+def told(event: Event) -> str:
+    """Name an event in a few words: its type and what it is about."""
+    about = (getattr(event, name, None) for name in ("round", "kind", "site", "code", "reason"))
+    return " ".join([type(event).__name__, *(str(a) for a in about if a not in (None, ""))])

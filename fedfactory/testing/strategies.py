@@ -34,9 +34,7 @@ def train_update(site: str, blob: BlobRef, *, examples: int | None = 10) -> Upda
         coordinator="test", run_id="run", round=1, kind="train", site=site, order_digest="none"
     )
     payload = Payload(form="delta", blob=blob)
-    return Update(
-        work=work, payload=payload, examples=examples, metrics={"loss": 1.0}, seconds=0.1
-    )
+    return Update(work=work, payload=payload, examples=examples, metrics={"loss": 1.0}, seconds=0.1)
 
 
 def example_model() -> dict[str, NDArray[Any]]:
@@ -109,7 +107,9 @@ class StreamingStrategyContract:
         base, mean = np.linspace(-1, 1, 64), np.linspace(0.5, -0.5, 64)
         whole = strategy.apply(base, mean)
         for step in (1, 7, 64):
-            cut = [strategy.apply(base[i : i + step], mean[i : i + step]) for i in range(0, 64, step)]
+            cut = [
+                strategy.apply(base[i : i + step], mean[i : i + step]) for i in range(0, 64, step)
+            ]
             assert np.array_equal(np.concatenate(cut), whole)
 
     def test_arrival_order_changes_no_bit_of_the_model(

@@ -46,7 +46,12 @@ def _run(words: Sequence[str]) -> int:
     from site_agents.config import AgentSchema, agent_config
 
     tethered = "--until-stdin-closes" in words
-    overrides = [word for word in words if word != "--until-stdin-closes"]
+    # The folder conf/site/ makes `site=` a group to Hydra; here it is the name we go by.
+    overrides = [
+        word.replace("site=", "site.name=", 1) if word.startswith("site=") else word
+        for word in words
+        if word != "--until-stdin-closes"
+    ]
     config = agent_config(plain(compose_config("agent", overrides, AgentSchema)))
     from site_agents.agent import run_agent
 

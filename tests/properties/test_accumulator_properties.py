@@ -24,7 +24,11 @@ present = st.sets(st.sampled_from(SITES), min_size=1)
 
 
 def run_round(
-    folder: Path, order: list[str], answering: set[str], told: bool, aggregation: StreamingAggregation
+    folder: Path,
+    order: list[str],
+    answering: set[str],
+    told: bool,
+    aggregation: StreamingAggregation,
 ) -> BlobRef:
     aggregation.open_round(1, folder / "base", SITES)
     for site in order:
@@ -39,7 +43,9 @@ def run_round(
 
 
 @settings(deadline=None, max_examples=60)
-@given(order=answers, answering=present, told=st.booleans(), chunk=st.sampled_from([1, 5, 36, 4096]))
+@given(
+    order=answers, answering=present, told=st.booleans(), chunk=st.sampled_from([1, 5, 36, 4096])
+)
 def test_only_who_answered_decides_the_model(
     order: list[str], answering: set[str], told: bool, chunk: int
 ) -> None:
@@ -50,7 +56,9 @@ def test_only_who_answered_decides_the_model(
         expected = run_round(folder, sorted(SITES), answering, True, fresh)
         with patch.object(accumulator, "CHUNK_ELEMENTS", chunk):
             aggregation = StreamingAggregation(FedAvg, training=TRAINING)
-            run_round(folder, order, set(SITES), told, aggregation)  # an earlier round leaves no trace
+            run_round(
+                folder, order, set(SITES), told, aggregation
+            )  # an earlier round leaves no trace
             assert run_round(folder, order, answering, told, aggregation) == expected
 
 
