@@ -39,6 +39,7 @@ log = logging.getLogger("site_agents.agent")
 POLL_S: Final = 30.0
 CERTIFICATE_TIMEOUT_S: Final = 24 * 3600.0
 FIRST_BACKOFF_S: Final = 0.1
+BACKOFF_GROWTH: Final = 1.5
 LONGEST_BACKOFF_S: Final = 30.0
 ORPHAN_GRACE_S: Final = 5.0
 
@@ -108,10 +109,10 @@ class Agent:
             if not self._stop.is_set():
                 # Jitter keeps the sites from coming back all at once.
                 self._stop.wait(random.uniform(0.5, 1.0) * backoff_s)  # noqa: S311
-                backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
+                backoff_s = min(BACKOFF_GROWTH * backoff_s, LONGEST_BACKOFF_S)
         try:
             node.deactivate()
-        except FleetUnavailableError:
+        except FedfactoryError:
             log.info("could not say goodbye: SuperLink is away")
 
     def _start(self, target: object, argument: object) -> None:

@@ -33,18 +33,18 @@ from fedfactory.identity.roles import Role
 log = logging.getLogger("fedfactory.coordinator")
 
 CERTIFICATE_TIMEOUT_S: Final = 60.0
-ADMISSION_TIMEOUT_S: Final = 120.0
+FILE_TIMEOUT_S: Final = 120.0
+HEADER_ROOM_BYTES: Final = 64 * 1024
 STOP_GRACE_S: Final = 20.0
 
 
 class Coordinator:
     """One coordinator: starts its parts in order, watches them, stops them in reverse."""
 
-    def __init__(self, home: Path, host: str) -> None:
+    def __init__(self, home: Path, *, name: str, host: str) -> None:
         self._home = home
+        self._name = name
         self._host = host
-        self._settings_path = home / "run.json"
-        self._settings = RunSettings.read(self._settings_path)
         self._stop = threading.Event()
         self._stop_reason = ""
 
@@ -55,17 +55,13 @@ class Coordinator:
 
     def run(self) -> int:
         """Serve until the run is over and a stop is asked for; return the exit code."""
-        identity_folder = self._home / "identity"
-        request_identity(identity_folder, Role.COORDINATOR, self._settings.coordinator)
+        identity = self._home / "identity"
+        request_identity(identity, Role.COORDINATOR, self._name)
         superlink = SuperLink(self._home, self._home / "logs")
         try:
-            wait_for_certificate(identity_folder, CERTIFICATE_TIMEOUT_S)
-            gateway = Gateway(
-                load_identity(identity_folder),
-                BlobStore(self._home / "blobs"),
-                superlink.client.forward,
-                max_upload_bytes=self._settings.initial.bytes + 64 * 1024,
-            )
+            wait_for_certificate(identity, CERTIFICATE_TIMEOUT_S)
+            store = BlobStore(self._home / "blobs")
+            gateway = Gateway(load_identity(identity), store, superlink.client.forward)
             port = gateway.start(self._host)
             try:
                 self._announce(port, superlink)
@@ -77,36 +73,41 @@ class Coordinator:
 
     def _announce(self, port: int, superlink: SuperLink) -> None:
         partial = self._home / ".gateway.json.part"
-        partial.write_text(json.dumps({"address": f"{self._host}:{port}", "pids": superlink.pids}))
+        told = {"address": f"{self._host}:{port}", "pids": superlink.pids}
+        partial.write_text(json.dumps(told))
         partial.replace(self._home / "gateway.json")
 
     def _serve(self, gateway: Gateway, superlink: SuperLink) -> int:
         superlink.wait_ready()
-        self._admit_sites(gateway, superlink)
+        path = self._home / "run.json"
+        if not self._wait_for(path):
+            return 0
+        settings = RunSettings.read(path)
+        gateway.limit_uploads(settings.initial.bytes + HEADER_ROOM_BYTES)
         with LinkServer(self._home / "link.sock", gateway, self._home / "staging") as link:
-            superlink.client.start_run(self._home / "link.sock", self._settings_path)
-            log.info("run %s handed to Flower", self._settings.plan.run_id)
-            return self._watch(link, superlink)
+            for site in settings.plan.sites:
+                self._admit(site, gateway, superlink)
+            superlink.client.start_run(self._home / "link.sock", path)
+            log.info("run %s handed to Flower", settings.plan.run_id)
+            return self._watch(Path(settings.run_folder) / SUMMARY, link, superlink)
 
-    def _admit_sites(self, gateway: Gateway, superlink: SuperLink) -> None:
-        waiting = set(self._settings.plan.sites)
-        end = time.monotonic() + ADMISSION_TIMEOUT_S
-        while waiting and not self._stop.is_set():
-            for site in sorted(waiting):
-                path = self._home / "roster" / f"{site}.json"
-                if path.exists():
-                    admission = Admission.read(path)
-                    key = admission.node_public_key.encode()
-                    gateway.admit(site, superlink.client.register_node(key, site), key)
-                    waiting.discard(site)
+    def _admit(self, site: str, gateway: Gateway, superlink: SuperLink) -> None:
+        path = self._home / "roster" / f"{site}.json"
+        if self._wait_for(path):
+            key = Admission.read(path).node_public_key.encode()
+            gateway.admit(site, superlink.client.register_node(key, site), key)
+
+    def _wait_for(self, path: Path) -> bool:
+        """Wait for a file; False if a stop was asked for meanwhile."""
+        end = time.monotonic() + FILE_TIMEOUT_S
+        while not path.exists():
             if time.monotonic() > end:
-                raise EnvironmentFailedError(
-                    f"sites not admitted in {ADMISSION_TIMEOUT_S:.0f} s: {', '.join(sorted(waiting))}"
-                )
-            time.sleep(0.02)
+                raise EnvironmentFailedError(f"{path} did not come in {FILE_TIMEOUT_S:.0f} s")
+            if self._stop.wait(0.02):
+                return False
+        return True
 
-    def _watch(self, link: LinkServer, superlink: SuperLink) -> int:
-        summary = Path(self._settings.run_folder) / SUMMARY
+    def _watch(self, summary: Path, link: LinkServer, superlink: SuperLink) -> int:
         told = False
         give_up = float("inf")
         while not summary.exists():
@@ -114,10 +115,11 @@ class Coordinator:
                 told = True
                 give_up = time.monotonic() + STOP_GRACE_S
                 link.stop(self._stop_reason)
-            if dead := superlink.dead():
+            if (dead := superlink.dead()) and not told:
+                told = True
+                give_up = time.monotonic() + STOP_GRACE_S
                 link.fail(dead)
-                raise EnvironmentFailedError(dead)
-            if link.ended or time.monotonic() > give_up:
+            if (link.ended and not summary.exists()) or time.monotonic() > give_up:
                 raise EnvironmentFailedError("the ServerApp ended before the run did")
             time.sleep(0.05)
         self._stop.wait()
@@ -128,13 +130,14 @@ def main(arguments: Sequence[str]) -> int:
     """Run the coordinator; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m fedfactory.coordinator", description=__doc__)
     parser.add_argument("home", type=Path)
+    parser.add_argument("--name", required=True, help="the coordinator's name in the consortium")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--until-stdin-closes", action="store_true")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     (options.home / "logs").mkdir(parents=True, exist_ok=True)
-    coordinator = Coordinator(options.home, options.host)
+    coordinator = Coordinator(options.home, name=options.name, host=options.host)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: coordinator.request_stop("stopped by the operator"))
     if options.until_stdin_closes:

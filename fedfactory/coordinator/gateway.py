@@ -30,6 +30,7 @@ log = logging.getLogger("fedfactory.gateway")
 
 PIECE_BYTES: Final = 2 * 1024 * 1024
 MAX_CALLS: Final = 512
+HTTP_OK: Final = 200
 Forward = Callable[[str, bytes, str, bytes, bytes], tuple[int, bytes]]
 Context = grpc.ServicerContext
 
@@ -38,14 +39,14 @@ class Gateway(rpc.GatewayServicer):
     """Serves the sites. Callbacks tell the link of replies and of sites that come and go."""
 
     def __init__(
-        self, identity: Identity, store: BlobStore, forward: Forward, *, max_upload_bytes: int
+        self, identity: Identity, store: BlobStore, forward: Forward
     ) -> None:
         self.store = store
-        self.on_reply: Callable[[], None] = lambda: None
-        self.on_connect: Callable[[str], None] = lambda site: None
-        self.on_disconnect: Callable[[str], None] = lambda site: None
+        self.on_reply: Callable[[str], None] = _nobody
+        self.on_connect: Callable[[str], None] = _nobody
+        self.on_disconnect: Callable[[str], None] = _nobody
         self._forward = forward
-        self._max_upload_bytes = max_upload_bytes
+        self._max_upload_bytes = 0
         self._lock = threading.Lock()
         self._nodes: dict[str, Node] = {}
         self._doorbells: dict[str, queue.SimpleQueue[bool]] = {}
@@ -71,6 +72,10 @@ class Gateway(rpc.GatewayServicer):
             for bell in self._doorbells.values():
                 bell.put(False)
         self._server.stop(grace=0.2).wait()
+
+    def limit_uploads(self, max_bytes: int) -> None:
+        """Set how long an update of the run may be; before, none is taken."""
+        self._max_upload_bytes = max_bytes
 
     def admit(self, site: str, node_id: int, public_key: bytes) -> None:
         """Let a site in, as the node it was registered as."""
@@ -128,9 +133,9 @@ class Gateway(rpc.GatewayServicer):
         self._count(node.site, down=len(answer), up=len(request.body))
         if status == HTTP_OK:
             with self._lock:
-                whole = self._pushes.completes(method, request.body, answer)
-            if whole:
-                self.on_reply()
+                answered = self._pushes.completes(method, request.body, answer)
+            if answered:
+                self.on_reply(answered)
         return pb.TunnelReply(status=status, body=answer)
 
     def Download(  # noqa: N802
@@ -230,7 +235,8 @@ class Gateway(rpc.GatewayServicer):
             self._traffic[site]["up"] += up
 
 
-HTTP_OK: Final = 200
+def _nobody(what: str) -> None:
+    """Nobody listens yet."""
 
 
 def _method_name(number: Any) -> str:

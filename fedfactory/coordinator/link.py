@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
+from fedfactory.contracts.codec import encode
 from fedfactory.contracts.errors import EnvironmentFailedError, IdentityError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.coordinator.blobs import blob_path
@@ -32,10 +33,14 @@ CALL_TIMEOUT_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkRing:
-    """What the gateway tells the ServerApp. `site` and `reason` are empty where they mean nothing."""
+    """What the gateway tells the ServerApp; a field is empty where it means nothing.
+
+    `message` is the id of the Flower message whose reply is there, whole.
+    """
 
     event: RingName
     site: str = ""
+    message: str = ""
     reason: str = ""
 
 
@@ -54,7 +59,7 @@ class LinkServer:
         self._listener.bind(str(path))
         path.chmod(0o600)
         self._listener.listen(1)
-        gateway.on_reply = lambda: self._push(LinkRing(event="reply"))
+        gateway.on_reply = lambda message: self._push(LinkRing(event="reply", message=message))
         gateway.on_connect = lambda site: self._push(LinkRing(event="site_connected", site=site))
         gateway.on_disconnect = lambda site: self._push(LinkRing(event="site_lost", site=site))
         threading.Thread(target=self._serve, daemon=True).start()
@@ -118,7 +123,7 @@ class LinkServer:
         return None
 
     def _push(self, ring: LinkRing) -> None:
-        self._send({"event": ring.event, "site": ring.site, "reason": ring.reason})
+        self._send(encode(ring))
 
     def _send(self, value: Mapping[str, Any]) -> None:
         with self._lock, contextlib.suppress(OSError):

@@ -179,7 +179,7 @@ class Runner:
         now = time.time()
         match ring.event:
             case "reply":
-                self._pull_replies()
+                self._pull_reply(ring.message)
             case "site_connected" if ring.site in self._settings.plan.sites:
                 self._feed(SiteConnected(at=now, site=ring.site))
             case "site_lost" if ring.site in self._settings.plan.sites:
@@ -189,8 +189,8 @@ class Runner:
             case "failed" | "closed":
                 self._feed(RunFailed(at=now, reason=ring.reason or "the gateway stopped"))
 
-    def _pull_replies(self) -> None:
-        for message in self._grid.pull_messages(list(self._asked)):
+    def _pull_reply(self, message_id: str) -> None:
+        for message in self._grid.pull_messages([message_id]):
             asked = self._asked.pop(message.metadata.reply_to_message_id, None)
             if asked is not None and message.has_content():
                 self._take(asked.key, message)
@@ -200,10 +200,11 @@ class Runner:
     def _take(self, key: WorkKey, message: Message) -> None:
         try:
             reply = from_json(Reply, str(message.content.config_records[RECORD][FIELD]))
-            if reply.work != key:
-                raise ProtocolError("the reply names other work than was asked for")
         except (ProtocolError, KeyError) as error:
             self._refused(key, "bad_reply", str(error))
+            return
+        if reply.work != key:
+            self._refused(key, "bad_reply", "it names other work than was asked for")
             return
         if reply.refusal is not None:
             self._refused(key, reply.refusal.code, "")
@@ -273,9 +274,8 @@ class Runner:
         }
         self._link.offer({site: order.base.digest for site, order in orders.items()})
         messages = [self._message(site, order) for site, order in orders.items()]
-        for (site, order), message_id in zip(
-            orders.items(), self._grid.push_messages(messages), strict=True
-        ):
+        sent = self._grid.push_messages(messages)
+        for order, message_id in zip(orders.values(), sent, strict=True):
             if message_id:  # None: the node never came online; it is asked when it does
                 self._asked[message_id] = _Asked(order.key(), message_id)
         self._link.ring(sites)

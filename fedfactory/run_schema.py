@@ -1,0 +1,109 @@
+"""The types Hydra holds a run's YAML and overrides against. Values and defaults live in conf/.
+
+Each choice of a group has a schema of its own, so that a key another choice knows is an error and
+never ignored. Task and strategy keys are typed by the task's parameters and the strategy's fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from omegaconf import MISSING
+
+
+@dataclass
+class NamedFederation:
+    """Sites of the catalogue."""
+
+    name: str = MISSING
+    sites: list[str] = MISSING
+
+
+@dataclass
+class NumberedFederation:
+    """site-01, site-02, ... up to `count`."""
+
+    name: str = MISSING
+    count: int = MISSING
+
+
+@dataclass
+class IidPartition:
+    """Random shares of one size."""
+
+    kind: str = MISSING
+
+
+@dataclass
+class DirichletPartition:
+    """Each class spread by a Dirichlet draw of parameter `alpha`."""
+
+    kind: str = MISSING
+    alpha: float = MISSING
+
+
+@dataclass
+class LabelsPartition:
+    """`labels_per_site` classes at each site."""
+
+    kind: str = MISSING
+    labels_per_site: int = MISSING
+
+
+@dataclass
+class PrivacySchema:
+    """The privacy mode asked of the sites."""
+
+    mode: str = MISSING
+
+
+@dataclass
+class ExecutorSchema:
+    """How a site runs its work."""
+
+    name: str = MISSING
+
+
+@dataclass
+class RoundSchema:
+    """When a round counts, and how long it may take."""
+
+    quorum: int | None = MISSING
+    deadline_s: float = MISSING
+
+
+@dataclass
+class RunSchema:
+    """conf/run.yaml."""
+
+    task: Any = MISSING
+    strategy: Any = MISSING
+    federation: Any = MISSING
+    partition: Any = MISSING
+    privacy: Any = MISSING
+    executor: Any = MISSING
+    round: RoundSchema = MISSING
+    rounds: int = MISSING
+    local_epochs: int = MISSING
+    batch_size: int = MISSING
+    lr: float = MISSING
+    momentum: float = MISSING
+    max_steps: int | None = MISSING
+    seed: int = MISSING
+    evaluate: bool = MISSING
+    baselines: bool = MISSING
+    out: str | None = MISSING
+
+
+# 'group/choice' -> its schema; conf/<group>/<choice>.yaml names it in its defaults.
+CHOICE_SCHEMAS: Final[Mapping[str, type]] = {
+    "federation/demo": NamedFederation,
+    "federation/numbered": NumberedFederation,
+    "partition/iid": IidPartition,
+    "partition/dirichlet": DirichletPartition,
+    "partition/labels": LabelsPartition,
+    "privacy/none": PrivacySchema,
+    "executor/local": ExecutorSchema,
+}
