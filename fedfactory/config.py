@@ -1,6 +1,6 @@
-"""What a run is configured to be: Hydra's schema of it, and the checked value the code uses.
+"""What a run is configured to be: the composed configuration, checked, as one value.
 
-Values and their defaults live in conf/; here are their types and their ranges.
+Defaults live in conf/, types in run_schema.py; here are the ranges. Nothing here imports Hydra.
 """
 
 from __future__ import annotations
@@ -8,79 +8,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from fedfactory.contracts.errors import DataError, UnknownNameError, UsageError, ValueRangeError
+from fedfactory.choices import OPEN_STRATEGY, choices
+from fedfactory.contracts.errors import DataError, UnknownNameError, ValueRangeError
 from fedfactory.contracts.orders import Scalar, TrainParameters
+from fedfactory.tasks.table import load_task
+from site_agents.catalogue import MAX_NUMBERED, numbered_sites, site_names
 
-MAX_SEED: Final = 2**63
-_SITE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_MISSING: Final = "???"
-
-
-@dataclass
-class FederationSchema:
-    """Who takes part."""
-
-    name: str = _MISSING
-    sites: list[str] | None = None
-    count: int | None = None
-
-
-@dataclass
-class PartitionSchema:
-    """How local mode splits one data set among its sites."""
-
-    kind: str = _MISSING
-    alpha: float | None = None
-    labels_per_site: int | None = None
-
-
-@dataclass
-class PrivacySchema:
-    """The privacy mode asked of the sites."""
-
-    mode: str = _MISSING
-
-
-@dataclass
-class ExecutorSchema:
-    """How a site runs its work."""
-
-    name: str = _MISSING
-
-
-@dataclass
-class RoundSchema:
-    """When a round counts, and how long it may take."""
-
-    quorum: int | None = None
-    deadline_s: float = _MISSING  # type: ignore[assignment]
-
-
-@dataclass
-class RunSchema:
-    """The types Hydra holds every override against."""
-
-    task: dict[str, Any] = field(default_factory=dict)
-    strategy: dict[str, Any] = field(default_factory=dict)
-    federation: FederationSchema = field(default_factory=FederationSchema)
-    partition: PartitionSchema = field(default_factory=PartitionSchema)
-    privacy: PrivacySchema = field(default_factory=PrivacySchema)
-    executor: ExecutorSchema = field(default_factory=ExecutorSchema)
-    round: RoundSchema = field(default_factory=RoundSchema)
-    rounds: int = _MISSING  # type: ignore[assignment]
-    local_epochs: int = _MISSING  # type: ignore[assignment]
-    batch_size: int = _MISSING  # type: ignore[assignment]
-    lr: float = _MISSING  # type: ignore[assignment]
-    momentum: float = _MISSING  # type: ignore[assignment]
-    max_steps: int | None = None
-    seed: int = _MISSING  # type: ignore[assignment]
-    evaluate: bool = _MISSING  # type: ignore[assignment]
-    baselines: bool = _MISSING  # type: ignore[assignment]
-    out: str | None = None
+MAX_SEED: Final = 2**63 - 1
+MAX_ROUNDS: Final = 1_000_000
+PARTITIONS: Final = ("iid", "dirichlet", "labels")
+_DOTTED: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +33,8 @@ class Partition:
     labels_per_site: int | None
 
     def __post_init__(self) -> None:
+        if self.kind not in PARTITIONS:
+            raise UnknownNameError("partition", self.kind, PARTITIONS)
         if self.kind == "dirichlet" and not _positive(self.alpha):
             raise ValueRangeError("partition.alpha", self.alpha, "a number above 0")
         if self.kind == "labels" and not (self.labels_per_site or 0) >= 1:
@@ -110,7 +53,12 @@ class RoundRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """A run, every value in range."""
+    """A run, every value in range.
+
+    `strategy_options` are the strategy's own fields (for `custom`, with `_target_`). `task_data` is
+    the user's NPZ, None for the task's bundled set. `out` None means runs/<run id>.
+    `composed_yaml` is the configuration as composed, for the run folder.
+    """
 
     task_name: str
     task_parameters: Mapping[str, Scalar]
@@ -139,26 +87,28 @@ def run_config(values: Mapping[str, Any], composed_yaml: str) -> RunConfig:
         UsageError: an unknown name, a value out of range (names its key), a missing file.
     """
     task = dict(values["task"])
-    task_name, data = task.pop("name"), task.pop("data")
+    task_name, data = task.pop("name"), task.pop("data", None)
     strategy = dict(values["strategy"])
-    sites = _sites(values["federation"])
-    if values["rounds"] < 1:
-        raise ValueRangeError("rounds", values["rounds"], "a whole number from 1")
-    if not 0 <= values["seed"] < MAX_SEED:
-        raise ValueRangeError("seed", values["seed"], "a whole number from 0 to 2^63 - 1")
+    strategy_name = strategy.pop("name")
+    federation, partition = values["federation"], values["partition"]
+    sites = _sites(federation)
     return RunConfig(
         task_name=task_name,
-        task_parameters=_check_task(task_name, task),
+        task_parameters=load_task(task_name).check(task),
         task_data=_data_file(data),
-        strategy_name=strategy.pop("name"),
-        strategy_options=strategy,
-        federation_name=values["federation"]["name"],
+        strategy_name=strategy_name,
+        strategy_options=_strategy_options(strategy_name, strategy),
+        federation_name=federation["name"],
         sites=sites,
-        partition=Partition(**values["partition"]),
-        privacy_mode=values["privacy"]["mode"],
-        executor_name=values["executor"]["name"],
+        partition=Partition(
+            kind=partition["kind"],
+            alpha=partition.get("alpha"),
+            labels_per_site=partition.get("labels_per_site"),
+        ),
+        privacy_mode=_known("privacy", values["privacy"]["mode"]),
+        executor_name=_known("executor", values["executor"]["name"]),
         round=_round(values["round"], len(sites)),
-        rounds=values["rounds"],
+        rounds=_whole("rounds", values["rounds"], 1, MAX_ROUNDS),
         training=TrainParameters(
             local_epochs=values["local_epochs"],
             batch_size=values["batch_size"],
@@ -167,27 +117,50 @@ def run_config(values: Mapping[str, Any], composed_yaml: str) -> RunConfig:
             proximal_mu=0.0,
             max_steps=values["max_steps"],
         ),
-        seed=values["seed"],
+        seed=_whole("seed", values["seed"], 0, MAX_SEED),
         evaluate=values["evaluate"],
         baselines=values["baselines"],
-        out=Path(values["out"]) if values["out"] else None,
+        out=Path(values["out"]) if values["out"] is not None else None,
         composed_yaml=composed_yaml,
     )
 
 
-def _check_task(name: str, parameters: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
-    from fedfactory.tasks.table import load_task
+def _known(group: str, name: str) -> str:
+    if name not in choices(group):
+        raise UnknownNameError(group, name, choices(group))
+    return name
 
-    return load_task(name).check(parameters)
+
+def _whole(key: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise ValueRangeError(key, value, f"a whole number from {low} to {high}")
+    return value
 
 
-def _data_file(name: str | None) -> Path | None:
+def _data_file(name: object) -> Path | None:
     if name is None:
         return None
+    if not isinstance(name, str):
+        raise ValueRangeError("task.data", name, "the path of an NPZ file, or null")
     path = Path(name)
     if not path.is_file():
-        raise DataError(f"task.data={name}: there is no such file")
+        raise DataError(f"task.data={name}: there is no such file; expected an NPZ with x and y")
     return path
+
+
+def _strategy_options(name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    target = options.get("_target_")
+    if name == OPEN_STRATEGY and not (isinstance(target, str) and _DOTTED.fullmatch(target)):
+        raise ValueRangeError(
+            "strategy._target_", target, "package.module.Class, of Flower's or your own"
+        )
+    for key, value in options.items():
+        items = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, Scalar) and _finite(item) for item in items):
+            raise ValueRangeError(
+                f"strategy.{key}", value, "a text, a finite number, true, false, null, or a list"
+            )
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
 
 
 def _round(values: Mapping[str, Any], count: int) -> RoundRules:
@@ -196,36 +169,26 @@ def _round(values: Mapping[str, Any], count: int) -> RoundRules:
         raise ValueRangeError("round.quorum", quorum, f"a whole number from 1 to {count} (sites)")
     if not _positive(values["deadline_s"]):
         raise ValueRangeError("round.deadline_s", values["deadline_s"], "seconds above 0")
-    return RoundRules(quorum=quorum, deadline_s=float(values["deadline_s"]))
+    return RoundRules(quorum=quorum, deadline_s=values["deadline_s"])
 
 
 def _sites(federation: Mapping[str, Any]) -> tuple[str, ...]:
-    if federation["sites"] is None:
-        return _numbered(federation["count"])
+    if "count" in federation:
+        return numbered_sites(_whole("federation.count", federation["count"], 1, MAX_NUMBERED))
     sites: Sequence[str] = federation["sites"]
-    from site_agents.catalogue import known_sites
-
-    known = known_sites()
+    known = site_names()
     for site in sites:
         if site not in known:
             raise UnknownNameError("site", site, known)
     if not sites or len(set(sites)) != len(sites):
-        raise UsageError(f"federation.sites={list(sites)}: expected distinct names, at least one")
+        found = f"[{','.join(sites)}]"
+        raise ValueRangeError("federation.sites", found, "distinct names, at least one")
     return tuple(sorted(sites))
-
-
-def _numbered(count: int | None) -> tuple[str, ...]:
-    if count is None or not 1 <= count <= 999:
-        raise ValueRangeError("federation.count", count, "a whole number from 1 to 999")
-    return tuple(f"site-{number:02d}" for number in range(1, count + 1))
-
-
-def check_site_name(name: str) -> str:
-    """Return a site's name if it can be one: lower-case letters, digits, hyphens."""
-    if not _SITE_NAME.fullmatch(name):
-        raise ValueRangeError("site", name, "lower-case letters, digits and hyphens, at most 63")
-    return name
 
 
 def _positive(value: float | None) -> bool:
     return value is not None and math.isfinite(value) and value > 0
+
+
+def _finite(value: Scalar) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)

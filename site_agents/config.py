@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from fedfactory.config import check_site_name
 from fedfactory.contracts.errors import DataError, ValueRangeError
+from site_agents.catalogue import check_site_name
 from site_agents.policy import Policy
 
 _MISSING: Final = "???"
@@ -128,7 +128,9 @@ def agent_config(values: Mapping[str, Any]) -> AgentConfig:
         raise ValueRangeError("data.source", data["source"], f"one of {', '.join(SOURCES)}")
     if data["path"] is not None and not Path(data["path"]).is_file():
         raise DataError(f"data.path={data['path']}: there is no such file")
-    policy = {k: tuple(v) if isinstance(v, list) else v for k, v in values["policy"].items()}
+    policy: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in values["policy"].items()
+    }
     host, _, port = values["gateway"]["address"].rpartition(":")
     if not host or not port.isdigit():
         raise ValueRangeError("gateway.address", values["gateway"]["address"], "host:port")

@@ -1,4 +1,4 @@
-"""The site's one outbound connection: tunnel, arrays both ways, doorbell. Memory never follows size."""
+"""The site's one outbound connection: tunnel, arrays both ways, doorbell."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class GatewayClient:
 
     def __init__(self, address: str, identity: Identity) -> None:
         self._channel = open_channel(address, identity)
-        self._stub = rpc.GatewayStub(self._channel)
+        self._stub = rpc.GatewayStub(self._channel)  # type: ignore[no-untyped-call]
 
     def tunnel(
         self, method: str, body: bytes, public_key: bytes, timestamp: str, signature: bytes
     ) -> tuple[int, bytes]:
         """Send one Fleet call; return SuperLink's HTTP status and body."""
         request = pb.TunnelRequest(
-            method=pb.FleetMethod.Value(method),
+            method=method,
             body=body,
             public_key=public_key,
             timestamp=timestamp,
@@ -58,7 +58,7 @@ class GatewayClient:
         return reply.status, reply.body
 
     def download(self, ref: BlobRef, into: Path) -> None:
-        """Fetch a blob to `into`; a cut transfer goes on from where it was, a wrong one starts anew.
+        """Fetch a blob to `into`; a cut transfer goes on where it was, a wrong one starts anew.
 
         Raises:
             IntegrityError: the bytes were wrong each time.

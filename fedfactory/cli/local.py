@@ -1,76 +1,108 @@
-"""`fedfactory local [key=value ...]`: Hydra overrides after the sub-command, nothing else."""
+"""`fedfactory local [key=value ...]`: Hydra's overrides after the sub-command, and its `--cfg job`.
+
+Nothing here imports torch or Flower; a wrong word is answered before either is.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import Final
 
+from fedfactory.cli.arguments import Arguments
 from fedfactory.cli.main import EXIT_CODES
 from fedfactory.contracts.errors import UsageError
+
+ROOT: Final = "run"
+EXAMPLES: Final = """\
+examples:
+  fedfactory local rounds=5 task.model=cnn
+  fedfactory local task=breast_cancer partition=iid strategy=fedprox strategy.mu=0.1
+  fedfactory local task.data=my.npz 'federation.sites=[cesga,lumi]' round.quorum=1
+  fedfactory local federation=numbered federation.count=6 partition=labels
+  fedfactory local strategy=custom strategy._target_=flwr.serverapp.strategy.FedAdam \\
+      strategy.eta=0.01"""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run a federation on this machine, or show what there is to choose."""
-    from fedfactory.hydra_config import compose_config, plain
-
-    words = list(arguments)
-    if "-h" in words or "--help" in words:
+    parser = Arguments(prog="fedfactory local", add_help=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=["job"])
+    parser.add_argument("-m", "--multirun", action="store_true")
+    words = parser.parse_intermixed_args(arguments)
+    if words.help:
         print(_help())
         return 0
-    show = _take_cfg(words)
-    if flags := [w for w in words if w.startswith("-")]:
-        raise UsageError(f"'{flags[0]}' is no option here; known: --help, --cfg job, key=value")
+    if words.multirun:
+        raise UsageError(f"{parser.prog} runs one configuration at a time: --multirun is no option")
+    return _local(words.overrides, show=words.cfg is not None)
+
+
+def _local(overrides: Sequence[str], *, show: bool) -> int:
     from omegaconf import OmegaConf
 
-    from fedfactory.config import RunSchema, run_config
+    from fedfactory.config import run_config
+    from fedfactory.hydra_config import compose_config, plain
+    from fedfactory.run_schema import CHOICE_SCHEMAS, RunSchema
 
-    composed = compose_config("run", words, RunSchema)
+    composed = compose_config(ROOT, overrides, RunSchema, CHOICE_SCHEMAS)
     text = OmegaConf.to_yaml(composed)
+    config = run_config(plain(composed), text)
     if show:
         sys.stdout.write(text)
         return 0
-    config = run_config(plain(composed), text)
     from fedfactory.local.run import run_local
 
     return run_local(config)
 
 
-def _take_cfg(words: list[str]) -> bool:
-    if "--cfg" not in words:
-        return False
-    at = words.index("--cfg")
-    if words[at + 1 : at + 2] != ["job"]:
-        raise UsageError("--cfg shows one thing: --cfg job")
-    del words[at : at + 2]
-    return True
-
-
 def _help() -> str:
-    from fedfactory.hydra_config import GROUPS, choices
-
-    groups = [f"  {group}={'|'.join(choices(group))}" for group in GROUPS]
-    defaults = (files("fedfactory.conf") / "run.yaml").read_text()
-    keys = [f"  {line}" for line in defaults[defaults.index("rounds:") :].splitlines()]
+    run_yaml = (files("fedfactory.conf") / f"{ROOT}.yaml").read_text(encoding="utf-8")
+    _, _, defaults = run_yaml.partition("_self_\n")
     return "\n".join(
         [
             "usage: fedfactory local [key=value ...] [--cfg job]",
             "",
             "Runs a whole federation on this machine: the same daemons with the same TLS as a real",
-            "one, as processes, on loopback. --cfg job prints the configuration and stops.",
+            "one, as processes on loopback. --cfg job prints the configuration and stops.",
             "",
-            "groups to choose from (their own keys nest: task.model=cnn, partition.alpha=0.1):",
-            *groups,
+            "choices (* default), with keys of their own:",
+            *_choice_lines(),
             "",
             "keys and their defaults:",
-            *keys,
+            *(f"  {line}".rstrip() for line in defaults.strip().splitlines()),
             "",
-            "examples:",
-            "  fedfactory local rounds=5 task.model=cnn",
-            "  fedfactory local task=breast_cancer partition=iid strategy=fedprox strategy.mu=0.1",
-            "  fedfactory local strategy=custom strategy._target_=flwr.serverapp.strategy.FedMedian",
-            "  fedfactory local task.data=my.npz 'federation.sites=[cesga,lumi]' round.quorum=1",
+            EXAMPLES,
             "",
             EXIT_CODES,
         ]
     )
+
+
+def _choice_lines() -> list[str]:
+    from fedfactory.choices import choices, groups, plugin_choices, values_of
+
+    lines = []
+    for group, default in groups(ROOT).items():
+        outside = plugin_choices(group)
+        for choice in choices(group):
+            keys = {} if choice in outside else dict(values_of(group, choice))
+            own = "  ".join(
+                f"{group}.{key}={_shown(value)}"
+                for key, value in keys.items()
+                if value != choice  # `name: digits` in digits.yaml is no key to set
+            )
+            star = "*" if choice == default else " "
+            lines.append(f"  {star} {f'{group}={choice}':<23} {own}".rstrip())
+    return lines
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]"
+    if value is None:
+        return "null"
+    return "(mandatory)" if value == "???" else str(value)

@@ -36,12 +36,12 @@ def _dispatch(words: Sequence[str]) -> int:
     return command(words[1:])
 
 
-def guarded(command: Callable[[], int]) -> int:
+def guarded(command: Callable[[], int], *, program: str = "fedfactory") -> int:
     """Run a command; a known error becomes one line on standard error and its exit code."""
     try:
         return command()
     except FedfactoryError as error:
-        print(f"fedfactory: {error.public_message}", file=sys.stderr)
+        print(f"{program}: {error.public_message}", file=sys.stderr)
         if error.diagnostic:
             print(error.diagnostic, file=sys.stderr)
         return error.exit_code

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedfactory.cli.arguments import Arguments
 from fedfactory.contracts.errors import UsageError
 
 
 def run(arguments: Sequence[str]) -> int:
     """Print the results of a finished run again."""
-    parser = argparse.ArgumentParser(prog="fedfactory report", description=run.__doc__)
+    parser = Arguments(prog="fedfactory report", description=run.__doc__)
     parser.add_argument("folder", type=Path, help="a run folder, such as runs/<run id>")
     folder: Path = parser.parse_args(arguments).folder
     path = folder / "summary.json"

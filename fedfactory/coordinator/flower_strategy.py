@@ -32,7 +32,6 @@ from fedfactory.coordinator.accumulator import AggregationError
 from fedfactory.coordinator.aggregation import common_metrics
 from fedfactory.coordinator.flower_config import asked_of_site, config_of
 from fedfactory.coordinator.flower_grid import SiteGrid, sites_needed
-from fedfactory.coordinator.flower_loading import load_flower_strategy
 from fedfactory.coordinator.flower_records import (
     read_model,
     read_trained,
@@ -40,8 +39,6 @@ from fedfactory.coordinator.flower_records import (
     write_model,
 )
 from fedfactory.coordinator.site_plan import SitePlan
-
-__all__ = ["FlowerAggregation", "load_flower_strategy"]
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""The run folder as the ServerApp writes it: events and metrics as they happen, the rest at the end.
+"""The run folder as the ServerApp writes it: events and metrics as they happen, then the rest.
 
 One writer. Lines are appended whole; files that others wait for appear in one piece.
 """

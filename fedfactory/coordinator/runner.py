@@ -361,7 +361,13 @@ class Runner:
     @_perform.register
     def _(self, command: AggregateMetrics) -> None:
         updates = {site: self._evaluations[site] for site in command.sites}
-        metrics = self._aggregation.aggregate_metrics(command.round, updates)
+        try:
+            metrics = self._aggregation.aggregate_metrics(command.round, updates)
+        except AggregationError as error:
+            self._feed(
+                AggregationFailed(at=time.time(), round=command.round, reason=error.public_message)
+            )
+            return
         self._feed(MetricsAggregated(at=time.time(), round=command.round, metrics=metrics))
 
     @_perform.register

@@ -1,4 +1,4 @@
-"""From a strategy's name to the aggregation the runner drives: ours stream, Flower's are adapted."""
+"""From a strategy's name to what the runner drives: ours stream, Flower's are adapted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which Fleet calls a site may send through the gateway: pure checks on method, node and key.
+"""Which Fleet calls a site may send through the gateway: pure checks on method, node, key, form.
 
 The caller's site comes from its certificate. It may speak only as its own node, with its own
 registered key, and only the methods in METHODS, each of which goes to one fixed path.
@@ -6,6 +6,8 @@ registered key, and only the methods in METHODS, each of which goes to one fixed
 
 from __future__ import annotations
 
+import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -29,6 +31,10 @@ from google.protobuf.message import DecodeError
 from fedfactory.contracts.errors import IdentityError, ProtocolError
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+MAX_SIGNATURE_BYTES: Final = 256
+MAX_OPEN_REPLIES: Final = 8  # a site that leaves more unfinished than this loses the oldest's ring
+# It becomes an HTTP header: digits and the few marks of ISO 8601, nothing else.
+_TIMESTAMP: Final = re.compile(r"[0-9T:.+Z-]{10,40}")
 METHODS: Final[Mapping[str, Any]] = {
     "ACTIVATE_NODE": ActivateNodeRequest,
     "DEACTIVATE_NODE": DeactivateNodeRequest,
@@ -50,24 +56,43 @@ class Node:
     public_key: bytes
 
 
-def check_call(node: Node, method: str, public_key: bytes, body: bytes) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One Fleet call as a site sent it. `signature` is over `timestamp` (ISO 8601), by `public_key`."""
+
+    method: str
+    public_key: bytes
+    timestamp: str
+    signature: bytes
+    body: bytes
+
+
+def check_call(node: Node, call: Call) -> None:
     """Refuse a call that is not this node's own, or not one of METHODS.
+
+    The signature itself is SuperLink's to verify.
 
     Raises:
         IdentityError: another node's id or key, or a method that may not pass.
-        ProtocolError: a body that is too large or does not parse as the method's request.
+        ProtocolError: too large, or not of the form that the method's request has.
     """
-    if method not in METHODS:
+    if call.method not in METHODS:
         raise IdentityError("this Fleet method may not pass the gateway")
-    if public_key != node.public_key:
+    if call.public_key != node.public_key:
         raise IdentityError("the call is signed with another node's key")
-    if len(body) > MAX_BODY_BYTES:
-        raise ProtocolError(f"a Fleet call may be {MAX_BODY_BYTES} bytes long, not {len(body)}")
-    request = METHODS[method]()
+    if len(call.body) > MAX_BODY_BYTES:
+        raise ProtocolError(f"a Fleet call may be {MAX_BODY_BYTES} bytes, not {len(call.body)}")
+    if not _TIMESTAMP.fullmatch(call.timestamp) or len(call.signature) > MAX_SIGNATURE_BYTES:
+        raise ProtocolError("the call's timestamp or signature does not have the agreed form")
+    request = METHODS[call.method]()
     try:
-        request.ParseFromString(body)
+        request.ParseFromString(call.body)
     except DecodeError as error:
         raise ProtocolError("the body is not a request of its method") from error
+    _check_node(node, call.method, request)
+
+
+def _check_node(node: Node, method: str, request: Any) -> None:
     if method == "ACTIVATE_NODE":
         if request.public_key != node.public_key:
             raise IdentityError("the call activates another node")
@@ -75,10 +100,12 @@ def check_call(node: Node, method: str, public_key: bytes, body: bytes) -> None:
     claimed = request.node_id if method == "DEACTIVATE_NODE" else request.node.node_id
     if claimed != node.node_id:
         raise IdentityError("the call speaks for another node")
-    if method == "PUSH_MESSAGES" and any(
-        message.metadata.src_node_id != node.node_id for message in request.messages_list
-    ):
-        raise IdentityError("a pushed message names another sender")
+    if method == "PUSH_MESSAGES":
+        for message in request.messages_list:
+            if message.metadata.src_node_id != node.node_id:
+                raise IdentityError("a pushed message names another sender")
+            if not message.metadata.reply_to_message_id:
+                raise IdentityError("a site may push replies, not messages of its own")
 
 
 @dataclass(slots=True)
@@ -88,22 +115,26 @@ class PushTracker:
     A reply is visible before its objects are: pulled too early, it costs Flower's back-off of 1 s.
     """
 
-    _missing: dict[str, tuple[str, set[str]]] = field(default_factory=dict)
+    # site -> session -> (the message that the reply answers, object ids still missing)
+    _open: dict[str, OrderedDict[str, tuple[str, set[str]]]] = field(default_factory=dict)
 
-    def completes(self, method: str, body: bytes, answer: bytes) -> str | None:
+    def completes(self, site: str, call: Call, answer: bytes) -> str | None:
         """Note one successful call; return the id of the message whose reply it made whole."""
-        if method == "PUSH_MESSAGES":
+        sessions = self._open.setdefault(site, OrderedDict())
+        if call.method == "PUSH_MESSAGES":
             pushed = PushMessagesResponse.FromString(answer)
-            replies = PushMessagesRequest.FromString(body).messages_list
+            replies = PushMessagesRequest.FromString(call.body).messages_list
             asked = replies[0].metadata.reply_to_message_id if replies else None
             if not asked or not pushed.objects_to_push:
                 return asked
-            self._missing[pushed.session_id] = (asked, set(pushed.objects_to_push))
-        if method == "PUSH_OBJECT" and PushObjectResponse.FromString(answer).stored:
-            request = PushObjectRequest.FromString(body)
-            asked, missing = self._missing.get(request.session_id, (None, set()))
+            sessions[pushed.session_id] = (asked, set(pushed.objects_to_push))
+            if len(sessions) > MAX_OPEN_REPLIES:
+                sessions.popitem(last=False)
+        elif call.method == "PUSH_OBJECT" and PushObjectResponse.FromString(answer).stored:
+            request = PushObjectRequest.FromString(call.body)
+            asked, missing = sessions.get(request.session_id, (None, {request.object_id}))
             missing.discard(request.object_id)
             if not missing:
-                self._missing.pop(request.session_id, None)
+                sessions.pop(request.session_id, None)
                 return asked
         return None

@@ -5,19 +5,22 @@ A daemon without an identity leaves `request.json` and waits for `certificate.pe
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import IdentityError
-from fedfactory.identity.roles import Role
+from fedfactory.identity.roles import Peer, Role
 
 REQUEST: Final = "request.json"
 _TLS_KEY: Final = "tls.key"
@@ -55,8 +58,18 @@ def request_identity(folder: Path, role: Role, name: str, *, node_key: bool = Fa
     """Make keys and a request in `folder`, unless they are there already.
 
     `node_key` adds the Flower node key (EC P-384) that a site's messages are signed with.
+
+    Raises:
+        IdentityError: `folder` holds the identity of somebody else, or the name cannot be one.
     """
+    peer = Peer(role=role, name=name)
     if (folder / REQUEST).exists():
+        found = read_request(folder)
+        if (found.role, found.name) != (peer.role, peer.name):
+            raise IdentityError(
+                f"{folder} holds the identity of {found.role} '{found.name}', expected"
+                f" {role} '{name}': use another folder, or remove it to enrol anew"
+            )
         return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())
@@ -112,17 +125,44 @@ def wait_for_certificate(folder: Path, timeout_s: float) -> None:
 
 
 def load_identity(folder: Path) -> Identity:
-    """Return key, certificate and authority."""
-    return Identity(
-        key_pem=(folder / _TLS_KEY).read_bytes(),
-        certificate_pem=(folder / _CERTIFICATE).read_bytes(),
-        authority_pem=(folder / _AUTHORITY).read_bytes(),
-    )
+    """Return key, certificate and authority, once they are seen to belong together.
+
+    Raises:
+        IdentityError: a file is missing or unreadable, the certificate is for another key, of
+            another authority, or not valid now.
+    """
+    try:
+        identity = Identity(
+            key_pem=(folder / _TLS_KEY).read_bytes(),
+            certificate_pem=(folder / _CERTIFICATE).read_bytes(),
+            authority_pem=(folder / _AUTHORITY).read_bytes(),
+        )
+        key = serialization.load_pem_private_key(identity.key_pem, password=None)
+        certificate = x509.load_pem_x509_certificate(identity.certificate_pem)
+        authority = x509.load_pem_x509_certificate(identity.authority_pem)
+    except (OSError, ValueError, TypeError) as error:
+        raise IdentityError(f"{folder} holds no whole identity", diagnostic=str(error)) from error
+    where = folder / _CERTIFICATE
+    if certificate.public_key() != key.public_key():
+        raise IdentityError(f"{where} is for another key than {_TLS_KEY}: enrol anew")
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise IdentityError(f"{where} is not signed by {_AUTHORITY}") from error
+    if not certificate.not_valid_before_utc <= datetime.now(UTC) <= certificate.not_valid_after_utc:
+        raise IdentityError(
+            f"{where} is valid from {certificate.not_valid_before_utc} to"
+            f" {certificate.not_valid_after_utc}, not now: have a new one signed"
+        )
+    return identity
 
 
 def load_node_key(folder: Path) -> bytes:
-    """Return the Flower node key (private, PEM)."""
-    return (folder / _NODE_KEY).read_bytes()
+    """Return the Flower node key (private, PKCS #8 PEM, as Flower's client loads it)."""
+    try:
+        return (folder / _NODE_KEY).read_bytes()
+    except OSError as error:
+        raise IdentityError(f"{folder} holds no node key", diagnostic=str(error)) from error
 
 
 def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -130,7 +170,12 @@ def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
+    """Write a file of ours, 0600, durably and in one piece."""
     partial = path.with_name(f".{path.name}.part")
-    partial.touch(mode=0o600)
-    partial.write_bytes(content)
+    partial.unlink(missing_ok=True)
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # a key that a certificate was signed for must not be lost
     partial.replace(path)

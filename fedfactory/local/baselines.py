@@ -1,8 +1,8 @@
 """What each site alone, and pooled data, would have reached: a job of a process of its own.
 
-Alone: rounds x local_epochs epochs on the site's own training split. Pooled: as many epochs over all
-training splits together, which is the federation's total of local steps. Both start from the run's
-initial model and are measured on the union of all test splits.
+Alone: rounds x local_epochs epochs on the site's own training split. Pooled: as many epochs over
+all training splits together, which is the federation's total of local steps. Both start from the
+run's initial model and are measured on the union of all test splits.
 """
 
 from __future__ import annotations

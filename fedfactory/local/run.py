@@ -68,8 +68,14 @@ def run_local(config: RunConfig) -> int:
     reporter = make_reporter(sys.stdout, sites_note=_sites_note(config))
     with _interruptible() as interrupted:
         try:
-            run = _LocalRun(config, run_id, folder, workspace, reporter, interrupted)
-            result = run.run()
+            result = _LocalRun(
+                config=config,
+                run_id=run_id,
+                folder=folder,
+                workspace=workspace,
+                reporter=reporter,
+                interrupted=interrupted,
+            ).run()
         finally:
             reporter.close()
             _keep_logs(workspace, folder)
@@ -82,6 +88,7 @@ def run_local(config: RunConfig) -> int:
 class _LocalRun:
     def __init__(
         self,
+        *,
         config: RunConfig,
         run_id: str,
         folder: Path,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, TextIO
+from typing import IO, Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +15,7 @@ EDGE: Final = 10
 WIDTH: Final = 100
 
 
-def print_results(summary: Mapping[str, Any], folder: str, stream: TextIO) -> None:
+def print_results(summary: Mapping[str, Any], folder: str, stream: IO[str]) -> None:
     """Print the results of a finished run."""
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:

@@ -90,7 +90,8 @@ def append(history: History, event: Event) -> History:
     if history.status is not None:
         return history
     history = replace(history, last_at=event.at)
-    return _FOLD[type(event)](history, event)
+    after: History = _FOLD[type(event)](history, event)
+    return after
 
 
 def _started(history: History, event: RunStarted) -> History:
@@ -157,11 +158,11 @@ def _silent(site: str, offline: frozenset[str]) -> Part:
 
 
 def _aggregated(history: History, event: ModelAggregated) -> History:
-    assert history.plan is not None
-    current = history.current
+    current, plan = history.current, history.plan
     assert current is not None
+    assert plan is not None
     history = replace(history, model=event.model, current=replace(current, trained_at=event.at))
-    return history if history.plan.evaluate else _end_round(history, event.at)
+    return history if plan.evaluate else _end_round(history, event.at)
 
 
 def _metrics(history: History, event: MetricsAggregated) -> History:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from fedfactory.rounds.events import Finish
 from fedfactory.rounds.history import History, Round
+
+UNANSWERED: Final = "the run ended before it answered"
 
 
 def metrics_line(history: History, number: int) -> dict[str, Any]:
@@ -58,10 +60,10 @@ def _round(found: Round, now: float) -> dict[str, Any]:
         "train_seconds": None if trained is None else trained - found.began_at,
         "sites": {
             site: {
-                "status": part.status,
+                "status": "no_answer" if part.status == "asked" else part.status,
                 "examples": part.examples,
                 "seconds": part.seconds,
-                "reason": part.reason,
+                "reason": UNANSWERED if part.status == "asked" else part.reason,
             }
             for site, part in sorted(found.parts.items())
         },

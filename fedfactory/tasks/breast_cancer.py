@@ -1,4 +1,4 @@
-"""Breast cancer: thirty measurements of cell nuclei, malignant 0 or benign 1 (UCI WDBC, via sklearn).
+"""Breast cancer: thirty measurements of cell nuclei, malignant 0 or benign 1 (UCI, via sklearn).
 
 Features are standardised by constants declared here, published with the data set long ago: under
 differential privacy nothing may be scaled by what a site's own records say.

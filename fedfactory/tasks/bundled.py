@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ def read_bundled(name: str) -> NDArray[np.float64]:
     path = Path(found.submodule_search_locations[0]) / "datasets" / "data" / name
     if not path.exists():
         raise DataError(f"scikit-learn ships no {name}; expected it at {path}")
-    text: Any = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-    with text:
-        header = 0 if name == "digits.csv.gz" else 1
-        return np.loadtxt(text, delimiter=",", skiprows=header)
+    raw = path.read_bytes()
+    lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode().splitlines()
+    header = 0 if name == "digits.csv.gz" else 1
+    return np.loadtxt(lines, delimiter=",", skiprows=header)

@@ -45,7 +45,9 @@ class ClassificationTask(Task):
             network = self.network(self.check(parameters))
         return write_arrays(path, arrays_of(network))
 
-    def open(self, parameters: Mapping[str, Scalar], data: SiteData | None, device: str) -> Workload:
+    def open(
+        self, parameters: Mapping[str, Scalar], data: SiteData | None, device: str
+    ) -> Workload:
         """See Task."""
         from fedfactory.tasks.learning import Learning
 

@@ -45,7 +45,9 @@ class Echo(Task):
         """See Task."""
         return _write_constant(path, self.model_spec(parameters), derive_seed(seed, "init"))
 
-    def open(self, parameters: Mapping[str, Scalar], data: SiteData | None, device: str) -> Workload:
+    def open(
+        self, parameters: Mapping[str, Scalar], data: SiteData | None, device: str
+    ) -> Workload:
         """See Task."""
         del data, device
         return _Echoing(self.model_spec(parameters))

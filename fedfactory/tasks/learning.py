@@ -51,7 +51,7 @@ class Learning:
         """
         before = self._load(base)
         self._network.train()
-        parameters = [p for p in self._network.parameters() if p.requires_grad]
+        parameters: list[Tensor] = [p for p in self._network.parameters() if p.requires_grad]
         anchors = [p.detach().clone() for p in parameters] if training.proximal_mu else []
         velocity = [torch.zeros_like(p) for p in parameters]
         x, y = self._train
@@ -65,8 +65,8 @@ class Learning:
             gradients = list(torch.autograd.grad(loss, parameters))
             with torch.no_grad():
                 if anchors:
-                    drift = torch._foreach_sub(parameters, anchors)
-                    torch._foreach_add_(gradients, drift, alpha=training.proximal_mu)
+                    torch._foreach_add_(gradients, parameters, alpha=training.proximal_mu)
+                    torch._foreach_add_(gradients, anchors, alpha=-training.proximal_mu)
                 torch._foreach_mul_(velocity, training.momentum)
                 torch._foreach_add_(velocity, gradients)
                 torch._foreach_add_(parameters, velocity, alpha=-training.lr)
@@ -111,7 +111,7 @@ def _batches(count: int, training: TrainParameters, seed: int) -> Iterator[Tenso
     generator = torch.Generator().manual_seed(seed)
     steps = 0
     for _ in range(training.local_epochs):
-        for indices in torch.randperm(count, generator=generator).split(training.batch_size):
+        for indices in torch.split(torch.randperm(count, generator=generator), training.batch_size):
             if steps == training.max_steps:
                 return
             steps += 1

@@ -30,10 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         task = load_task(options.task)
-        print(to_json(task.write_initial(options.parameters, options.seed, options.out)), flush=True)
+        ref = task.write_initial(options.parameters, options.seed, options.out)
     except FedfactoryError as error:
-        print(error.public_message, file=sys.stderr)
+        sys.stderr.write(f"{error.public_message}\n")
         return error.exit_code
+    sys.stdout.write(f"{to_json(ref)}\n")
     return 0
 
 

@@ -85,7 +85,9 @@ class Task(ABC):
         """Write the initial model as safetensors: same seed, same bytes."""
 
     @abstractmethod
-    def open(self, parameters: Mapping[str, Scalar], data: SiteData | None, device: str) -> Workload:
+    def open(
+        self, parameters: Mapping[str, Scalar], data: SiteData | None, device: str
+    ) -> Workload:
         """Make ready to work on `data` (of the task's schema) on `device`.
 
         Raises:

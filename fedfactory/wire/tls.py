@@ -20,6 +20,8 @@ from fedfactory.identity.enrolment import Identity
 
 MAX_MESSAGE_BYTES: Final = 8 * 1024 * 1024
 KEEPALIVE_MS: Final = 20_000
+# One piece of an array travels in a couple of HTTP/2 frames, not in 128 (docs/adr/0002).
+_FRAME_BYTES: Final = 1024 * 1024
 _COMMON: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -27,10 +29,19 @@ _COMMON: Final = (
     ("grpc.keepalive_timeout_ms", KEEPALIVE_MS // 2),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.max_frame_size", _FRAME_BYTES),
+)
+_CALLER_OPTIONS: Final = (
+    *_COMMON,
+    # gRPC's own limit is two minutes: far too long for a gateway that was only restarted.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 10_000),
 )
 SERVER_OPTIONS: Final = (
     *_COMMON,
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 4),
+    ("grpc.max_concurrent_streams", 64),
     ("grpc.so_reuseport", 0),
 )
 
@@ -59,7 +70,7 @@ def open_channel(address: str, identity: Identity) -> grpc.Channel:
     return grpc.secure_channel(
         address,
         channel_credentials(identity),
-        options=(*_COMMON, ("grpc.enable_http_proxy", proxied)),
+        options=(*_CALLER_OPTIONS, ("grpc.enable_http_proxy", proxied)),
     )
 
 

@@ -64,9 +64,7 @@ def _iid(total: int, count: int, generator: np.random.Generator) -> list[Indices
     return np.array_split(generator.permutation(total), count)
 
 
-def _dirichlet(
-    labels: NDArray[np.int64], count: int, alpha: float, seed: int
-) -> list[Indices]:
+def _dirichlet(labels: NDArray[np.int64], count: int, alpha: float, seed: int) -> list[Indices]:
     """Spread each class by a Dirichlet draw (Hsu et al. 2019); draw again while a site starves."""
     shares: list[Indices] = []
     for draw in range(MAX_DRAWS):
@@ -84,9 +82,7 @@ def _dirichlet(
     return shares
 
 
-def _by_labels(
-    labels: NDArray[np.int64], count: int, per_site: int, seed: int
-) -> list[Indices]:
+def _by_labels(labels: NDArray[np.int64], count: int, per_site: int, seed: int) -> list[Indices]:
     """Deal the classes round to the sites, `per_site` each; sites of one class share it equally."""
     classes = np.unique(labels)
     if per_site > len(classes):
@@ -95,7 +91,9 @@ def _by_labels(
         )
     generator = _generator(seed, "labels")
     dealt = np.resize(generator.permutation(classes), count * per_site)
-    holders = {c: [i for i in range(count) if c in dealt[i * per_site :][:per_site]] for c in classes}
+    holders = {
+        c: [i for i in range(count) if c in dealt[i * per_site :][:per_site]] for c in classes
+    }
     parts: list[list[Indices]] = [[] for _ in range(count)]
     for label, sites in holders.items():
         members = generator.permutation(np.flatnonzero(labels == label))

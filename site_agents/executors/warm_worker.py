@@ -1,7 +1,7 @@
 """A worker process that stays: torch imported once, data and model in memory.
 
-It is exec'ed with pipes alone. When the agent dies by whatever means, the pipe closes and the worker
-ends.
+It is exec'ed with pipes alone. When the agent dies by whatever means, the pipe closes and the
+worker ends.
 """
 
 from __future__ import annotations

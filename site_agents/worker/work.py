@@ -1,7 +1,7 @@
 """What a worker does: keeps data and models in memory and turns jobs into results.
 
-From the moment data is touched every failure is the one code `work_failed`; the log gets the error's
-type and where it arose, never its message, which may hold values of records.
+Once data is touched every failure is the one code `work_failed`; the log gets the error's type and
+where it arose, never its message, which may hold values of records.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ log = logging.getLogger("site_agents.worker")
 class Worker:
     """One site's data and the models it has worked on."""
 
-    def __init__(
-        self, *, site: str, data: Mapping[str, Any], threads: int, device: str
-    ) -> None:
+    def __init__(self, *, site: str, data: Mapping[str, Any], threads: int, device: str) -> None:
         self._site = site
         self._options = data
         self._device = _choose_device(device, threads)
@@ -63,7 +61,8 @@ class Worker:
             write_file(folder / RESULT, _failed("bad_model", began))
         except Exception as error:  # noqa: BLE001  the boundary: a worker answers every job
             frames = "".join(traceback.format_tb(error.__traceback__))
-            log.error("round %d: %s at\n%s", job.round, type(error).__name__, frames)
+            # Not log.exception: it would write the message.
+            log.error("round %d: %s at\n%s", job.round, type(error).__name__, frames)  # noqa: TRY400
             write_file(folder / RESULT, _failed("work_failed", began))
         else:
             write_file(folder / RESULT, _done(outcome, workload.spec, began))
@@ -86,9 +85,7 @@ class Worker:
         if task not in self._data:
             found = load_task(task)
             wanted = found.data is not None
-            self._data[task] = (
-                load_site_data(self._options, self._site, found) if wanted else None
-            )
+            self._data[task] = load_site_data(self._options, self._site, found) if wanted else None
         return self._data[task]
 
 

@@ -24,8 +24,9 @@ from fedfactory.coordinator.aggregation import (
     SitePlan,
     StreamingAggregation,
 )
+from fedfactory.coordinator.flower_loading import load_flower_strategy
 from fedfactory.coordinator.flower_seam import assume_app_identity
-from fedfactory.coordinator.flower_strategy import FlowerAggregation, load_flower_strategy
+from fedfactory.coordinator.flower_strategy import FlowerAggregation
 from fedfactory.testing.strategies import TRAINING, train_update
 from fedfactory.wire.arrays import read_arrays, spec_of, write_arrays
 from strategies import make_strategy

@@ -18,7 +18,7 @@ OVERRIDES = ("rounds=3", "local_epochs=1", "seed=7")
 @pytest.fixture(scope="module")
 def finished(launch_shared: Launcher) -> Federation:
     # A proxy that answers nobody: loopback traffic must not see it.
-    dead = {name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy")}
+    dead = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy"), "http://127.0.0.1:9")
     federation = launch_shared(*OVERRIDES, "baselines=true", env=dead)
     assert federation.wait() == 0, federation.output()
     return federation

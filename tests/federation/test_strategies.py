@@ -10,10 +10,18 @@ pytestmark = pytest.mark.federation
 MODEL = ("task.model=cnn_bn", "rounds=1", "local_epochs=1", "max_steps=2")
 
 
-@pytest.mark.parametrize("name", ["FedMedian", "FedAdam", "QFedAvg"])
-def test_a_flower_strategy_by_target(launch: Launcher, name: str) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("FedMedian",),
+        ("FedAdam", "+strategy.eta=0.01"),
+        ("QFedAvg", "+strategy.client_learning_rate=0.1"),
+    ],
+)
+def test_a_flower_strategy_by_target(launch: Launcher, options: tuple[str, ...]) -> None:
+    name, *fields = options
     federation = launch(
-        *MODEL, "strategy=custom", f"strategy._target_=flwr.serverapp.strategy.{name}"
+        *MODEL, "strategy=custom", f"strategy._target_=flwr.serverapp.strategy.{name}", *fields
     )
     assert federation.wait() == 0, federation.output()
     assert federation.summary()["status"] == "completed"

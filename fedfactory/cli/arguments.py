@@ -1,0 +1,16 @@
+"""Arguments of a command: argparse, with its complaints in our one line."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from fedfactory.contracts.errors import UsageError
+
+
+class Arguments(argparse.ArgumentParser):
+    """A parser that raises UsageError where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse found, with the way to the help."""
+        raise UsageError(f"{message} ({self.prog} --help tells what there is)")
