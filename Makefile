@@ -1,4 +1,6 @@
-PYTHON ?= python3
+# One command each: make demo, make test, make bench. The first installs into .venv, once.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
+  "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -6,7 +8,7 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test check tests test-long bench proto clean
 
 demo: $(STAMP)
-	$(BIN)/fedfactory local baselines=true
+	@$(BIN)/fedfactory local baselines=true
 
 test: check tests
 
@@ -26,14 +28,14 @@ bench: $(STAMP)
 	$(BIN)/python -m bench.run
 
 $(STAMP): pyproject.toml constraints.txt
-	@echo "setting up $(VENV) (a minute or two, once)"
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedfactory needs Python 3.11 or newer")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev]'
-	touch $@
+	@test -n "$(PYTHON)" || { echo "fedfactory needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "setting up $(VENV) with $(PYTHON): a few minutes, once (torch is the large part)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
 
 proto: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. fedfactory/wire/rpc/gateway.proto
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The groups of conf/ and the names in each: YAML files, and plug-ins of installed packages."""
+"""The groups of conf/ and the names in each, read from the YAML files themselves."""
 
 from __future__ import annotations
 
@@ -15,39 +15,23 @@ OPEN_STRATEGY: Final = "custom"
 @cache
 def groups(root: str) -> Mapping[str, str]:
     """Return the groups that conf/<root>.yaml chooses from, each with its default choice."""
-    text = (files("fedfactory.conf") / f"{root}.yaml").read_text(encoding="utf-8")
-    defaults = yaml.safe_load(text)["defaults"]
+    defaults = _read(f"{root}.yaml")["defaults"]
     return {k: v for entry in defaults if isinstance(entry, dict) for k, v in entry.items()}
 
 
-def choices(group: str) -> list[str]:
-    """Return the names there are in a group, sorted."""
-    return sorted({*_yaml_names(group), *plugin_choices(group)})
-
-
-def plugin_choices(group: str) -> list[str]:
-    """Return the names that have no YAML here: tasks and strategies of other packages."""
-    if group == "task":
-        from fedfactory.tasks.table import TASKS as TABLE
-    elif group == "strategy":
-        from strategies import STRATEGIES as TABLE
-    else:
-        return []
-    return sorted(set(TABLE.names()) - set(_yaml_names(group)))
-
-
-def is_open(group: str, choice: str) -> bool:
-    """Whether a choice takes keys of its own: those of a class that conf/ does not know."""
-    return (group, choice) == ("strategy", OPEN_STRATEGY) or choice in plugin_choices(group)
+@cache
+def choices(group: str) -> tuple[str, ...]:
+    """Return the names that have a YAML in a group, sorted."""
+    found = (entry.name for entry in (files("fedfactory.conf") / group).iterdir())
+    return tuple(sorted(n.removesuffix(".yaml") for n in found if n.endswith(".yaml")))
 
 
 def values_of(group: str, choice: str) -> Mapping[str, Any]:
     """Return the YAML of a choice as written, without its defaults list."""
-    text = (files("fedfactory.conf") / group / f"{choice}.yaml").read_text(encoding="utf-8")
-    return {key: value for key, value in yaml.safe_load(text).items() if key != "defaults"}
+    read = _read(f"{group}/{choice}.yaml")
+    return {key: value for key, value in read.items() if key != "defaults"}
 
 
-@cache
-def _yaml_names(group: str) -> tuple[str, ...]:
-    found = (entry.name for entry in (files("fedfactory.conf") / group).iterdir())
-    return tuple(name.removesuffix(".yaml") for name in found if name.endswith(".yaml"))
+def _read(path: str) -> dict[str, Any]:
+    text = (files("fedfactory.conf") / path).read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))

@@ -10,8 +10,8 @@ by `_target_`, a plug-in) take keys of their own, with or without the sign.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from hydra import compose, initialize_config_module
@@ -27,7 +27,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from fedfactory.choices import choices, groups, is_open, plugin_choices
+from fedfactory.choices import OPEN_STRATEGY, choices, groups
 from fedfactory.contracts.errors import UnknownNameError, UsageError, ValueRangeError
 
 CONFIG_MODULE: Final = "fedfactory.conf"
@@ -61,17 +61,21 @@ def compose_config(
     overrides: Sequence[str],
     schema: type,
     choice_schemas: Mapping[str, type] | None = None,
+    plugins: Mapping[str, Sequence[str]] | None = None,
 ) -> DictConfig:
     """Return conf/<root>.yaml with overrides applied, references resolved, checked against schemas.
 
-    `choice_schemas` maps 'group/name' to the schema that a choice's YAML asks for.
+    `choice_schemas` maps 'group/name' to the schema that a choice's YAML asks for. `plugins` gives
+    for a group every name that its table knows; those without a YAML take keys of their own.
 
     Raises:
         UsageError: an unknown group, name or key, or a value of the wrong type: one line each.
     """
-    _register(root, schema, choice_schemas or {})
+    known = {g: {*choices(g), *(plugins or {}).get(g, ())} for g in groups(root)}
+    opened = {(g, name) for g, names in known.items() for name in names - {*choices(g)}}
+    _register(root, schema, choice_schemas or {}, opened)
     with initialize_config_module(CONFIG_MODULE, version_base=HYDRA_VERSION_BASE):
-        parsed = _parse(root, overrides)
+        parsed = _parse(root, overrides, known, {*opened, ("strategy", OPEN_STRATEGY)})
         try:
             config = compose(root, overrides=[override.hydra for override in parsed])
             OmegaConf.resolve(config)
@@ -90,43 +94,42 @@ def plain(config: DictConfig) -> dict[str, Any]:
     Raises:
         UsageError: a mandatory value is missing; names its key.
     """
-    if missing := OmegaConf.missing_keys(config):
-        raise UsageError(f"{min(missing)} has no value and no default; add {min(missing)}=...")
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise UsageError(f"{', '.join(missing)}: no value and no default; add {missing[0]}=...")
     values: Any = OmegaConf.to_container(config)
     return dict(values)
 
 
-def _register(root: str, schema: type, choice_schemas: Mapping[str, type]) -> None:
+def _register(
+    root: str, schema: type, choice_schemas: Mapping[str, type], opened: Iterable[tuple[str, str]]
+) -> None:
     store = ConfigStore.instance()
     store.store(name=f"{root}_schema", node=schema)
     for path, node in choice_schemas.items():
         group, _, name = path.rpartition("/")
         store.store(group=f"schema/{group}", name=name, node=node)
-    for group in groups(root):
-        for name in plugin_choices(group):
-            node = {"name": name, "data": None} if group == "task" else {"name": name}
-            store.store(group=group, name=name, node=node)
+    for group, name in opened:
+        store.store(group=group, name=name, node={"name": name})
 
 
-def _parse(root: str, overrides: Sequence[str]) -> list[_Override]:
-    chosen = dict(groups(root))
-    parsed = []
-    for text in overrides:
-        override = _parse_one(text, chosen)
-        if override.choice is not None:
-            chosen[override.key] = override.choice
-        parsed.append(override)
-    opened = tuple(f"{group}." for group, choice in chosen.items() if is_open(group, choice))
-    known = {f"{group}.name" for group in chosen}
+def _parse(
+    root: str,
+    overrides: Sequence[str],
+    known: Mapping[str, Collection[str]],
+    opened: Collection[tuple[str, str]],
+) -> list[_Override]:
+    parsed = [_parse_one(text, known) for text in overrides]
+    chosen = {**groups(root), **{o.key: o.choice for o in parsed if o.choice is not None}}
+    open_groups = {group for group, choice in chosen.items() if (group, choice) in opened}
     return [
-        _Override(key=o.key, text=o.text, choice=o.choice, adds=True)
-        if o.key.startswith(opened) and o.key not in known
-        else o
-        for o in parsed
+        replace(override, adds=True)
+        if override.key.partition(".")[0] in open_groups and override.choice is None
+        else override
+        for override in parsed
     ]
 
 
-def _parse_one(text: str, known_groups: Iterable[str]) -> _Override:
+def _parse_one(text: str, known: Mapping[str, Collection[str]]) -> _Override:
     try:
         found = OverridesParser.create().parse_override(text)
     except HydraException as error:
@@ -140,12 +143,10 @@ def _parse_one(text: str, known_groups: Iterable[str]) -> _Override:
         raise UsageError(
             f"'{text}': one run takes one value; [a,b] is a list, and text with a comma is quoted"
         )
-    choice = None
-    if key in known_groups:
-        choice = text.partition("=")[2].strip()
-        if choice not in choices(key):
-            raise UnknownNameError(key, choice, choices(key))
-    return _Override(key=key, text=text.partition("=")[2], choice=choice, adds=False)
+    value = text.partition("=")[2].strip()
+    if key in known and value not in known[key]:
+        raise UnknownNameError(key, value, known[key])
+    return _Override(key=key, text=value, choice=value if key in known else None, adds=False)
 
 
 def _malformed(text: str) -> UsageError:
@@ -191,7 +192,7 @@ def _unknown(base: DictConfig, key: str) -> UsageError | None:
         if not isinstance(node, DictConfig):
             return UnknownNameError("key", key, [prefix])
         if part not in node and not OmegaConf.is_missing(node, part):
-            known = (f"{prefix}.{name}" if prefix else str(name) for name in node)
+            known = (f"{prefix}.{name!s}" if prefix else str(name) for name in node)
             return UnknownNameError("key", key, known)
         node = None if OmegaConf.is_missing(node, part) else node[part]
     return None

@@ -3,34 +3,53 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Final
 
-from fedfactory.contracts.model import BlobRef, check_digest
+from fedfactory.contracts.model import BlobRef
+from fedfactory.wire.arrays import file_ref
 from site_agents.gateway_client import GatewayClient
 
 KEEP: Final = 2
 
 
 class BlobCache:
-    """A folder of blobs by digest."""
+    """A folder (0700) of blobs by digest, filled through the gateway."""
 
     def __init__(self, folder: Path, gateway: GatewayClient) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
         self._gateway = gateway
+        self._verified: set[str] = set()
+        self._lock = threading.Lock()
 
     def fetch(self, ref: BlobRef) -> Path:
-        """Return the file of a blob, fetched if it is not here."""
-        path = self._folder / check_digest(ref.digest).removeprefix("sha256:")
-        if path.exists():
-            os.utime(path)
-        else:
-            self._gateway.download(ref, path)
-        self._prune()
+        """Return the file of a blob, fetched if it is not here.
+
+        Raises what GatewayClient.download raises.
+        """
+        path = self._folder / ref.digest.removeprefix("sha256:")
+        with self._lock:
+            if self._is_here(path, ref):
+                os.utime(path)
+            else:
+                self._gateway.download(ref, path)
+            self._verified.add(ref.digest)
+            self._prune(path)
         return path
 
-    def _prune(self) -> None:
-        files = [p for p in self._folder.iterdir() if not p.name.startswith(".")]
-        for old in sorted(files, key=lambda p: p.stat().st_mtime)[:-KEEP]:
-            old.unlink()
+    def _is_here(self, path: Path, ref: BlobRef) -> bool:
+        """Whether the file is there; one left by an earlier process is hashed before it counts."""
+        if not path.exists():
+            return False
+        return ref.digest in self._verified or file_ref(path) == ref
+
+    def _prune(self, current: Path) -> None:
+        """Keep the newest files, `current` among them; drop cut transfers nobody will resume."""
+        files = [path for path in self._folder.iterdir() if path != current]
+        whole = [path for path in files if not path.name.startswith(".")]
+        newest_first = sorted(whole, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        cut = [path for path in files if path.name.startswith(".")]
+        for path in [*newest_first[KEEP - 1 :], *cut]:
+            path.unlink()

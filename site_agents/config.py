@@ -1,90 +1,31 @@
-"""What a site tells its own agent: Hydra's schema of conf/agent.yaml, and the checked value."""
+"""What a site tells its own agent: the composed conf/agent.yaml, checked, as one value.
+
+Imports no Hydra: types live in agent_schema.py, defaults in conf/, ranges here.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from fedfactory.contracts.errors import DataError, ValueRangeError
+from fedfactory.contracts.errors import DataError, UnknownNameError, UsageError, ValueRangeError
+from fedfactory.tasks.table import TASKS
 from site_agents.catalogue import check_site_name
 from site_agents.policy import Policy
 
-_MISSING: Final = "???"
 SOURCES: Final = ("npz", "partition")
 DEVICES: Final = ("auto", "cpu", "cuda")
-
-
-@dataclass
-class SiteSchema:
-    """Who this is."""
-
-    name: str = _MISSING
-
-
-@dataclass
-class GatewaySchema:
-    """Where the coordinator is."""
-
-    address: str = _MISSING
-
-
-@dataclass
-class SharesSchema:
-    """How the sites of local mode share one data set."""
-
-    kind: str | None = None
-    alpha: float | None = None
-    labels_per_site: int | None = None
-
-
-@dataclass
-class DataSchema:
-    """The site's own data."""
-
-    source: str = _MISSING
-    path: str | None = None
-    task: str | None = None
-    partition: SharesSchema = field(default_factory=SharesSchema)
-    sites: list[str] = field(default_factory=list)
-    seed: int = 0
-
-
-@dataclass
-class PolicySchema:
-    """What the site allows."""
-
-    tasks: list[str] = field(default_factory=list)
-    privacy: list[str] = field(default_factory=list)
-    metrics: list[str] = field(default_factory=list)
-    max_rounds: int = _MISSING  # type: ignore[assignment]
-    max_local_epochs: int = _MISSING  # type: ignore[assignment]
-    max_model_bytes: int = _MISSING  # type: ignore[assignment]
-    min_examples: int = _MISSING  # type: ignore[assignment]
-
-
-@dataclass
-class WorkerSchema:
-    """How work runs."""
-
-    executor: str = _MISSING
-    threads: int = _MISSING  # type: ignore[assignment]
-    device: str = _MISSING
-    timeout_s: float = _MISSING  # type: ignore[assignment]
-
-
-@dataclass
-class AgentSchema:
-    """The types Hydra holds conf/agent.yaml and its overrides against."""
-
-    site: SiteSchema = field(default_factory=SiteSchema)
-    home: str = _MISSING
-    gateway: GatewaySchema = field(default_factory=GatewaySchema)
-    data: DataSchema = field(default_factory=DataSchema)
-    policy: PolicySchema = field(default_factory=PolicySchema)
-    worker: WorkerSchema = field(default_factory=WorkerSchema)
+PRIVACY_MODES: Final = ("none",)
+LOWEST: Final[Mapping[str, int]] = {
+    "max_rounds": 1,
+    "max_local_epochs": 1,
+    "max_model_bytes": 1,
+    "min_examples": 0,
+}
+MAX_PORT: Final = 65535
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,24 +62,54 @@ def agent_config(values: Mapping[str, Any]) -> AgentConfig:
     """Check a composed configuration and return it as a value.
 
     Raises:
-        UsageError: a value out of range (names its key), or a data file that is not there.
+        UsageError: an unknown name, a value out of range (names its key), a missing data file.
     """
-    data = dict(values["data"])
-    if data["source"] not in SOURCES:
-        raise ValueRangeError("data.source", data["source"], f"one of {', '.join(SOURCES)}")
-    if data["path"] is not None and not Path(data["path"]).is_file():
-        raise DataError(f"data.path={data['path']}: there is no such file")
-    policy: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in values["policy"].items()
-    }
-    host, _, port = values["gateway"]["address"].rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueRangeError("gateway.address", values["gateway"]["address"], "host:port")
+    site = check_site_name(values["site"]["name"])
     return AgentConfig(
-        site=check_site_name(values["site"]["name"]),
+        site=site,
         home=Path(values["home"]).absolute(),
-        gateway_address=values["gateway"]["address"],
-        data=data,
-        policy=Policy(**policy),
+        gateway_address=_address(values["gateway"]["address"]),
+        data=_data(dict(values["data"]), site),
+        policy=_policy(values["policy"]),
         worker=WorkerConfig(**values["worker"]),
     )
+
+
+def _address(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if not (host and port.isascii() and port.isdigit() and 1 <= int(port) <= MAX_PORT):
+        raise ValueRangeError("gateway.address", address, "host:port")
+    return address
+
+
+def _data(data: dict[str, Any], site: str) -> dict[str, Any]:
+    source, path = data["source"], data["path"]
+    if source not in SOURCES:
+        raise UnknownNameError("data.source", source, SOURCES)
+    if source == "npz" and path is None:
+        raise UsageError("data.source=npz needs data.path=FILE, an NPZ file with x and y")
+    if path is not None and not Path(path).is_file():
+        raise DataError(f"data.path={path}: there is no such file")
+    if source == "partition":
+        _check_names("data.task", [data["task"]], TASKS.names())
+        if site not in data["sites"]:
+            raise ValueRangeError(
+                "data.sites", data["sites"], f"a list that holds this site, {site}"
+            )
+    return data
+
+
+def _policy(values: Mapping[str, Any]) -> Policy:
+    for key, low in LOWEST.items():
+        if values[key] < low:
+            raise ValueRangeError(f"policy.{key}", values[key], f"a whole number from {low}")
+    _check_names("policy.tasks", values["tasks"], TASKS.names())
+    _check_names("policy.privacy", values["privacy"], PRIVACY_MODES)
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Policy(**fields)
+
+
+def _check_names(key: str, found: list[Any], known: list[str] | tuple[str, ...]) -> None:
+    for name in found:
+        if name not in known:
+            raise UnknownNameError(key, str(name), known)

@@ -48,7 +48,7 @@ def _local(overrides: Sequence[str], *, show: bool) -> int:
     from fedfactory.hydra_config import compose_config, plain
     from fedfactory.run_schema import CHOICE_SCHEMAS, RunSchema
 
-    composed = compose_config(ROOT, overrides, RunSchema, CHOICE_SCHEMAS)
+    composed = compose_config(ROOT, overrides, RunSchema, CHOICE_SCHEMAS, _tables())
     text = OmegaConf.to_yaml(composed)
     config = run_config(plain(composed), text)
     if show:
@@ -59,7 +59,17 @@ def _local(overrides: Sequence[str], *, show: bool) -> int:
     return run_local(config)
 
 
+def _tables() -> dict[str, list[str]]:
+    """Return the names that a group's table knows, plug-ins of installed packages among them."""
+    from fedfactory.tasks.table import TASKS
+    from strategies import STRATEGIES
+
+    return {"task": TASKS.names(), "strategy": STRATEGIES.names()}
+
+
 def _help() -> str:
+    from site_agents.catalogue import site_names
+
     run_yaml = (files("fedfactory.conf") / f"{ROOT}.yaml").read_text(encoding="utf-8")
     _, _, defaults = run_yaml.partition("_self_\n")
     return "\n".join(
@@ -72,6 +82,8 @@ def _help() -> str:
             "choices (* default), with keys of their own:",
             *_choice_lines(),
             "",
+            f"sites of the catalogue: {', '.join(site_names())}",
+            "",
             "keys and their defaults:",
             *(f"  {line}".rstrip() for line in defaults.strip().splitlines()),
             "",
@@ -83,13 +95,12 @@ def _help() -> str:
 
 
 def _choice_lines() -> list[str]:
-    from fedfactory.choices import choices, groups, plugin_choices, values_of
+    from fedfactory.choices import choices, groups, values_of
 
     lines = []
     for group, default in groups(ROOT).items():
-        outside = plugin_choices(group)
-        for choice in choices(group):
-            keys = {} if choice in outside else dict(values_of(group, choice))
+        for choice in sorted({*choices(group), *_tables().get(group, ())}):
+            keys = values_of(group, choice) if choice in choices(group) else {"...": "its own keys"}
             own = "  ".join(
                 f"{group}.{key}={_shown(value)}"
                 for key, value in keys.items()

@@ -1,7 +1,7 @@
 """Arrays at the coordinator: files named by their SHA-256, in one folder, with one writer.
 
-A blob appears under its name only when its length and digest are verified, by rename. Files are not
-synced to disk: what a power cut loses is at most the round under way, which is then asked for again,
+A blob appears under its name only when its length and digest are verified, by rename. Files are
+not synced to disk: a power cut loses at most the round under way, which is then asked for again,
 and a file that it tore fails its digest at the site that downloads it.
 """
 
@@ -95,7 +95,8 @@ def blob_path(root: Path, digest: str) -> Path:
 def _write_checked(path: Path, ref: BlobRef, pieces: Iterable[bytes | memoryview]) -> None:
     digest = hashlib.sha256()
     length = 0
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", 0) as file:
+    path.touch(mode=0o600)
+    with path.open("wb", 0) as file:
         for piece in pieces:
             length += len(piece)
             if length > ref.bytes:

@@ -15,9 +15,11 @@ from typing import Final
 
 import httpx
 from flwr.common.constant import TIMESTAMP_HEADER
+from flwr.serverapp import Grid
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import HttpGrid
 
 # Fleet calls that may pass the gateway, and the one path each goes to (superlink/routers/fleet).
 FLEET_PATHS: Final[Mapping[str, str]] = {
@@ -74,6 +76,12 @@ def flower_environment(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
     }
+
+
+def bound_retries(grid: Grid, max_time_s: float) -> None:
+    """Let the Grid's calls fail after so many seconds without SuperLink, not retry for ever."""
+    assert isinstance(grid, HttpGrid)
+    grid._retry_invoker.max_time = max_time_s  # noqa: SLF001
 
 
 class SuperLinkClient:

@@ -67,7 +67,7 @@ class Gateway:
         self._pushes = PushTracker()
         self._server = grpc.server(
             ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="gateway"),
-            handlers=(handlers(self),),
+            handlers=[handlers(self)],
             options=SERVER_OPTIONS,
             maximum_concurrent_rpcs=MAX_CALLS,
         )
@@ -185,9 +185,7 @@ class Gateway:
                 self._count(site, down=len(data))
                 yield data
 
-    def upload(
-        self, parts: Iterator[BlobReference | Bytes], context: Context
-    ) -> pb.UploadReceipt:
+    def upload(self, parts: Iterator[BlobReference | Bytes], context: Context) -> pb.UploadReceipt:
         """Store what the caller sends, once its length and digest are verified.
 
         The latest upload of a site counts: one that hangs on a dead connection gives way.
@@ -199,7 +197,7 @@ class Gateway:
                 older = self._uploads.get(site)
                 self._uploads[site] = context
             if older is not None:
-                older.cancel()
+                older.cancel()  # type: ignore[no-untyped-call]
             self.store.receive(site, ref, self._pieces(site, parts))
         except FedfactoryError as error:
             _abort(context, error)

@@ -1,17 +1,16 @@
 """The Unix socket between gateway and ServerApp: the gateway owns blobs, the ServerApp the run.
 
-JSON lines. The ServerApp calls (hello, offer, ring, adopt, discard, traffic) and is answered in
-order; the gateway also pushes rings: a reply to pull, a site that came or went, a stop.
+JSON lines. The ServerApp calls (hello, offer, ring, adopt, claim, discard, traffic) and is answered
+in order; the gateway also pushes rings: a reply to pull, a site that came or went, a stop.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
+import logging
 import queue
 import socket
-import struct
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +19,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from fedfactory.contracts.codec import encode
-from fedfactory.contracts.errors import EnvironmentFailedError, IdentityError
+from fedfactory.contracts.errors import EnvironmentFailedError, FedfactoryError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.coordinator.blobs import blob_path
+from fedfactory.coordinator.unix_socket import bound_writes, connect, hang_up, is_same_user, listen
 
 if TYPE_CHECKING:
     from fedfactory.coordinator.gateway import Gateway
+
+log = logging.getLogger("fedfactory.link")
 
 RingName = Literal["reply", "site_connected", "site_lost", "stop", "failed", "closed"]
 CALL_TIMEOUT_S: Final = 60.0
@@ -45,27 +47,29 @@ class LinkRing:
 
 
 class LinkServer:
-    """The gateway's end: serves one ServerApp of the same user."""
+    """The gateway's end: serves one ServerApp of the same user at a time.
+
+    `ended` says that a ServerApp was here and is gone.
+    """
 
     def __init__(self, path: Path, gateway: Gateway, staging: Path) -> None:
         staging.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.ended = False
         self._gateway = gateway
         self._staging = staging
+        self._path = path
         self._lock = threading.Lock()
         self._client: socket.socket | None = None
-        self.ended = False
-        self._listener = socket.socket(socket.AF_UNIX)
-        path.unlink(missing_ok=True)
-        self._listener.bind(str(path))
-        path.chmod(0o600)
-        self._listener.listen(1)
+        self._last_word: LinkRing | None = None  # a stop is also for a ServerApp still to come
+        self._listener = listen(path)
         gateway.on_reply = lambda message: self._push(LinkRing(event="reply", message=message))
         gateway.on_connect = lambda site: self._push(LinkRing(event="site_connected", site=site))
         gateway.on_disconnect = lambda site: self._push(LinkRing(event="site_lost", site=site))
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._thread = threading.Thread(target=self._accept, name="link", daemon=True)
+        self._thread.start()
 
     def stop(self, reason: str) -> None:
-        """Ask the run to stop."""
+        """Ask the run to stop; a ServerApp that is not here yet hears it when it comes."""
         self._push(LinkRing(event="stop", reason=reason))
 
     def fail(self, reason: str) -> None:
@@ -81,22 +85,54 @@ class LinkServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._listener.close()
-        if self._client is not None:
-            self._client.close()
+        hang_up(self._listener)
+        with self._lock:
+            client = self._client
+        if client is not None:
+            hang_up(client)
+        self._thread.join()
+        self._path.unlink(missing_ok=True)
 
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            client, _ = self._listener.accept()
-            _check_same_user(client)
-            with self._lock:
-                self._client = client
+    def _accept(self) -> None:
+        serving: threading.Thread | None = None
+        with contextlib.suppress(OSError):  # the listener was closed
+            while True:
+                client, _ = self._listener.accept()
+                bound_writes(client)
+                with self._lock:
+                    welcome = self._client is None and is_same_user(client)
+                    if welcome:
+                        self._client, self.ended = client, False
+                if welcome:
+                    serving = threading.Thread(target=self._serve, args=(client,), daemon=True)
+                    serving.start()
+                else:
+                    log.warning("turned away: not our user, or there is a ServerApp already")
+                    hang_up(client)
+        if serving is not None:
+            serving.join()
+
+    def _serve(self, client: socket.socket) -> None:
+        try:
             with client.makefile("rb") as lines:
                 for line in lines:
-                    self._send({"answer": self._handle(json.loads(line))})
-        self.ended = True
+                    self._send(self._answer(line))
+        except (OSError, ValueError) as error:
+            log.warning("the link broke: %s", error)
+        finally:
+            with self._lock:
+                self._client, self.ended = None, True
+            hang_up(client)
 
-    def _handle(self, call: Mapping[str, Any]) -> Any:
+    def _answer(self, line: bytes) -> Mapping[str, Any]:
+        call = json.loads(line)
+        try:
+            return {"answer": self._handle(call)}
+        except (FedfactoryError, OSError, KeyError, TypeError) as error:
+            log.warning("%s failed: %s", call, error)
+            return {"error": f"{type(error).__name__}: {error}"}
+
+    def _handle(self, call: Mapping[str, Any]) -> Any:  # noqa: C901, one case per call
         gateway = self._gateway
         match call["call"]:
             case "hello":
@@ -105,6 +141,7 @@ class LinkServer:
                     "connected": gateway.connected(),
                     "blobs": str(gateway.store.root),
                     "staging": str(self._staging),
+                    "last_word": encode(self._last_word),
                 }
             case "offer":
                 for site, digest in call["offers"].items():
@@ -115,34 +152,48 @@ class LinkServer:
             case "adopt":
                 ref = BlobRef(digest=call["digest"], bytes=call["bytes"])
                 gateway.store.adopt(Path(call["path"]), ref)
+            case "claim":
+                return gateway.store.claim(call["site"], call["digest"])
             case "discard":
                 for digest in call["digests"]:
                     gateway.discard(digest)
             case "traffic":
                 return gateway.traffic()
+            case unknown:
+                raise KeyError(f"no such call: {unknown}")
         return None
 
     def _push(self, ring: LinkRing) -> None:
+        if ring.event in ("stop", "failed"):
+            self._last_word = ring
         self._send(encode(ring))
 
     def _send(self, value: Mapping[str, Any]) -> None:
-        with self._lock, contextlib.suppress(OSError):
-            if self._client is not None:
+        with self._lock:
+            if self._client is None:
+                return
+            try:
                 self._client.sendall(json.dumps(value).encode() + b"\n")
+            except OSError:  # gone, or it has not read for long: its own thread cleans up
+                hang_up(self._client)
 
 
 class Link:
-    """The ServerApp's end. `events` holds what the gateway rings; 'closed' when it is gone."""
+    """The ServerApp's end. `events` holds what the gateway rings; 'closed' when it is gone.
+
+    Every call raises EnvironmentFailedError when the gateway is gone or could not do it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.events: queue.SimpleQueue[LinkRing] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(str(path))
-        self._blobs = Path()
         self.staging = Path()
+        self._answers: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
+        self._calling = threading.Lock()
+        self._blobs = Path()
         self._connected: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
+        self._socket = connect(path)
+        self._thread = threading.Thread(target=self._read, name="link", daemon=True)
+        self._thread.start()
 
     def hello(self) -> dict[str, int]:
         """Introduce ourselves; return the roster: site to Flower node id."""
@@ -150,6 +201,8 @@ class Link:
         self._blobs = Path(hello["blobs"])
         self.staging = Path(hello["staging"])
         self._connected = hello["connected"]
+        if hello["last_word"] is not None:
+            self.events.put(LinkRing(**hello["last_word"]))
         return dict(hello["roster"])
 
     def connected(self) -> Sequence[str]:
@@ -169,12 +222,16 @@ class Link:
         self._call({"call": "ring", "sites": list(sites)})
 
     def adopt(self, path: Path, ref: BlobRef) -> None:
-        """Hand a file of ours to the gateway as a blob; the file moves."""
+        """Hand a file of ours to the gateway as a blob; the file moves (same file system)."""
         self._call({"call": "adopt", "path": str(path), "digest": ref.digest, "bytes": ref.bytes})
 
+    def claim(self, site: str, digest: str) -> bool:
+        """Keep what a site uploaded until it is discarded; False if it sent no such blob, whole."""
+        return bool(self._call({"call": "claim", "site": site, "digest": digest}))
+
     def discard(self, digests: Iterable[str]) -> None:
-        """Let the gateway forget blobs."""
-        self._call({"call": "discard", "digests": sorted(set(digests))})
+        """Give up one hold on a blob each time it is named: a site's upload before our own."""
+        self._call({"call": "discard", "digests": sorted(digests)})
 
     def traffic(self) -> dict[str, dict[str, int]]:
         """Bytes down to and up from each site so far."""
@@ -189,29 +246,29 @@ class Link:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._socket.close()
+        hang_up(self._socket)
+        self._thread.join()
 
     def _call(self, call: Mapping[str, Any]) -> Any:
-        try:
-            self._socket.sendall(json.dumps(call).encode() + b"\n")
-            return self._answers.get(timeout=CALL_TIMEOUT_S)
-        except (OSError, queue.Empty) as error:
-            raise EnvironmentFailedError("the gateway no longer answers") from error
+        with self._calling:  # answers come in the order of the calls
+            try:
+                self._socket.sendall(json.dumps(call).encode() + b"\n")
+                answer = self._answers.get(timeout=CALL_TIMEOUT_S)
+            except (OSError, queue.Empty) as error:
+                hang_up(self._socket)  # a late answer would be taken for the next call's
+                raise EnvironmentFailedError("the gateway no longer answers") from error
+        if "error" in answer:
+            raise EnvironmentFailedError(f"the gateway could not {call['call']}: {answer['error']}")
+        return answer["answer"]
 
     def _read(self) -> None:
         with contextlib.suppress(OSError), self._socket.makefile("rb") as lines:
             for line in lines:
                 value = json.loads(line)
-                if "answer" in value:
-                    self._answers.put(value["answer"])
-                else:
+                if "event" in value:
                     self.events.put(LinkRing(**value))
+                else:
+                    self._answers.put(value)
+        hang_up(self._socket)
         self.events.put(LinkRing(event="closed"))
-
-
-def _check_same_user(client: socket.socket) -> None:
-    credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, uid, _ = struct.unpack("3i", credentials)
-    if uid != os.getuid():
-        client.close()
-        raise IdentityError("the link is for processes of the coordinator's own user")
+        self._answers.put({"error": "it is gone"})

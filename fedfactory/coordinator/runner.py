@@ -6,6 +6,7 @@ event is appended to events.jsonl before the machine sees it, so the file replay
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import time
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import singledispatchmethod
 from pathlib import Path
+from typing import Final
 
 import httpx
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -62,8 +64,9 @@ from fedfactory.wire.arrays import ArrayFile
 
 log = logging.getLogger("fedfactory.runner")
 
-RECORD = "fedfactory"
-FIELD = "json"
+REASON_WAIT_S: Final = 1.0
+RECORD: Final = "fedfactory"
+FIELD: Final = "json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +150,18 @@ class Runner:
                 log.exception("a command could not be performed")
                 if self._state.phase == "done":
                     raise
-                self._feed(RunFailed(at=time.time(), reason=f"the coordinator broke: {error}"))
+                reason = self._told_reason() or f"the coordinator broke: {error}"
+                self._feed(RunFailed(at=time.time(), reason=reason))
+
+    def _told_reason(self) -> str:
+        """Return what the gateway says broke: it knows better than the call that failed."""
+        end = time.monotonic() + REASON_WAIT_S
+        with contextlib.suppress(queue.Empty):
+            while True:
+                ring = self._link.events.get(timeout=max(0.0, end - time.monotonic()))
+                if ring.event == "failed":
+                    return ring.reason
+        return ""
 
     def _wait_for_sites(self) -> list[str]:
         """Wait until every site of the plan is connected, or the start timeout; return who is."""

@@ -6,16 +6,19 @@ The app archive that Flower starts holds one import of `app`; everything is here
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedfactory.coordinator.flower_seam import APP_KEYS
+from fedfactory.coordinator.flower_seam import APP_KEYS, bound_retries
 from fedfactory.coordinator.link import Link
 from fedfactory.coordinator.run_files import RunFiles
 from fedfactory.coordinator.runner import Runner
 from fedfactory.coordinator.settings import RunSettings
 from fedfactory.coordinator.strategy_loading import load_aggregation
+
+SUPERLINK_PATIENCE_S: Final = 5.0
 
 app = ServerApp()
 
@@ -24,6 +27,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the rounds that the settings file describes."""
     link_path, settings_path = (Path(str(context.run_config[key])) for key in APP_KEYS)
+    bound_retries(grid, SUPERLINK_PATIENCE_S)
     settings = RunSettings.read(settings_path)
     with Link(link_path) as link, RunFiles(Path(settings.run_folder)) as files:
         roster = link.hello()

@@ -58,7 +58,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One Fleet call as a site sent it. `signature` is over `timestamp` (ISO 8601), by `public_key`."""
+    """One Fleet call as a site sent it: `signature` is over `timestamp` (ISO 8601)."""
 
     method: str
     public_key: bytes

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from fedfactory.contracts.errors import IdentityError
 
@@ -48,8 +48,8 @@ class Peer:
         return f"{SCHEME}:{self.role}:{self.name}"
 
 
-def peer_of(auth_context: Mapping[str, Iterable[bytes]]) -> Peer:
-    """Return the peer named by gRPC's authentication context.
+def peer_of(auth_context: Mapping[str, Any]) -> Peer:
+    """Return the peer named by gRPC's authentication context (property name -> list of bytes).
 
     Raises:
         IdentityError: no certificate, or one that carries not exactly one known role.

@@ -1,4 +1,4 @@
-"""TLS for the gateway and its callers: both sides show a certificate of the one pinned authority."""
+"""TLS for the gateway and its callers: both show a certificate of the one pinned authority."""
 
 from __future__ import annotations
 

@@ -52,7 +52,8 @@ def _run(arguments: Sequence[str]) -> int:
         print(_run_help())
         return 0
     from fedfactory.hydra_config import compose_config, plain
-    from site_agents.config import AgentSchema, agent_config
+    from site_agents.agent_schema import AgentSchema
+    from site_agents.config import agent_config
 
     # The folder conf/site/ makes `site=` a group to Hydra; here it is the name we go by.
     overrides = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 
+import psutil
 import pytest
 
 from tests.federation.conftest import Launcher
@@ -13,7 +15,7 @@ pytestmark = pytest.mark.federation
 
 
 def test_a_killed_worker_is_restarted_and_the_run_completes(launch: Launcher) -> None:
-    federation = launch("rounds=12", "local_epochs=20", "evaluate=false")
+    federation = launch("rounds=6", "local_epochs=10", "evaluate=false")
     federation.wait_for_round(1)
     federation.find("site_agents.worker")[0].kill()
     assert federation.wait() == 0, federation.output()
@@ -22,7 +24,7 @@ def test_a_killed_worker_is_restarted_and_the_run_completes(launch: Launcher) ->
 
 def test_a_killed_agent_is_named_and_the_run_goes_on_with_quorum(launch: Launcher) -> None:
     federation = launch(
-        "rounds=4", "local_epochs=20", "round.quorum=2", "round.deadline_s=5", "evaluate=false"
+        "rounds=3", "local_epochs=10", "round.quorum=2", "round.deadline_s=4", "evaluate=false"
     )
     federation.wait_for_round(1)
     (agent,) = federation.find("site_agents.cli.main", "site=lumi")
@@ -45,7 +47,8 @@ def test_without_quorum_the_run_fails_and_keeps_the_last_model(launch: Launcher)
     try:
         assert federation.wait() == 3, federation.output()
     finally:
-        agent.send_signal(signal.SIGCONT)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            agent.send_signal(signal.SIGCONT)
     summary = federation.summary()
     assert summary["status"] == "failed"
     assert "lumi" in summary["reason"]

@@ -28,6 +28,12 @@ def _listeners(process: psutil.Process) -> list[tuple[str, int]]:
     ]
 
 
+def _is_loopback(ip: str) -> bool:
+    address = ipaddress.ip_address(ip)
+    mapped = getattr(address, "ipv4_mapped", None)  # gRPC binds 127.0.0.1 through a v6 socket
+    return (mapped or address).is_loopback
+
+
 def test_every_part_is_a_process_of_its_own(running: Federation) -> None:
     parts = {
         "coordinator": running.find("fedfactory.coordinator", "--until-stdin-closes"),
@@ -53,7 +59,7 @@ def test_all_listeners_are_on_loopback_and_sites_reach_only_the_gateway(
     others = {pid: found for pid, found in listeners.items() if found}
     assert set(others) == {superlink.pid, coordinator.pid}
     for found in others.values():
-        assert all(ipaddress.ip_address(ip).is_loopback for ip, _ in found)
+        assert all(_is_loopback(ip) for ip, _ in found), found
     gateway = listeners[coordinator.pid][0][1]
     for agent in running.find("site_agents.cli.main"):
         remote = {c.raddr.port for c in agent.net_connections(kind="tcp") if c.raddr}

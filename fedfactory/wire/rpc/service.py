@@ -9,7 +9,7 @@ pieces.py. After a change of gateway.proto, from the repository's root:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import grpc
 
@@ -43,7 +43,7 @@ class GatewayService(Protocol):
         """Ring the caller's doorbell."""
 
 
-def handlers(service: GatewayService) -> grpc.GenericRpcHandler:
+def handlers(service: GatewayService) -> grpc.GenericRpcHandler[Any, Any]:
     """Return what a gRPC server needs to serve `service`."""
     return grpc.method_handlers_generic_handler(
         SERVICE,

@@ -1,0 +1,61 @@
+"""Which parts of Flower each room may import. import-linter sees packages, not their parts."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PUBLIC = ("flwr.app", "flwr.serverapp", "flwr.serverapp.strategy")
+SEAMS = {"fedfactory/coordinator/flower_seam.py", "site_agents/flower_seam.py"}
+# The gateway judges Fleet's messages before it passes them on, so it knows their types.
+MESSAGE_TYPES = {"fedfactory/coordinator/tunnel.py": "flwr.proto."}
+
+
+def flower_imports(source: str) -> Iterator[str]:
+    """Yield every module of Flower that a source file imports, also inside its functions."""
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module or ""]
+        yield from (name for name in names if name.split(".")[0] == "flwr")
+
+
+def private(path: str, source: str) -> list[str]:
+    if path in SEAMS:
+        return []
+    types = MESSAGE_TYPES.get(path)
+    return [
+        name
+        for name in flower_imports(source)
+        if name not in PUBLIC and not (types and name.startswith(types))
+    ]
+
+
+def sources() -> dict[str, str]:
+    return {
+        str(path.relative_to(ROOT)): path.read_text()
+        for top in ("fedfactory", "strategies", "site_agents")
+        for path in (ROOT / top).rglob("*.py")
+    }
+
+
+def test_only_the_seams_import_what_is_private_of_flower():
+    found = {path: names for path, text in sources().items() if (names := private(path, text))}
+    assert found == {}
+
+
+def test_the_seams_are_there_and_needed():
+    code = sources()
+    for seam in SEAMS:
+        assert any(name not in PUBLIC for name in flower_imports(code[seam]))
+
+
+def test_a_private_import_is_found_wherever_it_stands():
+    assert private("fedfactory/coordinator/x.py", "import flwr.common") == ["flwr.common"]
+    inside = "def f():\n    from flwr.proto.run_pb2 import Run\n"
+    assert private("fedfactory/coordinator/x.py", inside) == ["flwr.proto.run_pb2"]
+    assert private("fedfactory/coordinator/x.py", "from flwr.app import Message") == []

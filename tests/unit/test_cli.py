@@ -1,0 +1,124 @@
+"""The commands: what help shows, what --cfg prints, exit codes, and what is not imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from fedfactory.choices import choices, groups
+from fedfactory.cli import local as local_command
+from fedfactory.cli.main import COMMANDS, guarded, main
+from fedfactory.contracts.errors import RunFailedError, RunStoppedError
+from fedfactory.local import run as local_run
+from fedfactory.run_schema import RunSchema
+
+
+def test_help_lists_every_command_and_exit_code(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f"  {command} " in shown
+    for code in ("0 completed", "2 wrong name", "3 the run failed", "4 the run was stopped", "130"):
+        assert code in shown
+
+
+def test_no_command_shows_help_and_is_wrong(capsys):
+    assert main([]) == 2
+    assert "usage: fedfactory COMMAND" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_local_help_shows_every_choice_and_key(flag, capsys):
+    assert main(["local", flag]) == 0
+    shown = capsys.readouterr().out
+    for group in groups("run"):
+        for choice in choices(group):
+            assert f"{group}={choice}" in shown
+    for key in RunSchema.__dataclass_fields__:
+        assert f"{key}:" in shown or f"{key}=" in shown
+    for nested in ("partition.alpha=0.3", "task.megabytes=100", "quorum: null", "lumi-g"):
+        assert nested in shown
+
+
+@pytest.mark.parametrize("words", [["--cfg", "job"], ["-c", "job"], ["--cfg=job"]])
+def test_cfg_prints_the_composed_yaml(words, capsys):
+    assert main(["local", "rounds=3", *words, "task=echo"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["rounds"] == 3
+    assert shown["task"] == {"name": "echo", "megabytes": 100}
+
+
+def test_the_config_reaches_the_run_and_its_exit_code_comes_back(monkeypatch):
+    seen = []
+    monkeypatch.setattr(local_run, "run_local", lambda config: seen.append(config) or 4)
+    assert main(["local", "rounds=3"]) == 4
+    assert seen[0].rounds == 3
+    assert yaml.safe_load(seen[0].composed_yaml)["rounds"] == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(RunFailedError("too few sites"), 3), (RunStoppedError("asked to"), 4)],
+)
+def test_known_errors_become_one_line_and_their_code(error, code, capsys):
+    def command() -> int:
+        raise error
+
+    assert guarded(command) == code
+    assert capsys.readouterr().err == f"fedfactory: {error.public_message}\n"
+
+
+def test_an_interrupt_is_130(monkeypatch):
+    def interrupted(_overrides, *, show):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local_command, "_local", interrupted)
+    assert main(["local"]) == 130
+
+
+def test_version(capsys):
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out.split()[0] == "fedfactory"
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["no_such_package.Strategy", "flwr.serverapp.strategy.Nope", "collections.OrderedDict"],
+)
+def test_a_target_that_is_no_strategy_is_refused_before_anything_starts(target, tmp_path):
+    words = ["local", "strategy=custom", f"strategy._target_={target}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fedfactory.cli.main", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"strategy._target_={target}" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+HEAVY = ("torch", "flwr", "grpc", "sklearn", "scipy", "rich", "cryptography")
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("fedfactory.cli.main", ["local", "--cfg", "job"]),
+        ("fedfactory.cli.main", ["local", "--help"]),
+        ("fedfactory.cli.main", ["local", "rounds=many"]),
+        ("site_agents.cli.main", ["sites"]),
+    ],
+)
+def test_a_quick_answer_imports_nothing_heavy(module, words):
+    code = (
+        f"import sys, {module} as m; m.main({words!r});"
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
