@@ -90,12 +90,10 @@ def _data(data: dict[str, Any], site: str) -> dict[str, Any]:
         raise UsageError("data.source=npz needs data.path=FILE, an NPZ file with x and y")
     if path is not None and not Path(path).is_file():
         raise DataError(f"data.path={path}: there is no such file")
-    if source == "partition":
-        _check_names("data.task", [data["task"]], TASKS.names())
-        if site not in data["sites"]:
-            raise ValueRangeError(
-                "data.sites", data["sites"], f"a list that holds this site, {site}"
-            )
+    # Without the task whose form the data has, nobody could count it before an order is judged.
+    _check_names("data.task", [data["task"]], TASKS.names())
+    if source == "partition" and site not in data["sites"]:
+        raise ValueRangeError("data.sites", data["sites"], f"a list that holds this site, {site}")
     return data
 
 

@@ -7,11 +7,12 @@ Nothing is uploaded before the guard cleared it and the audit chain holds it.
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fedfactory.contracts.codec import from_json
 from fedfactory.contracts.errors import FedfactoryError, ProtocolError, UsageError
@@ -27,6 +28,8 @@ from site_agents.ledger import WorkConflictError, WorkLedger
 from site_agents.policy import Policy, judge
 
 log = logging.getLogger("site_agents.pipeline")
+
+KEEP_JOBS: Final = 4
 
 
 class _RefusedError(Exception):
@@ -78,7 +81,7 @@ class Pipeline:
         key = order.key()
         try:
             reply = self._ledger.finished(key) or self._work(order, key, delivery.expires_at)
-            self._release(order, key, reply)
+            self._release(key, reply)
         except WorkConflictError:
             return self._refusal(key, "conflict", "another order for this round was begun")
         except _RefusedError as refused:
@@ -96,7 +99,14 @@ class Pipeline:
         result = self._execute(order, base, folder, expires_at)
         reply = Reply(update=self._guard(order, key, result, folder), refusal=None)
         self._ledger.commit(key, reply)
+        self._prune()
         return reply
+
+    def _prune(self) -> None:
+        """Keep the newest few job folders: the last updates can be sent again, older ones go."""
+        folders = sorted(self._spool.iterdir(), key=lambda folder: folder.stat().st_mtime)
+        for old in folders[:-KEEP_JOBS]:
+            shutil.rmtree(old, ignore_errors=True)
 
     def _admit(self, order: Order, expires_at: float) -> None:
         if order.site != self._site:
@@ -105,7 +115,10 @@ class Pipeline:
             raise _RefusedError("bad_order", "training parameters belong to 'train' alone")
         if time.time() > expires_at:
             raise _RefusedError("expired", "arrived after its time")
-        examples = self._executor.examples(order.kind)
+        try:
+            examples = self._executor.examples(order.kind)
+        except (WorkerLostError, JobTimeoutError) as error:
+            raise _RefusedError("worker_lost", str(error)) from error
         verdict = judge(self._policy, order, examples=examples)
         if verdict.code is not None:
             raise _RefusedError(verdict.code, f"policy clause '{verdict.clause}'")
@@ -158,7 +171,7 @@ class Pipeline:
             seconds=result.seconds,
         )
 
-    def _release(self, order: Order, key: WorkKey, reply: Reply) -> None:
+    def _release(self, key: WorkKey, reply: Reply) -> None:
         """Write down what leaves, then send the arrays; the reply itself follows."""
         update = reply.update
         assert update is not None
@@ -166,7 +179,6 @@ class Pipeline:
         if update.payload is not None:
             path = job_folder(self._spool, key) / "update.safetensors"
             self._transfer.send(path, update.payload.blob)
-        del order
 
     def _refusal(self, key: WorkKey, code: str, finding: str) -> Reply:
         log.warning("round %d %s refused: %s", key.round, key.kind, finding)

@@ -44,14 +44,15 @@ def measure(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     base = folder / "initial.safetensors"
     task.write_initial(parameters, request["seed"], base)
 
-    def accuracy(name: str, train: Examples) -> float:
+    def accuracy(name: str, train: Examples, parts: int) -> float:
         data = SiteData(train=train, test=test)
         seed = derive_seed(request["seed"], "baseline", name)
-        return _accuracy(task, parameters, data, training, base, seed)
+        steps = training.max_steps * parts if training.max_steps else None
+        return _accuracy(task, parameters, data, replace(training, max_steps=steps), base, seed)
 
-    alone = {site: accuracy(site, share.train) for site, share in shares.items()}
+    alone = {site: accuracy(site, share.train, 1) for site, share in shares.items()}
     pooled_training = _joined([share.train for share in shares.values()])
-    return {"local_only": alone, "pooled": accuracy("pooled", pooled_training)}
+    return {"local_only": alone, "pooled": accuracy("pooled", pooled_training, len(shares))}
 
 
 def _accuracy(  # noqa: PLR0917

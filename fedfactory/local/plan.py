@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfactory.config import RunConfig
+from fedfactory.contracts.errors import UsageError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.coordinator.settings import RunSettings
 from fedfactory.coordinator.strategy_loading import CUSTOM
@@ -75,6 +76,8 @@ def check_choices(config: RunConfig) -> None:
 
     _check_strategy(config.strategy_name, config.strategy_options)
     task = check_task(config.task_name, config.task_parameters)
+    if task.data is None and config.baselines:
+        raise UsageError(f"baselines=true: task '{task.name}' learns nothing to compare with")
     if task.data is not None:
         describe_shares(data_options(config))
 

@@ -65,8 +65,8 @@ class Learning:
             gradients = list(torch.autograd.grad(loss, parameters))
             with torch.no_grad():
                 if anchors:
-                    torch._foreach_add_(gradients, parameters, alpha=training.proximal_mu)
-                    torch._foreach_add_(gradients, anchors, alpha=-training.proximal_mu)
+                    drift = [p - a for p, a in zip(parameters, anchors, strict=True)]
+                    torch._foreach_add_(gradients, drift, alpha=training.proximal_mu)
                 torch._foreach_mul_(velocity, training.momentum)
                 torch._foreach_add_(velocity, gradients)
                 torch._foreach_add_(parameters, velocity, alpha=-training.lr)
@@ -77,7 +77,7 @@ class Learning:
         floats = [t.name for t in self._spec.tensors if t.is_float]
         update = write_arrays(out, {name: after[name] - before[name] for name in floats})
         metrics = {"loss": float(loss_sum) / seen, "accuracy": int(correct) / seen}
-        return Outcome(examples=len(y), metrics=metrics, update=update)
+        return Outcome(examples=min(seen, len(y)), metrics=metrics, update=update)
 
     def evaluate(self, *, base: Path) -> Outcome:
         """Return loss and accuracy of `base` on the test split."""

@@ -26,6 +26,7 @@ def split(
     Raises:
         DataError: too few examples for a share of at least MIN_EXAMPLES a site.
     """
+    sites = sorted(sites)
     count = len(sites)
     if len(labels) < MIN_EXAMPLES * count:
         raise DataError(
@@ -46,7 +47,7 @@ def split(
                 f"site {site} would hold {len(share)} examples, each needs {MIN_EXAMPLES}:"
                 " use a larger partition.alpha or labels_per_site, fewer sites, or more data"
             )
-    return {site: np.sort(share) for site, share in zip(sorted(sites), shares, strict=True)}
+    return {site: np.sort(share) for site, share in zip(sites, shares, strict=True)}
 
 
 def train_and_test(share: Indices, site: str, seed: int) -> tuple[Indices, Indices]:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from fedfactory.contracts.errors import DataError
 from fedfactory.tasks.examples import Examples, SiteData
 from fedfactory.tasks.table import load_task
 from fedfactory.tasks.task import Task
-from site_agents.data.partition import split, train_and_test
+from site_agents.data.partition import MIN_EXAMPLES, split, train_and_test
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,11 @@ def load_site_data(options: Mapping[str, Any], site: str, task: Task) -> SiteDat
         share = split(examples.y, options["sites"], options["partition"], options["seed"])[site]
     else:
         examples = read_npz(Path(options["path"] or ""), task)
+        if len(examples) < MIN_EXAMPLES:
+            raise DataError(
+                f"{options['path']}: holds {len(examples)} examples, expected at least"
+                f" {MIN_EXAMPLES}"
+            )
         share = np.arange(len(examples))
     train, test = train_and_test(share, site, options["seed"])
     return SiteData(train=examples.take(train), test=examples.take(test))
@@ -75,7 +81,7 @@ def read_npz(path: Path, task: Task) -> Examples:
             if missing := {"x", "y"} - set(file.files):
                 raise DataError(f"{path}: holds no array '{min(missing)}'; found {file.files}")
             x, y = file["x"], file["y"]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not readable as NPZ ({error})") from error
     return task.data.check(x, y, str(path))
 

@@ -31,7 +31,7 @@ class WarmWorker:
         self, *, site: str, data: Mapping[str, Any], threads: int, device: str, log: Path
     ) -> None:
         self._arguments = [
-            *(sys.executable, "-m", "site_agents.worker", "--site", site),
+            *(sys.executable, "-P", "-m", "site_agents.worker", "--site", site),
             *("--data", json.dumps(dict(data)), "--threads", str(threads), "--device", device),
         ]
         self._environment = _environment(threads)
@@ -54,6 +54,7 @@ class WarmWorker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                start_new_session=True,  # a Ctrl-C meant for the agent lets it finish its order
             )
         self._ready = None
         self._unread = b""

@@ -7,9 +7,11 @@ where it arose, never its message, which may hold values of records.
 from __future__ import annotations
 
 import logging
+import math
 import time
 import traceback
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +36,18 @@ class Worker:
     def __init__(self, *, site: str, data: Mapping[str, Any], threads: int, device: str) -> None:
         self._site = site
         self._options = data
-        self._device = _choose_device(device, threads)
+        self._asked_device = device
+        self._threads = threads
         self._data: dict[str, SiteData | None] = {}
         self._workloads: dict[tuple[str, str], Workload] = {}
 
     def ready(self) -> dict[str, Any]:
         """Load the configured task's data; return what the agent may know of it."""
         name = self._options["task"]
-        data = self._data_for(name) if name else None
+        data = self._data_for(name)
         return {
             "ready": True,
-            "device": self._device,
+            "device": self._device() if data else "none",
             "train": len(data.train) if data else None,
             "evaluate": len(data.test) if data else None,
         }
@@ -78,8 +81,15 @@ class Worker:
         key = (task, to_json(parameters))
         if key not in self._workloads:
             found = load_task(task)
-            self._workloads[key] = found.open(parameters, self._data_for(task), self._device)
+            self._workloads[key] = found.open(
+                parameters, self._data_for(task), self._device() if found.data else "none"
+            )
         return self._workloads[key]
+
+    @cache  # noqa: B019  one worker a process
+    def _device(self) -> str:
+        """Choose the device at first need: a task without data needs no torch."""
+        return _choose_device(self._asked_device, self._threads)
 
     def _data_for(self, task: str) -> SiteData | None:
         if task not in self._data:
@@ -107,7 +117,8 @@ def _done(outcome: Outcome, spec: ModelSpec, began: float) -> JobResult:
     return JobResult(
         failure=None,
         examples=outcome.examples,
-        metrics=outcome.metrics,
+        # What diverged has no JSON form; the guard refuses the update that goes with it.
+        metrics={name: v for name, v in outcome.metrics.items() if math.isfinite(v)},
         seconds=time.perf_counter() - began,
         declared=spec,
     )

@@ -165,15 +165,43 @@ def test_other_commands(words, parts, capsys):
 
 AGENT = ("home=h", "gateway.address=hub:443")
 AGENT_CASES = {
-    ("site=nowhere", *AGENT, "data.source=npz"): "unknown site 'nowhere'; known: cesga,",
+    (
+        "site=nowhere",
+        *AGENT,
+        "data.source=npz",
+        "data.task=digits",
+    ): "unknown site 'nowhere'; known: cesga,",
     ("site=cesga",): "data.source, gateway.address, home: no value",
     ("site=cesga", "policy.max_round=3"): "did you mean 'policy.max_rounds'?",
     ("task=digits",): "unknown key 'task'; known: data, gateway, home",
-    ("site=cesga", "home=h", "gateway.address=hub", "data.source=npz"): "gateway.address=hub",
-    ("site=cesga", "home=h", "gateway.address=hub:0", "data.source=npz"): "expected host:port",
+    (
+        "site=cesga",
+        "home=h",
+        "gateway.address=hub",
+        "data.source=npz",
+        "data.task=digits",
+    ): "gateway.address=hub",
+    (
+        "site=cesga",
+        "home=h",
+        "gateway.address=hub:0",
+        "data.source=npz",
+        "data.task=digits",
+    ): "expected host:port",
     ("site=cesga", *AGENT, "data.source=csv"): "unknown data.source 'csv'; known: npz, partition",
-    ("site=cesga", *AGENT, "data.source=npz"): "data.source=npz needs data.path=FILE",
-    ("site=cesga", *AGENT, "data.source=npz", "data.path=no"): "data.path=no: there is no such",
+    (
+        "site=cesga",
+        *AGENT,
+        "data.source=npz",
+        "data.task=digits",
+    ): "data.source=npz needs data.path=FILE",
+    (
+        "site=cesga",
+        *AGENT,
+        "data.source=npz",
+        "data.task=digits",
+        "data.path=no",
+    ): "data.path=no: there is no such",
     ("site=cesga", *AGENT, "data.source=partition", "data.task=d"): "unknown data.task 'd'",
     ("site=cesga", *AGENT, "data.source=partition", "data.task=echo"): "data.sites=[]",
     ("site=cesga", "worker.threads=many"): "worker.threads=many: expected a whole number",
@@ -201,7 +229,14 @@ def test_site_agent_run(words, capsys):
 def test_site_agent_ranges(word, capsys, tmp_path: Path):
     data = tmp_path / "d.npz"
     data.touch()
-    full = ["site=site-07", *AGENT, "data.source=npz", f"data.path={data}", word]
+    full = [
+        "site=site-07",
+        *AGENT,
+        "data.source=npz",
+        "data.task=digits",
+        f"data.path={data}",
+        word,
+    ]
     assert site_agent(["run", *full]) == 2
     assert AGENT_RANGES[word] in one_line(capsys, "site-agent")
 

@@ -26,6 +26,7 @@ def test_a_site_with_a_file_of_its_own(tmp_path: Path):
         f"home='{tmp_path}/a home'",
         "gateway.address=hub.example.org:443",
         "data.source=npz",
+        "data.task=digits",
         f"data.path='{data}'",
         "policy.tasks=[digits]",
     )

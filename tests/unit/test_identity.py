@@ -1,0 +1,226 @@
+"""Who may be who: roles in certificates, keys that stay where they were made."""
+
+import stat
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedfactory.contracts.errors import IdentityError
+from fedfactory.identity.authority import Authority
+from fedfactory.identity.enrolment import (
+    install_certificate,
+    load_identity,
+    load_node_key,
+    read_request,
+    request_identity,
+    wait_for_certificate,
+)
+from fedfactory.identity.roles import Peer, Role, peer_of
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return Authority.create_ephemeral()
+
+
+def enrol(folder, authority, role=Role.SITE, name="cesga", *, hosts=(), node_key=False):
+    request_identity(folder, role, name, node_key=node_key)
+    request = read_request(folder)
+    certificate = authority.sign(request.csr_pem, role, request.name, DAY, hosts=hosts)
+    install_certificate(folder, certificate, authority.certificate_pem)
+    return x509.load_pem_x509_certificate(certificate)
+
+
+def extension(certificate, kind):
+    return certificate.extensions.get_extension_for_class(kind).value
+
+
+def test_a_certificate_carries_one_role_one_usage_and_the_hosts(tmp_path, authority):
+    certificate = enrol(
+        tmp_path, authority, Role.COORDINATOR, "lead", hosts=("localhost", "127.0.0.1")
+    )
+    names = extension(certificate, x509.SubjectAlternativeName)
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == [
+        "fedfactory:coordinator:lead"
+    ]
+    assert names.get_values_for_type(x509.DNSName) == ["localhost"]
+    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1"]
+    assert list(extension(certificate, x509.ExtendedKeyUsage)) == [ExtendedKeyUsageOID.SERVER_AUTH]
+
+
+@pytest.mark.parametrize("role", [Role.SITE, Role.OPERATOR, Role.VIEWER])
+def test_callers_may_only_call(tmp_path, authority, role):
+    certificate = enrol(tmp_path, authority, role)
+    assert list(extension(certificate, x509.ExtendedKeyUsage)) == [ExtendedKeyUsageOID.CLIENT_AUTH]
+    assert not extension(certificate, x509.BasicConstraints).ca
+    with pytest.raises(IdentityError, match="serves nobody"):
+        authority.sign(read_request(tmp_path).csr_pem, role, "x", DAY, hosts=("localhost",))
+
+
+def test_what_the_request_says_of_itself_is_ignored(authority):
+    key = ec.generate_private_key(ec.SECP256R1())
+    liar = x509.UniformResourceIdentifier("fedfactory:coordinator:lead")
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lead")]))
+        .add_extension(x509.SubjectAlternativeName([liar]), critical=False)
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+    signed = x509.load_pem_x509_certificate(authority.sign(request, Role.SITE, "cesga", DAY))
+    names = extension(signed, x509.SubjectAlternativeName)
+    assert [name.value for name in names] == ["fedfactory:site:cesga"]
+
+
+def test_a_request_must_prove_that_its_key_is_the_askers(tmp_path, authority):
+    request_identity(tmp_path, Role.SITE, "cesga")
+    request = x509.load_pem_x509_csr(read_request(tmp_path).csr_pem)
+    der = bytearray(request.public_bytes(serialization.Encoding.DER))
+    der[-1] ^= 1  # the last byte of the signature
+    forged = x509.load_der_x509_csr(bytes(der)).public_bytes(serialization.Encoding.PEM)
+    with pytest.raises(IdentityError, match="own key"):
+        authority.sign(forged, Role.SITE, "cesga", DAY)
+
+
+def test_only_nist_keys_are_certified(authority):
+    key = rsa.generate_private_key(65537, 2048)
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    pem = request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    with pytest.raises(IdentityError, match="P-256"):
+        authority.sign(pem, Role.SITE, "cesga", DAY)
+
+
+def test_no_request_is_an_identity_error(authority):
+    with pytest.raises(IdentityError, match="certificate request"):
+        authority.sign(b"not a request", Role.SITE, "cesga", DAY)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "a:b", "a b", "x" * 65, "-a", "ü"])
+def test_names_that_could_mean_more_than_a_name_are_refused(tmp_path, name):
+    with pytest.raises(IdentityError, match="cannot be a name"):
+        request_identity(tmp_path, Role.SITE, name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_certificate_never_outlives_its_authority(tmp_path):
+    short = Authority.create_ephemeral(timedelta(minutes=10))
+    certificate = enrol(tmp_path, short)
+    assert certificate.not_valid_after_utc <= datetime.now(UTC) + timedelta(minutes=10)
+
+
+def test_keys_are_private_files_made_once(tmp_path, authority):
+    enrol(tmp_path, authority, node_key=True)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {
+        "tls.key",
+        "node.key",
+        "request.json",
+        "certificate.pem",
+        "authority.pem",
+    }
+    for name in ("tls.key", "node.key"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+    request_identity(tmp_path, Role.SITE, "cesga", node_key=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_no_private_key_is_in_what_travels(tmp_path, authority):
+    enrol(tmp_path, authority, node_key=True)
+    travels = (tmp_path / "request.json").read_bytes() + (tmp_path / "certificate.pem").read_bytes()
+    assert b"PRIVATE" not in travels
+    node = serialization.load_pem_private_key(load_node_key(tmp_path), password=None)
+    assert isinstance(node, ec.EllipticCurvePrivateKey)
+    assert isinstance(node.curve, ec.SECP384R1)
+    public = node.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    assert read_request(tmp_path).node_public_key == public.decode()
+
+
+def test_a_folder_holds_one_identity(tmp_path):
+    request_identity(tmp_path, Role.SITE, "cesga")
+    with pytest.raises(IdentityError, match="'cesga'"):
+        request_identity(tmp_path, Role.SITE, "lumi")
+
+
+def test_a_request_cut_short_is_made_again(tmp_path):
+    request_identity(tmp_path, Role.SITE, "cesga")
+    (tmp_path / "request.json").unlink()  # killed between the keys and the request
+    request_identity(tmp_path, Role.SITE, "cesga")
+    key = serialization.load_pem_private_key((tmp_path / "tls.key").read_bytes(), password=None)
+    request = x509.load_pem_x509_csr(read_request(tmp_path).csr_pem)
+    assert request.public_key() == key.public_key()
+
+
+def test_waiting_ends_when_the_certificate_comes(tmp_path, authority):
+    request_identity(tmp_path, Role.SITE, "cesga")
+    signer = threading.Timer(0.1, enrol, (tmp_path, authority))
+    signer.start()
+    wait_for_certificate(tmp_path, 10)
+    signer.join()
+    assert load_identity(tmp_path).authority_pem == authority.certificate_pem
+
+
+def test_waiting_in_vain_says_where(tmp_path):
+    request_identity(tmp_path, Role.SITE, "cesga")
+    with pytest.raises(IdentityError, match=r"request\.json"):
+        wait_for_certificate(tmp_path, 0.05)
+
+
+def test_an_identity_must_hang_together(tmp_path, authority):
+    enrol(tmp_path / "a", authority)
+    enrol(tmp_path / "b", authority, name="lumi")
+    other = Authority.create_ephemeral()
+    theirs = (tmp_path / "b" / "certificate.pem").read_bytes()
+    mine = (tmp_path / "a" / "certificate.pem").read_bytes()
+
+    install_certificate(tmp_path / "a", theirs, authority.certificate_pem)
+    with pytest.raises(IdentityError, match="another key"):
+        load_identity(tmp_path / "a")
+    install_certificate(tmp_path / "a", mine, other.certificate_pem)
+    with pytest.raises(IdentityError, match="not signed by"):
+        load_identity(tmp_path / "a")
+    install_certificate(tmp_path / "a", b"half a certif", authority.certificate_pem)
+    with pytest.raises(IdentityError, match="no whole identity"):
+        load_identity(tmp_path / "a")
+    with pytest.raises(IdentityError, match="no node key"):
+        load_node_key(tmp_path / "a")
+
+
+def test_an_expired_certificate_is_named(tmp_path, authority):
+    request_identity(tmp_path, Role.SITE, "cesga")
+    request = read_request(tmp_path)
+    expired = authority.sign(request.csr_pem, Role.SITE, "cesga", -timedelta(minutes=1))
+    install_certificate(tmp_path, expired, authority.certificate_pem)
+    with pytest.raises(IdentityError, match="not now"):
+        load_identity(tmp_path)
+
+
+def test_a_peer_is_read_from_its_one_uri():
+    sans = [b"localhost", b"fedfactory:site:cesga"]
+    assert peer_of({"x509_subject_alternative_name": sans}) == Peer(role=Role.SITE, name="cesga")
+
+
+@pytest.mark.parametrize(
+    "sans",
+    [
+        [],
+        [b"localhost"],
+        [b"fedfactory:site:cesga", b"fedfactory:operator:ana"],
+        [b"fedfactory:site:cesga", b"fedfactory:site:lumi"],
+        [b"fedfactory:root:cesga"],
+        [b"fedfactory:site"],
+        [b"fedfactory:site:"],
+        [b"fedfactory:site:\xff\xfe"],
+    ],
+)
+def test_no_role_several_roles_or_an_unknown_one_is_refused(sans):
+    with pytest.raises(IdentityError):
+        peer_of({"x509_subject_alternative_name": sans})
