@@ -9,15 +9,7 @@ from pathlib import Path
 
 from fedfactory.contracts.errors import IntegrityError, ProtocolError
 from fedfactory.contracts.model import BlobRef, ModelSpec
-from fedfactory.wire.arrays import ArrayFile, file_ref, first_non_finite
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cleared:
-    """What may leave."""
-
-    blob: BlobRef | None
-    metrics: Mapping[str, float]
+from fedfactory.wire.arrays import ArrayFile, first_non_finite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +19,15 @@ class HeldBack:
     finding: str
 
 
-def check_update(path: Path, declared: ModelSpec) -> BlobRef | HeldBack:
+def check_update(path: Path, declared: ModelSpec, ref: BlobRef) -> HeldBack | None:
     """Check an update file against the tensors the task declares; read it once, in pieces.
 
-    Exact names, shapes, dtypes and total bytes; every value finite.
+    Exact names, shapes, dtypes and total bytes; every value finite. `ref` is the worker's own, made
+    as it wrote: the gateway takes nothing that has another digest, so nothing else can leave.
     """
     try:
+        if (length := path.stat().st_size) != ref.bytes:
+            return HeldBack(finding=f"the file is {length} bytes long, not {ref.bytes}")
         with ArrayFile(path) as file:
             if difference := declared.update_spec().difference(file.spec):
                 return HeldBack(finding=difference)
@@ -40,7 +35,7 @@ def check_update(path: Path, declared: ModelSpec) -> BlobRef | HeldBack:
                 return HeldBack(finding=f"tensor '{name}' holds non-finite numbers")
     except (IntegrityError, ProtocolError, OSError) as error:
         return HeldBack(finding=str(error))
-    return file_ref(path)
+    return None
 
 
 def check_metrics(

@@ -23,7 +23,7 @@ from fedfactory.tasks.table import check_task
 from site_agents.audit import AuditChain
 from site_agents.egress import HeldBack, check_metrics, check_update
 from site_agents.executors.executor import Executor, JobTimeoutError, WorkerLostError
-from site_agents.jobs.job import Job, JobResult, job_folder
+from site_agents.jobs.job import UPDATE, Job, JobResult, job_folder
 from site_agents.ledger import WorkConflictError, WorkLedger
 from site_agents.policy import Policy, judge
 
@@ -159,10 +159,10 @@ class Pipeline:
         payload = None
         if order.kind == "train":
             assert result.declared is not None
-            cleared = check_update(folder / "update.safetensors", result.declared)
-            if isinstance(cleared, HeldBack):
-                raise _RefusedError("egress_refused", cleared.finding)
-            payload = Payload(form="delta", blob=cleared)
+            assert result.update is not None
+            if held := check_update(folder / UPDATE, result.declared, result.update):
+                raise _RefusedError("egress_refused", held.finding)
+            payload = Payload(form="delta", blob=result.update)
         return Update(
             work=key,
             payload=payload,
@@ -177,7 +177,7 @@ class Pipeline:
         assert update is not None
         self._audit.append(_audit_entry(key, update))
         if update.payload is not None:
-            path = job_folder(self._spool, key) / "update.safetensors"
+            path = job_folder(self._spool, key) / UPDATE
             self._transfer.send(path, update.payload.blob)
 
     def _refusal(self, key: WorkKey, code: str, finding: str) -> Reply:

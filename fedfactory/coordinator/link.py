@@ -104,7 +104,9 @@ class LinkServer:
                     if welcome:
                         self._client, self.ended = client, False
                 if welcome:
-                    serving = threading.Thread(target=self._serve, args=(client,), daemon=True)
+                    serving = threading.Thread(
+                        target=self._serve, args=(client,), name="link-client", daemon=True
+                    )
                     serving.start()
                 else:
                     log.warning("turned away: not our user, or there is a ServerApp already")

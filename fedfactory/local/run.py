@@ -23,7 +23,12 @@ from typing import Any, Final
 
 from fedfactory.config import RunConfig
 from fedfactory.contracts.codec import from_json
-from fedfactory.contracts.errors import EnvironmentFailedError, RunFailedError, RunStoppedError
+from fedfactory.contracts.errors import (
+    EnvironmentFailedError,
+    RunFailedError,
+    RunStoppedError,
+    UsageError,
+)
 from fedfactory.contracts.model import BlobRef
 from fedfactory.coordinator.run_files import EVENTS, SUMMARY, write_summary
 from fedfactory.coordinator.settings import Admission
@@ -58,12 +63,7 @@ def run_local(config: RunConfig) -> int:
     check_choices(config)
     run_id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-") + os.urandom(2).hex()
     folder = (config.out or Path("runs") / run_id).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / SUMMARY).exists() or (folder / EVENTS).exists():
-        raise EnvironmentFailedError(
-            f"out={folder} already holds a run; name another folder, or remove it"
-        )
-    (folder / "config.yaml").write_text(config.composed_yaml)
+    _make_run_folder(folder, config.composed_yaml)
     workspace = Path(tempfile.mkdtemp(prefix="fedfactory-"))
     reporter = make_reporter(sys.stdout, sites_note=_sites_note(config))
     with _interruptible() as interrupted:
@@ -83,6 +83,16 @@ def run_local(config: RunConfig) -> int:
     return (
         130 if interrupted and result["status"] == "stopped" else EXIT_OF_STATUS[result["status"]]
     )
+
+
+def _make_run_folder(folder: Path, composed_yaml: str) -> None:
+    if (folder / SUMMARY).exists() or (folder / EVENTS).exists():
+        raise UsageError(f"out={folder} already holds a run; name another folder, or remove it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(composed_yaml)
+    except OSError as error:
+        raise UsageError(f"out={folder} cannot be written ({error.strerror})") from error
 
 
 class _LocalRun:

@@ -82,7 +82,11 @@ def read_npz(path: Path, task: Task) -> Examples:
                 raise DataError(f"{path}: holds no array '{min(missing)}'; found {file.files}")
             x, y = file["x"], file["y"]
     except (OSError, ValueError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not readable as NPZ ({error})") from error
+        # NumPy's own sentence would advise unpickling the file.
+        raise DataError(
+            f"{path}: not a whole NPZ file of plain arrays;"
+            " expected what numpy.savez(FILE, x=..., y=...) writes"
+        ) from error
     return task.data.check(x, y, str(path))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedfactory.contracts.codec import from_json, to_json
-from fedfactory.contracts.model import ModelSpec
+from fedfactory.contracts.model import BlobRef, ModelSpec
 from fedfactory.contracts.orders import Scalar, TrainParameters, WorkKey, WorkKind
 
 JOB: Final = "job.json"
@@ -38,7 +38,8 @@ class Job:
 class JobResult:
     """What came of it. `failure` is a key of REFUSALS, or None.
 
-    `declared` is the spec of the task's own model, against which the guard holds the update.
+    `declared` is the spec of the task's own model, against which the guard holds the update file,
+    whose digest and length are `update` (None for `evaluate`).
     """
 
     failure: str | None
@@ -46,6 +47,7 @@ class JobResult:
     metrics: Mapping[str, float]
     seconds: float
     declared: ModelSpec | None
+    update: BlobRef | None
 
 
 def job_folder(spool: Path, key: WorkKey) -> Path:

@@ -110,7 +110,9 @@ def _choose_device(asked: str, threads: int) -> str:
 
 def _failed(code: str, began: float) -> JobResult:
     seconds = time.perf_counter() - began
-    return JobResult(failure=code, examples=None, metrics={}, seconds=seconds, declared=None)
+    return JobResult(
+        failure=code, examples=None, metrics={}, seconds=seconds, declared=None, update=None
+    )
 
 
 def _done(outcome: Outcome, spec: ModelSpec, began: float) -> JobResult:
@@ -121,4 +123,5 @@ def _done(outcome: Outcome, spec: ModelSpec, began: float) -> JobResult:
         metrics={name: v for name, v in outcome.metrics.items() if math.isfinite(v)},
         seconds=time.perf_counter() - began,
         declared=spec,
+        update=outcome.update,
     )

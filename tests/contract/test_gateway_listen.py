@@ -1,0 +1,131 @@
+"""The doorbell: heard at once, replaced by the latest stream, cheap when many wait."""
+
+import resource
+import threading
+import time
+
+import grpc
+import pytest
+from gateway_rig import eventually, open_rig
+
+from fedfactory.contracts.errors import EnvironmentFailedError
+from fedfactory.coordinator.gateway import MAX_CALLS_PER_SITE
+from fedfactory.identity.roles import Role
+from fedfactory.wire.rpc import gateway_pb2 as pb
+from fedfactory.wire.rpc.service import GatewayCalls
+from fedfactory.wire.tls import open_channel
+
+
+@pytest.fixture
+def rig(tmp_path):
+    with open_rig(tmp_path) as rig:
+        rig.heard = []
+        rig.gateway.on_connect = lambda site: rig.heard.append(("connected", site))
+        rig.gateway.on_disconnect = lambda site: rig.heard.append(("lost", site))
+        yield rig
+
+
+def test_the_first_ring_says_that_we_are_heard(rig):
+    bell = rig.admit("cesga", 7).listen()
+    next(bell)
+    assert rig.gateway.connected() == ["cesga"]
+    assert rig.heard == [("connected", "cesga")]
+
+
+def test_a_ring_is_heard_at_once_and_by_its_site_alone(rig):
+    mine, theirs = rig.admit("cesga", 7).listen(), rig.admit("lumi", 8).listen()
+    next(mine), next(theirs)
+    heard = threading.Event()
+    listener = threading.Thread(target=lambda: (next(theirs, None), heard.set()))
+    listener.start()
+    start = time.monotonic()
+    rig.gateway.ring("cesga")
+    next(mine)
+    assert time.monotonic() - start < 1.0
+    assert not heard.is_set()
+    rig.gateway.ring("lumi")
+    listener.join(10)
+    assert heard.is_set()
+
+
+def test_rings_nobody_picked_up_do_not_pile_up(rig):
+    bell = rig.admit("cesga", 7).listen()
+    next(bell)
+    for _ in range(10_000):
+        rig.gateway.ring("cesga")
+    assert rig.gateway._doorbells["cesga"].qsize() <= 1
+    next(bell)
+
+
+def test_ringing_where_nobody_listens_is_no_error(rig):
+    rig.gateway.ring("nobody")
+
+
+def test_the_latest_stream_replaces_the_older(rig):
+    client = rig.admit("cesga", 7)
+    older = client.listen()
+    next(older)
+    newer = rig.client(rig.enrol(Role.SITE, "cesga")).listen()
+    next(newer)
+    assert list(older) == []  # it ends; it does not fail
+    rig.gateway.ring("cesga")
+    next(newer)
+    assert rig.gateway.connected() == ["cesga"]
+    # a site that came back is said to be connected again, and was never lost
+    assert rig.heard == [("connected", "cesga")] * 2
+
+
+def test_hanging_up_is_noticed(rig):
+    client = rig.admit("cesga", 7)
+    bell = client.listen()
+    next(bell)
+    client.close()
+    eventually(lambda: rig.heard == [("connected", "cesga"), ("lost", "cesga")])
+    assert rig.gateway.connected() == []
+
+
+def test_the_agent_notices_when_the_gateway_goes(rig):
+    bell = rig.admit("cesga", 7).listen()
+    next(bell)
+    rig.gateway.stop()
+    assert list(bell) == []
+    with pytest.raises(EnvironmentFailedError):
+        next(rig.client(rig.enrol(Role.SITE, "cesga")).listen())
+
+
+def test_a_site_cannot_take_all_the_threads(rig):
+    rig.admit("cesga", 7)
+    other = rig.admit("lumi", 8)
+    ref = rig.offer("cesga", bytes(64 * 1024 * 1024))
+    with open_channel(rig.address, rig.enrol(Role.SITE, "cesga")) as channel:
+        calls = GatewayCalls(channel)
+        request = pb.DownloadRequest(digest=ref.digest)
+        parked = [calls.download(request) for _ in range(MAX_CALLS_PER_SITE)]
+        for stream in parked:
+            next(stream)
+        with pytest.raises(grpc.RpcError) as refused:
+            next(calls.download(request))
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        next(other.listen())  # nobody else suffers
+        for stream in parked:
+            stream.cancel()
+        eventually(lambda: rig.gateway._open_calls["cesga"] == 0)
+        next(calls.download(request))
+
+
+def test_a_hundred_waiting_sites_cost_nothing(rig):
+    bells = [rig.admit(f"site-{i}", i + 2).listen() for i in range(100)]
+    for bell in bells:
+        next(bell)
+    assert len(rig.gateway.connected()) == 100
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    time.sleep(1.0)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    busy_s = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
+    assert busy_s < 0.5, f"{busy_s:.2f} s of processor in one idle second"
+
+    for i in range(100):
+        rig.gateway.ring(f"site-{i}")
+    for bell in bells:
+        next(bell)
