@@ -230,7 +230,8 @@ class Runner:
         first = self._state.awaits(key.round, key.kind, key.site)
         if update.payload is not None:
             path = self._link.blob_path(update.payload.blob.digest)
-            if not path.exists():
+            # Only what this very site sent counts: it may not name another's blob, nor the base.
+            if not self._link.claim(key.site, update.payload.blob.digest):
                 self._refused(key, "missing_update", "")
                 return
             if found := verify_update(path, self._spec):
