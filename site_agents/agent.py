@@ -24,6 +24,7 @@ from fedfactory.identity.enrolment import (
     wait_for_certificate,
 )
 from fedfactory.identity.roles import Role
+from fedfactory.wire.arenas import limit_arenas
 from site_agents.audit import AuditChain
 from site_agents.blob_cache import BlobCache
 from site_agents.config import AgentConfig
@@ -64,7 +65,8 @@ class Agent:
         home = self._config.home
         identity = home / "identity"
         request_identity(identity, Role.SITE, self._config.site, node_key=True)
-        wait_for_certificate(identity, CERTIFICATE_TIMEOUT_S)
+        if not wait_for_certificate(identity, CERTIFICATE_TIMEOUT_S, self._stop):
+            return
         gateway = GatewayClient(self._config.gateway_address, load_identity(identity))
         node = FleetNode(gateway.tunnel, load_node_key(identity))
         ledger = WorkLedger(home / "ledger.sqlite")
@@ -154,6 +156,7 @@ def run_agent(config: AgentConfig, *, until_stdin_closes: bool = False) -> int:
     """Run a site's agent until SIGTERM or SIGINT; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     (config.home / "logs").mkdir(parents=True, exist_ok=True)
+    limit_arenas()
     executor = make_executor(config, log=config.home / "logs" / "worker.log")
     agent = Agent(config, executor)
     for number in (signal.SIGTERM, signal.SIGINT):

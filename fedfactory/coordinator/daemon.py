@@ -29,6 +29,7 @@ from fedfactory.coordinator.settings import Admission, RunSettings
 from fedfactory.coordinator.superlink import SuperLink
 from fedfactory.identity.enrolment import load_identity, request_identity, wait_for_certificate
 from fedfactory.identity.roles import Role
+from fedfactory.wire.arenas import limit_arenas
 
 log = logging.getLogger("fedfactory.coordinator")
 
@@ -59,7 +60,8 @@ class Coordinator:
         request_identity(identity, Role.COORDINATOR, self._name)
         superlink = SuperLink(self._home, self._home / "logs")
         try:
-            wait_for_certificate(identity, CERTIFICATE_TIMEOUT_S)
+            if not wait_for_certificate(identity, CERTIFICATE_TIMEOUT_S, self._stop):
+                return 0
             store = BlobStore(self._home / "blobs")
             gateway = Gateway(load_identity(identity), store, superlink.client.forward)
             port = gateway.start(self._host)
@@ -137,6 +139,7 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     (options.home / "logs").mkdir(parents=True, exist_ok=True)
+    limit_arenas()
     coordinator = Coordinator(options.home, name=options.name, host=options.host)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: coordinator.request_stop("stopped by the operator"))

@@ -6,6 +6,7 @@ A daemon without an identity leaves `request.json` and waits for `certificate.pe
 from __future__ import annotations
 
 import os
+import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -106,8 +107,8 @@ def install_certificate(folder: Path, certificate_pem: bytes, authority_pem: byt
     _write(folder / _CERTIFICATE, certificate_pem)
 
 
-def wait_for_certificate(folder: Path, timeout_s: float) -> None:
-    """Wait for the certificate.
+def wait_for_certificate(folder: Path, timeout_s: float, stop: threading.Event) -> bool:
+    """Wait for the certificate; False if `stop` was set before it came.
 
     Raises:
         IdentityError: it did not come in time; says where it is awaited.
@@ -120,8 +121,10 @@ def wait_for_certificate(folder: Path, timeout_s: float) -> None:
                 f"no certificate came for {folder / REQUEST} within {timeout_s:.0f} s:"
                 " have it signed by the consortium's authority"
             )
-        time.sleep(pause_s)
+        if stop.wait(pause_s):
+            return False
         pause_s = min(1.0, pause_s * 1.1)
+    return True
 
 
 def load_identity(folder: Path) -> Identity:

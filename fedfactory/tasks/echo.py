@@ -1,7 +1,7 @@
 """No learning: a model of so many megabytes goes down, an update of the same size comes up.
 
-For benchmarks of everything but training. Each site's update differs by a constant of its own, so
-that no two are the same array set. Written in pieces: needs no torch and little memory.
+For benchmarks of everything but training. Every update is a random pattern of its own, so that
+no two are the same array set. Written in pieces: needs no torch and little memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Echo(Task):
 
     def write_initial(self, parameters: Mapping[str, Scalar], seed: int, path: Path) -> BlobRef:
         """See Task."""
-        return _write_constant(path, self.model_spec(parameters), derive_seed(seed, "init"))
+        return _write_pattern(path, self.model_spec(parameters), derive_seed(seed, "init"))
 
     def open(
         self, parameters: Mapping[str, Scalar], data: SiteData | None, device: str
@@ -58,10 +58,10 @@ class _Echoing:
         self.spec = spec
 
     def train(self, *, base: Path, out: Path, training: TrainParameters, seed: int) -> Outcome:
-        """Write this site's constant as the update."""
+        """Write this site's pattern as the update."""
         del training
         self._check(base)
-        return Outcome(examples=1, metrics={}, update=_write_constant(out, self.spec, seed))
+        return Outcome(examples=1, metrics={}, update=_write_pattern(out, self.spec, seed))
 
     def evaluate(self, *, base: Path) -> Outcome:
         """There is nothing to measure."""
@@ -74,10 +74,15 @@ class _Echoing:
                 raise ModelMismatchError(f"the base model does not fit the task: {difference}")
 
 
-def _write_constant(path: Path, spec: ModelSpec, seed: int) -> BlobRef:
-    piece = np.full(_PIECE, (seed % 1_000_003) / 1e9, dtype=np.float32)
+def _write_pattern(path: Path, spec: ModelSpec, seed: int) -> BlobRef:
+    # No two pieces alike: a transport that recognises equal content must move them all.
+    pattern = np.random.default_rng(seed).standard_normal(_PIECE, dtype=np.float32) * 1e-3
+    piece = np.empty_like(pattern)
     writer = ArrayWriter(path, spec)
+    written = 0
     for tensor in spec.tensors:
         for start in range(0, tensor.elements, _PIECE):
+            np.add(pattern, np.float32(1e-6 * written), out=piece)
             writer.write(piece[: tensor.elements - start])
+            written += 1
     return writer.commit()

@@ -77,7 +77,8 @@ def read_npz(path: Path, task: Task) -> Examples:
     if task.data is None:
         raise DataError(f"task '{task.name}' takes no data")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: NumPy would leave a file that is no archive open.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             if missing := {"x", "y"} - set(file.files):
                 raise DataError(f"{path}: holds no array '{min(missing)}'; found {file.files}")
             x, y = file["x"], file["y"]

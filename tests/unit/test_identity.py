@@ -163,7 +163,7 @@ def test_waiting_ends_when_the_certificate_comes(tmp_path, authority):
     request_identity(tmp_path, Role.SITE, "cesga")
     signer = threading.Timer(0.1, enrol, (tmp_path, authority))
     signer.start()
-    wait_for_certificate(tmp_path, 10)
+    wait_for_certificate(tmp_path, 10, threading.Event())
     signer.join()
     assert load_identity(tmp_path).authority_pem == authority.certificate_pem
 
@@ -171,7 +171,7 @@ def test_waiting_ends_when_the_certificate_comes(tmp_path, authority):
 def test_waiting_in_vain_says_where(tmp_path):
     request_identity(tmp_path, Role.SITE, "cesga")
     with pytest.raises(IdentityError, match=r"request\.json"):
-        wait_for_certificate(tmp_path, 0.05)
+        wait_for_certificate(tmp_path, 0.05, threading.Event())
 
 
 def test_an_identity_must_hang_together(tmp_path, authority):
