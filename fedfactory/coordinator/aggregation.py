@@ -6,6 +6,7 @@ the round. FlowerAggregation (flower_strategy.py) answers the same for Flower's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Protocol
@@ -171,10 +172,11 @@ def mean_metrics(updates: Mapping[str, Update]) -> dict[str, float]:
     weights = [float(update.examples or 0) for update in found]
     if any(update.examples is None for update in found) or sum(weights) == 0.0:
         weights = [1.0] * len(found)
-    return {
+    means = {
         name: sum(w * u.metrics[name] for w, u in zip(weights, found, strict=True)) / sum(weights)
         for name in common_metrics(found)
     }
+    return {name: value for name, value in means.items() if math.isfinite(value)}
 
 
 def common_metrics(updates: list[Update]) -> list[str]:

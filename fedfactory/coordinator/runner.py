@@ -214,8 +214,8 @@ class Runner:
     def _take(self, key: WorkKey, message: Message) -> None:
         try:
             reply = from_json(Reply, str(message.content.config_records[RECORD][FIELD]))
-        except (ProtocolError, KeyError) as error:
-            self._refused(key, "bad_reply", str(error))
+        except (ProtocolError, KeyError):
+            self._refused(key, "bad_reply", "")  # what it says is the site's text: not repeated
             return
         if reply.work != key:
             self._refused(key, "bad_reply", "it names other work than was asked for")

@@ -299,7 +299,7 @@ class _LocalRun:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list; a second one raises KeyboardInterrupt."""
+    """Collect SIGINT, SIGTERM and SIGHUP in a list; a second one raises KeyboardInterrupt."""
     seen: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -308,7 +308,8 @@ def _interruptible() -> Iterator[list[int]]:
         if len(seen) > 1:
             raise KeyboardInterrupt
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, note) for number in numbers}
     try:
         yield seen
     finally:

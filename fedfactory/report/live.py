@@ -12,23 +12,24 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from fedfactory.report.reporter import unbroken
 from fedfactory.report.table import print_results
-from fedfactory.report.text import now_line, number, percent, took_part
-from fedfactory.rounds.events import Event
+from fedfactory.report.terminal import lasting
+from fedfactory.report.text import now_line, number, percent, took_part, why_missing
+from fedfactory.rounds.events import Event, OrdersSent
 from fedfactory.rounds.history import History, append
+from fedfactory.rounds.summary import round_entry
 
-_FRAME_LINES = 9  # header, borders, status line and a little air
+_FRAME_LINES = 7  # two lines of header, column titles, two lines below, a little air
 
 
 class LiveReporter:
     """Redraws a few times a second; shows the newest rounds that fit."""
 
     def __init__(self, stream: TextIO, *, sites_note: str) -> None:
-        self._console = Console(file=stream)
+        self._console = Console(file=lasting(stream))
         self._note = sites_note
         self._history = History.new()
-        self._stage = "starting"
+        self._stage: str | None = "starting"
         self._began = time.monotonic()
         self._spinner = Spinner("dots")
         self._live = Live(
@@ -37,12 +38,14 @@ class LiveReporter:
         self._live.start()
 
     def stage(self, text: str) -> None:
-        """Show what start-up is busy with."""
+        """Show what start-up, or the end, is busy with."""
         self._stage = text
 
     def event(self, event: Event) -> None:
         """Take in one event."""
         self._history = append(self._history, event)
+        if isinstance(event, OrdersSent):
+            self._stage = None
 
     def tick(self) -> None:
         """Nothing to do: the view redraws by itself."""
@@ -50,13 +53,11 @@ class LiveReporter:
     def finish(self, summary: Mapping[str, Any], folder: str) -> None:
         """Take the live view down and print the results."""
         self.close()
-        with unbroken():
-            print_results(summary, folder, self._console.file)
+        print_results(summary, folder, self._console.file)
 
     def close(self) -> None:
         """Take the live view down."""
-        with unbroken():
-            self._live.stop()
+        self._live.stop()
 
     def _render(self) -> RenderableType:
         elapsed = time.monotonic() - self._began
@@ -65,33 +66,52 @@ class LiveReporter:
             stage=self._stage,
             note=self._note,
             elapsed_s=elapsed,
+            width=self._console.width,
             height=self._console.height,
             spinner=self._spinner,
         )
 
 
 def render(
-    history: History, *, stage: str, note: str, elapsed_s: float, height: int, spinner: Spinner
+    history: History,
+    *,
+    stage: str | None,
+    note: str,
+    elapsed_s: float,
+    width: int,
+    height: int,
+    spinner: Spinner,
 ) -> RenderableType:
-    """Return the view of a run for a terminal `height` lines high. Pure but for the spinner."""
-    started = history.plan is not None
-    spinner.update(text=Text(f"{now_line(history) if started else stage}  {elapsed_s:.0f} s"))
+    """Return the view of a run for a terminal of `width` by `height`. Pure but for the spinner."""
+    doing = Text(f"{elapsed_s:.0f} s  {stage or now_line(history)}")
+    doing.truncate(max(8, width - 3), overflow="ellipsis")
+    spinner.update(text=doing)
     if history.plan is None:
         return spinner
     plan = history.plan
-    header = Text(f"run {plan.run_id}  {plan.task}, {plan.strategy}\nsites {note}", style="dim")
+    shown = history.rounds[-max(1, height - _FRAME_LINES) :]
+    entries = [round_entry(found, found.ended_at or found.began_at) for found in shown]
     table = Table(box=None, pad_edge=False)
-    table.add_column("round", justify="right")
-    table.add_column("loss", justify="right")
-    table.add_column("accuracy", justify="right")
-    table.add_column("seconds", justify="right")
-    table.add_column("took part", overflow="ellipsis", no_wrap=True)
-    for found in history.rounds[-max(1, height - _FRAME_LINES) :]:
+    for title in ("round", "loss", "accuracy", "seconds"):
+        table.add_column(title, justify="right", no_wrap=True)  # never squeezed
+    table.add_column("took part")
+    for entry in entries:
         table.add_row(
-            str(found.number),
-            number(found.metrics.get("loss"), 4),
-            percent(found.metrics.get("accuracy")),
-            number((found.ended_at or found.began_at) - found.began_at, 2),
-            took_part(found),
+            str(entry["round"]),
+            number(entry["metrics"]["loss"], 4),
+            percent(entry["metrics"]["accuracy"]),
+            number(entry["seconds"], 2),
+            _line(took_part(entry)),
         )
-    return Group(header, table, spinner)
+    header = [f"run {plan.run_id}  {plan.task}, {plan.strategy}", f"sites {note}"]
+    parts: list[RenderableType] = [*(_line(line, style="dim") for line in header), table]
+    if entries and (away := why_missing(entries[-1])):
+        site, reason = away[0]
+        more = f" (and {len(away) - 1} more)" if len(away) > 1 else ""
+        parts.append(_line(f"last round without {site}: {reason}{more}", style="dim"))
+    return Group(*parts, spinner)
+
+
+def _line(text: str, style: str = "") -> Text:
+    """Text that takes one line however narrow the terminal."""
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")

@@ -1,14 +1,16 @@
-"""The results of a run as a table: rounds, baselines, where things lie."""
+"""The results of a run as tables: rounds, sites, the models' accuracies, where things lie."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import IO, Any, Final
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from fedfactory.report.text import number, percent, size
+from fedfactory.report.terminal import shown
+from fedfactory.report.text import number, percent, size, spans, took_part, why_missing
 
 MAX_ROUNDS: Final = 30
 EDGE: Final = 10
@@ -16,73 +18,100 @@ WIDTH: Final = 100
 
 
 def print_results(summary: Mapping[str, Any], folder: str, stream: IO[str]) -> None:
-    """Print the results of a finished run."""
-    console = Console(file=stream, highlight=False)
+    """Print the results of a finished run (the form of summary.json)."""
+    console = Console(file=stream, highlight=False, emoji=False, markup=False)
     if not console.is_terminal:
-        console = Console(file=stream, highlight=False, width=WIDTH)
+        console.width = WIDTH
+    rounds = summary["rounds"]
     console.print()
-    console.print(_rounds(summary["rounds"], folder))
+    console.print(_rounds(rounds, folder))
+    for line in _absences(rounds):
+        console.print(Text(line))
+    console.print()
+    console.print(_sites(summary))
     console.print()
     for label, value in _facts(summary, folder):
-        console.print(f"{label:<22} {value}", soft_wrap=True, markup=False)
+        console.print(Text(f"{label:<16} {value}"), soft_wrap=True)
 
 
-def _rounds(rounds: list[Mapping[str, Any]], folder: str) -> Table:
+def _rounds(rounds: Sequence[Mapping[str, Any]], folder: str) -> Table:
     table = Table(box=None, pad_edge=False)
-    for title in ("round", "loss", "accuracy", "seconds"):
-        table.add_column(title, justify="right")
+    _add_numbers(table, "round", "loss", "accuracy", "seconds")
     table.add_column("took part", overflow="fold")
-    shown: list[Mapping[str, Any] | None] = list(rounds)
-    if len(rounds) > MAX_ROUNDS:
-        shown = [*rounds[:EDGE], None, *rounds[-EDGE:]]
-    for found in shown:
-        if found is None:
-            table.add_row("…", "", "", "", f"the rest is in {folder}/metrics.jsonl")
-            continue
-        metrics = found["metrics"]
+    cut = len(rounds) > MAX_ROUNDS
+    for found in rounds[:EDGE] if cut else rounds:
+        _add_round(table, found)
+    if cut:
+        rest = Text(shown(f"the rest is in {folder}/metrics.jsonl"))
+        table.add_row("…", "", "", "", rest)
+        for found in rounds[-EDGE:]:
+            _add_round(table, found)
+    return table
+
+
+def _add_round(table: Table, found: Mapping[str, Any]) -> None:
+    table.add_row(
+        str(found["round"]),
+        number(found["metrics"]["loss"], 4),
+        percent(found["metrics"]["accuracy"]),
+        number(found["seconds"], 2),
+        Text(took_part(found)),
+    )
+
+
+def _absences(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Who gave nothing, in which rounds and why: each reason once, however many rounds."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for entry in rounds:
+        for absence in why_missing(entry):
+            found.setdefault(absence, []).append(entry["round"])
+    return [
+        f"{shown(site)}, round {spans(numbers)}: {reason}"
+        for (site, reason), numbers in sorted(found.items())
+    ]
+
+
+def _sites(summary: Mapping[str, Any]) -> Table:
+    """One line per site: how often it took part, its bytes, what it would have reached alone."""
+    alone = (summary["baselines"] or {}).get("local_only", {})
+    table = Table(box=None, pad_edge=False)
+    table.add_column("site", overflow="fold")
+    _add_numbers(table, "rounds", "to the site", "back", *(["alone"] if alone else []))
+    for site in summary["sites"]:
+        count = sum(
+            entry["sites"].get(site, {}).get("status") == "took_part" for entry in summary["rounds"]
+        )
+        moved = summary["bytes"].get(site)
         table.add_row(
-            str(found["round"]),
-            number(metrics["loss"], 4),
-            percent(metrics["accuracy"]),
-            number(found["seconds"], 2),
-            _participants(found["sites"]),
+            Text(shown(site)),
+            f"{count} of {len(summary['rounds'])}",
+            size(moved["down"]) if moved else "-",
+            size(moved["up"]) if moved else "-",
+            *([percent(alone.get(site))] if alone else []),
         )
     return table
 
 
-def _participants(sites: Mapping[str, Mapping[str, Any]]) -> str:
-    took = [name for name, site in sites.items() if site["status"] == "took_part"]
-    names = ", ".join(took) if len(took) <= 4 else f"{len(took)} of {len(sites)}"
-    missing = [
-        f"{name}: {site['reason'] or site['status']}"
-        for name, site in sites.items()
-        if site["status"] != "took_part"
-    ]
-    return "; without ".join(filter(None, [names or "nobody", "; ".join(missing)]))
+def _add_numbers(table: Table, *titles: str) -> None:
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)  # never squeezed
 
 
 def _facts(summary: Mapping[str, Any], folder: str) -> list[tuple[str, str]]:
     facts = [("status", _status(summary))]
-    if summary["never_took_part"]:
-        facts.append(("never took part", ", ".join(summary["never_took_part"])))
+    if never := summary["never_took_part"]:
+        facts.append(("never took part", ", ".join(shown(site) for site in never)))
     if summary["final"]["accuracy"] is not None:
         facts.append(("shared model", f"accuracy {percent(summary['final']['accuracy'])}"))
     if baselines := summary["baselines"]:
-        facts += [
-            (f"{site} alone", f"accuracy {percent(accuracy)}")
-            for site, accuracy in baselines["local_only"].items()
-        ]
         facts.append(("pooled data", f"accuracy {percent(baselines['pooled'])}"))
-    down = sum(counts["down"] for counts in summary["bytes"].values())
-    up = sum(counts["up"] for counts in summary["bytes"].values())
-    facts.append(("transferred", f"{size(down)} to the sites, {size(up)} back"))
     if summary["model"]["file"]:
-        facts.append(("model", f"{folder}/{summary['model']['file']}"))
-    facts.append(("run folder", folder))
+        facts.append(("model", shown(f"{folder}/{summary['model']['file']}")))
+    facts.append(("run folder", shown(folder)))
     return facts
 
 
 def _status(summary: Mapping[str, Any]) -> str:
     if summary["status"] == "completed":
-        return f"completed in {summary['seconds']:.1f} s"
-    return f"{summary['status']}: {summary['reason']}"
+        return f"completed, {len(summary['rounds'])} rounds in {summary['seconds']:.1f} s"
+    return f"{summary['status']}: {shown(summary['reason'])}"

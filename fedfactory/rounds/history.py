@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Self
 
 from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.orders import WorkKind
 from fedfactory.contracts.refusals import REFUSALS
 from fedfactory.rounds.events import (
     AggregationFailed,
@@ -35,7 +36,7 @@ PartStatus = Literal["asked", "took_part", "refused", "no_answer"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One site's part in one round's training. `seconds` is its own working time."""
+    """One site's part in one phase of a round. `seconds` is its own working time."""
 
     status: PartStatus
     examples: int | None = None
@@ -45,16 +46,25 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One round. Times are Unix seconds; `ended_at` is None while it runs."""
+    """One round. Times are Unix seconds; `ended_at` is None while it runs.
+
+    `parts` is who trained, `evaluations` who evaluated: None until evaluation is asked for.
+    """
 
     number: int
     began_at: float
     trained_at: float | None = None
     ended_at: float | None = None
     parts: Mapping[str, Part] = field(default_factory=dict)
-    evaluated: frozenset[str] = frozenset()
-    evaluating: bool = False
+    evaluations: Mapping[str, Part] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> WorkKind | None:
+        """What sites are asked for now; None while the coordinator aggregates."""
+        if self.evaluations is not None:
+            return "evaluate"
+        return "train" if self.trained_at is None else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,49 +117,60 @@ def _started(history: History, event: RunStarted) -> History:
 def _sent(history: History, event: OrdersSent) -> History:
     current = history.current
     if current is None or event.round > current.number:
-        if current is not None and current.trained_at is not None:  # nobody could evaluate it
+        if current is not None and current.trained_at is not None:  # its metrics never came
             history = _end_round(history, event.at)
         current = Round(number=event.round, began_at=event.at)
-    if event.kind == "evaluate":
-        return replace(history, current=replace(current, evaluating=True))
-    asked = {site: Part(status="asked") for site in event.sites if site not in current.parts}
-    return replace(history, current=replace(current, parts={**current.parts, **asked}))
+    known = _phase(current, event.kind)
+    asked = {site: _ASKED for site in event.sites if site not in known}
+    return _with_parts(history, current, event.kind, {**known, **asked})
 
 
 def _accepted(history: History, event: ReplyAccepted) -> History:
-    current = history.current
-    if current is None or event.round != current.number:
-        return history
-    if event.kind == "evaluate":
-        seen = replace(current, evaluated=current.evaluated | {event.site})
-        return replace(history, current=seen)
     part = Part(status="took_part", examples=event.examples, seconds=event.seconds)
-    return _with_part(history, current, event.site, part)
+    return _answer(history, event, part)
 
 
 def _refused(history: History, event: ReplyRefused) -> History:
-    current = history.current
-    if current is None or event.round != current.number or event.kind == "evaluate":
-        return history
     reason = REFUSALS[event.code] + (f" ({event.detail})" if event.detail else "")
-    return _with_part(history, current, event.site, Part(status="refused", reason=reason))
+    return _answer(history, event, Part(status="refused", reason=reason))
 
 
-def _with_part(history: History, current: Round, site: str, part: Part) -> History:
-    if current.trained_at is not None or current.parts.get(site, _ASKED).status != "asked":
+def _answer(history: History, event: ReplyAccepted | ReplyRefused, part: Part) -> History:
+    """Count an answer to what is asked now: once, and none that comes late."""
+    current = history.current
+    if current is None or (event.round, event.kind) != (current.number, current.kind):
         return history
-    return replace(history, current=replace(current, parts={**current.parts, site: part}))
+    known = _phase(current, event.kind)
+    if known.get(event.site, _ASKED).status != "asked":
+        return history
+    return _with_parts(history, current, event.kind, {**known, event.site: part})
 
 
 def _deadline(history: History, event: DeadlinePassed) -> History:
     current = history.current
-    if current is None or event.round != current.number or event.kind == "evaluate":
+    if current is None or (event.round, event.kind) != (current.number, current.kind):
         return history
     parts = {
         site: _silent(site, history.offline) if part.status == "asked" else part
-        for site, part in current.parts.items()
+        for site, part in _phase(current, event.kind).items()
     }
-    return replace(history, current=replace(current, parts=parts))
+    return _with_parts(history, current, event.kind, parts)
+
+
+def _phase(current: Round, kind: WorkKind) -> Mapping[str, Part]:
+    return current.parts if kind == "train" else current.evaluations or {}
+
+
+def _with_parts(
+    history: History, current: Round, kind: WorkKind, parts: Mapping[str, Part]
+) -> History:
+    if kind == "train":
+        return replace(history, current=replace(current, parts=parts))
+    history = replace(history, current=replace(current, evaluations=parts))
+    if any(part.status in ("asked", "took_part") for part in parts.values()):
+        return history
+    # Nobody evaluated: no MetricsAggregated will come, the machine has closed the round.
+    return _end_round(history, history.last_at)
 
 
 def _silent(site: str, offline: frozenset[str]) -> Part:

@@ -28,10 +28,12 @@ def decode_event(line: str) -> tuple[int, Event]:
     try:
         raw = json.loads(line)
         seq, kind = raw.pop("seq"), EVENT_TYPES[raw.pop("event")]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError("not an event", diagnostic=str(error)) from error
+    if type(seq) is not int:
+        raise ProtocolError(f"seq: expected an integer, found {type(seq).__name__}")
     event: Event = decode(kind, raw)
-    return int(seq), event
+    return seq, event
 
 
 def read_log(lines: Iterable[str]) -> Iterator[Event]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from fedfactory.rounds.events import Finish
-from fedfactory.rounds.history import History, Round
+from fedfactory.rounds.history import History, Part, Round
 
 UNANSWERED: Final = "the run ended before it answered"
 
@@ -15,7 +15,7 @@ UNANSWERED: Final = "the run ended before it answered"
 def metrics_line(history: History, number: int) -> dict[str, Any]:
     """Return one round's line for metrics.jsonl (and its entry in summary.json)."""
     found = next(r for r in reversed(_rounds(history)) if r.number == number)
-    return _round(found, history.last_at)
+    return round_entry(found, history.last_at)
 
 
 def summary(
@@ -28,7 +28,7 @@ def summary(
     """Return summary.json. `traffic` counts bytes down and up per site; times are in seconds."""
     plan = history.plan
     assert plan is not None
-    rounds = [_round(r, history.last_at) for r in _rounds(history)]
+    rounds = [round_entry(r, history.last_at) for r in _rounds(history)]
     done = [r["metrics"] for r in rounds if r["metrics"]["accuracy"] is not None]
     return {
         "run_id": plan.run_id,
@@ -52,22 +52,28 @@ def _rounds(history: History) -> tuple[Round, ...]:
     return (*history.rounds, history.current) if history.current else history.rounds
 
 
-def _round(found: Round, now: float) -> dict[str, Any]:
+def round_entry(found: Round, now: float) -> dict[str, Any]:
+    """Return one round's entry; `now` (Unix seconds) ends a round still under way."""
     trained = found.trained_at
     return {
         "round": found.number,
         "seconds": (found.ended_at or now) - found.began_at,
         "train_seconds": None if trained is None else trained - found.began_at,
-        "sites": {
-            site: {
-                "status": "no_answer" if part.status == "asked" else part.status,
-                "examples": part.examples,
-                "seconds": part.seconds,
-                "reason": UNANSWERED if part.status == "asked" else part.reason,
-            }
-            for site, part in sorted(found.parts.items())
+        "sites": {site: _part(part) for site, part in sorted(found.parts.items())},
+        "evaluations": {
+            site: _part(part) for site, part in sorted((found.evaluations or {}).items())
         },
         "metrics": _metrics(found.metrics),
+    }
+
+
+def _part(part: Part) -> dict[str, Any]:
+    asked = part.status == "asked"
+    return {
+        "status": "no_answer" if asked else part.status,
+        "examples": part.examples,
+        "seconds": part.seconds,
+        "reason": UNANSWERED if asked else part.reason,
     }
 
 

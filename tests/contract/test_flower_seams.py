@@ -82,6 +82,7 @@ def test_only_fleet_paths_are_in_the_table() -> None:
     assert "register-node" not in " ".join(FLEET_PATHS.values())
 
 
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 def test_the_app_archive_holds_no_logic() -> None:
     content, digest = build_app()
     assert build_app()[1] == digest
