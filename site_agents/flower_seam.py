@@ -42,11 +42,10 @@ from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from fedfactory.contracts.errors import EnvironmentFailedError, ProtocolError
+from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD
 
 # Flower admits 10 to 1800 s and calls a node lost after twice the interval.
 HEARTBEAT_S: Final = 10.0
-RECORD: Final = "fedfactory"
-FIELD: Final = "json"
 _OBJECT_TRIES: Final = 250
 _OBJECT_WAIT_S: Final = 0.02
 
@@ -156,14 +155,14 @@ class FleetNode:
         assert isinstance(message, Message)
         message.metadata.__dict__["_message_id"] = message_id
         try:
-            text = message.content.config_records[RECORD][FIELD]
+            text = message.content.config_records[MESSAGE_RECORD][MESSAGE_FIELD]
         except KeyError:
             text = ""
         return Incoming(text=str(text), message=message)
 
     def answer(self, incoming: Incoming, text: str) -> None:
         """Send the reply to a message."""
-        content = RecordDict({RECORD: ConfigRecord({FIELD: text})})
+        content = RecordDict({MESSAGE_RECORD: ConfigRecord({MESSAGE_FIELD: text})})
         reply = Message(content, reply_to=incoming.message)
         with no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.errors import ValueRangeError
 from fedfactory.contracts.model import BlobRef
+
+# Where an order, and its reply, lie in a Flower message: one config record with one field of JSON.
+MESSAGE_RECORD: Final = "fedfactory"
+MESSAGE_FIELD: Final = "json"
 
 Scalar = str | int | float | bool | None
 WorkKind = Literal["train", "evaluate"]

@@ -24,7 +24,14 @@ from flwr.serverapp import Grid
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import FedfactoryError, ProtocolError
 from fedfactory.contracts.model import ModelSpec
-from fedfactory.contracts.orders import Delivery, Order, WorkKey, WorkKind
+from fedfactory.contracts.orders import (
+    MESSAGE_FIELD,
+    MESSAGE_RECORD,
+    Delivery,
+    Order,
+    WorkKey,
+    WorkKind,
+)
 from fedfactory.contracts.updates import Reply, Update
 from fedfactory.coordinator.aggregation import (
     Aggregation,
@@ -65,8 +72,6 @@ from fedfactory.wire.arrays import ArrayFile
 log = logging.getLogger("fedfactory.runner")
 
 REASON_WAIT_S: Final = 1.0
-RECORD: Final = "fedfactory"
-FIELD: Final = "json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +218,9 @@ class Runner:
 
     def _take(self, key: WorkKey, message: Message) -> None:
         try:
-            reply = from_json(Reply, str(message.content.config_records[RECORD][FIELD]))
+            reply = from_json(
+                Reply, str(message.content.config_records[MESSAGE_RECORD][MESSAGE_FIELD])
+            )
         except (ProtocolError, KeyError):
             self._refused(key, "bad_reply", "")  # what it says is the site's text: not repeated
             return
@@ -346,7 +353,7 @@ class Runner:
         ttl = self._settings.plan.deadline_s
         delivery = Delivery(order=order, number=number, expires_at=time.time() + ttl)
         return Message(
-            RecordDict({RECORD: ConfigRecord({FIELD: to_json(delivery)})}),
+            RecordDict({MESSAGE_RECORD: ConfigRecord({MESSAGE_FIELD: to_json(delivery)})}),
             dst_node_id=self._roster[site],
             message_type=order.kind,
             group_id=str(order.round),
