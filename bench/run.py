@@ -1,55 +1,112 @@
-"""`python -m bench.run [digits] [echo] [memory] [idle]`: ours beside stock Flower, as ratios."""
+"""`python -m bench.run [digits startup echo memory idle | all] [--quick]`: ours beside Flower's."""
 
 from __future__ import annotations
 
-import sys
+import argparse
+import statistics
 
 from bench import ours, stock_flower
-from bench.ours import Figures
+from bench.figures import Figures
 
-DIGITS = ("partition=iid", "rounds=10")
-ECHO = ("task=echo", "evaluate=false", "rounds=4")
-
-
-def _line(name: str, mine: Figures, stock: Figures | None) -> None:
-    spread = f"{min(mine.rounds_s):.2f}-{max(mine.rounds_s):.2f}"
-    text = f"{name:<24} ours {mine.round_s:6.2f} s/round ({spread}), round 1 {mine.first_s:5.1f} s"
-    if stock is not None:
-        text += f" | stock {stock.round_s:6.2f} s/round, round 1 {stock.first_s:5.1f} s"
-        text += f" | ratio {stock.round_s / mine.round_s:5.1f}"
-    print(text, flush=True)
+# Seconds a round of NVIDIA FLARE 2.9.0 (simulator), measured earlier on this kind of machine.
+NVFLARE = {"digits train": 2.6, "echo 100 MB": 5.2, "echo 400 MB": 9.7}
 
 
-def digits() -> None:
+def _beside(
+    name: str,
+    mine: Figures,
+    task: str,
+    parameters: dict[str, object],
+    *,
+    evaluate: bool,
+    quick: bool,
+) -> None:
+    """Print ours, then each peer and how many times ours its round takes."""
+    _show(name, "ours", mine)
+    rounds = 2 if quick else 3
+    stock = stock_flower.run(task, parameters, rounds=rounds, evaluate=evaluate)
+    _show(name, "stock deployment", stock, mine)
+    if stock_flower.has_simulation():
+        rounds = 3 if quick else 6
+        simulated = stock_flower.run(
+            task, parameters, rounds=rounds, evaluate=evaluate, simulation=True
+        )
+        _show(name, "Flower simulation", simulated, mine)
+    else:
+        print(f"{name:<22} Flower simulation: not installed (python -m bench.setup)", flush=True)
+    if name in NVFLARE:
+        ratio = NVFLARE[name] / mine.round_s
+        print(f"{name:<22} {'NVFLARE, earlier':<18} {NVFLARE[name]:6.2f} s/round", end=" ")
+        print(f"{'':<36} x {ratio:5.2f}", flush=True)
+
+
+def _show(name: str, who: str, found: Figures, mine: Figures | None = None) -> None:
+    spread = f"({min(found.rounds_s):.2f}-{max(found.rounds_s):.2f})"
+    ratio = f"x {found.round_s / mine.round_s:5.2f}" if mine else ""
+    print(
+        f"{name:<22} {who:<18} {found.round_s:6.2f} s/round {spread:<15}"
+        f" round 1 after {found.first_s:5.1f} s {ratio}",
+        flush=True,
+    )
+    if name.startswith("echo"):
+        peaks = ", ".join(f"{part} {mb:.0f}" for part, mb in found.peak_mb.items())
+        print(f"{'':<22} {'':<18} peak MB: {peaks}", flush=True)
+
+
+def digits(*, quick: bool) -> None:
+    rounds = 4 if quick else 16
     for evaluate, name in ((False, "digits train"), (True, "digits train+evaluate")):
-        mine = ours.run(*DIGITS, f"evaluate={str(evaluate).lower()}")
-        stock = stock_flower.run("digits", {"model": "mlp"}, rounds=3, evaluate=evaluate)
-        _line(name, mine, stock)
+        words = (f"rounds={rounds}", f"evaluate={str(evaluate).lower()}")
+        mine = ours.run("partition=iid", *words)
+        _beside(name, mine, "digits", {"model": "mlp"}, evaluate=evaluate, quick=quick)
 
 
-def echo() -> None:
-    for megabytes in (100, 400):
-        mine = ours.run(*ECHO, f"task.megabytes={megabytes}")
-        stock = stock_flower.run("echo", {"megabytes": megabytes}, rounds=3, evaluate=False)
-        _line(f"echo {megabytes} MB", mine, stock)
-        print("   peak MB: ours", {k: round(v) for k, v in mine.peak_mb.items()}, flush=True)
-        print("            stock", {k: round(v) for k, v in stock.peak_mb.items()}, flush=True)
+def startup(*, quick: bool) -> None:
+    found = [ours.run("partition=iid", "rounds=1").first_s for _ in range(1 if quick else 3)]
+    spread = f"({min(found):.1f}-{max(found):.1f})"
+    print(f"command to end of round 1: {statistics.median(found):.1f} s {spread}", flush=True)
 
 
-def memory() -> None:
-    for count in (3, 6, 12):
-        words = ("federation=numbered", f"federation.count={count}", "task.megabytes=100")
-        found = ours.run("task=echo", "evaluate=false", "rounds=2", *words)
-        print(f"echo 100 MB, {count:>2} sites: ServerApp {found.peak_mb['ServerApp']:.0f} MB,"
-              f" agent {found.peak_mb['agent']:.0f} MB", flush=True)  # fmt: skip
+def echo(*, quick: bool) -> None:
+    for megabytes in (10,) if quick else (100, 400):
+        words = (f"task.megabytes={megabytes}", "rounds=4" if quick else "rounds=6")
+        mine = ours.run("task=echo", "evaluate=false", *words)
+        parameters: dict[str, object] = {"megabytes": megabytes}
+        _beside(f"echo {megabytes} MB", mine, "echo", parameters, evaluate=False, quick=quick)
 
 
-def idle() -> None:
-    print(f"idle agent: {100 * ours.idle_agent_share():.2f} % of a core", flush=True)
+def memory(*, quick: bool) -> None:
+    megabytes = 10 if quick else 100
+    for count in (3, 6) if quick else (3, 6, 12):
+        words = ("federation=numbered", f"federation.count={count}", f"task.megabytes={megabytes}")
+        found = ours.run("task=echo", "evaluate=false", "rounds=3", *words)
+        peaks = ", ".join(f"{part} {mb:.0f}" for part, mb in found.peak_mb.items())
+        print(f"echo {megabytes} MB, {count:>2} sites: peak MB: {peaks}", flush=True)
 
 
-WORKLOADS = {"digits": digits, "echo": echo, "memory": memory, "idle": idle}
+def idle(*, quick: bool) -> None:
+    share = 100 * ours.idle_agent_share(5 if quick else 20)
+    print(f"idle agent: {share:.2f} % of a core", flush=True)
+
+
+WORKLOADS = {
+    "digits": digits,
+    "startup": startup,
+    "echo": echo,
+    "memory": memory,
+    "idle": idle,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
+    parser.add_argument("workloads", nargs="*", choices=[*WORKLOADS, "all"], default="all")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: a trial")
+    options = parser.parse_args()
+    chosen = WORKLOADS if "all" in options.workloads else options.workloads
+    for name in chosen:
+        WORKLOADS[name](quick=options.quick)
+
 
 if __name__ == "__main__":
-    for word in sys.argv[1:] or WORKLOADS:
-        WORKLOADS[word]()
+    main()

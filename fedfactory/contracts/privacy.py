@@ -1,0 +1,121 @@
+"""Differential privacy as both sides speak of it: what a run asks, what a site does, what it says.
+
+Neighbouring data sets: one privacy unit (a row, or all rows of one `unit`) replaced by null, with a
+`public_size` of units that the site's administrator declares public. Sampling rate, steps and
+expected batch derive from it alone; the true count enters nothing that leaves.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from fedfactory.contracts.errors import ValueRangeError
+from fedfactory.contracts.orders import TrainParameters
+
+GradSampleMode = Literal["hooks", "ghost"]
+MAX_NOISE: Final = 1000.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyPlan:
+    """What a run asks: DP-SGD (Abadi et al. 2016) for a run's epsilon, or with a given noise.
+
+    Exactly one of `target_epsilon` and `noise_multiplier` (standard deviation over clipping norm)
+    is set. `clip_norm_l2` bounds each unit's gradient (flat clipping). Sites evaluate only if
+    `evaluation_noise_multiplier` is set: correct-counts and sums of losses, each loss clipped to
+    0..`evaluation_loss_clip`, with Gaussian noise.
+    """
+
+    target_epsilon: float | None
+    noise_multiplier: float | None
+    delta: float
+    clip_norm_l2: float
+    grad_sample_mode: GradSampleMode
+    evaluation_noise_multiplier: float | None
+    evaluation_loss_clip: float
+
+    def __post_init__(self) -> None:
+        if (self.target_epsilon is None) == (self.noise_multiplier is None):
+            raise ValueRangeError(
+                "privacy.target_epsilon",
+                self.target_epsilon,
+                "exactly one of privacy.target_epsilon and privacy.noise_multiplier",
+            )
+        _check("target_epsilon", self.target_epsilon, 1000.0)
+        _check("noise_multiplier", self.noise_multiplier, MAX_NOISE)
+        _check("evaluation_noise_multiplier", self.evaluation_noise_multiplier, 1e6)
+        _check("clip_norm_l2", self.clip_norm_l2, 1e6)
+        _check("evaluation_loss_clip", self.evaluation_loss_clip, 1e6)
+        if not 0 < self.delta < 1:
+            raise ValueRangeError("privacy.delta", self.delta, "a number between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mechanism:
+    """What the ledger reserved and a worker executes: `steps` noisy steps of DP-SGD.
+
+    Each unit enters a step with probability `sample_rate` (Poisson sampling); the noised sum of
+    clipped gradients is divided by `expected_batch` = sample_rate x public_size.
+    """
+
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+    expected_batch: float
+    clip_norm_l2: float
+    grad_sample_mode: GradSampleMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One noised evaluation: counts of `public_examples` records, losses clipped to `loss_clip`.
+
+    The pair (correct, loss / loss_clip) has L2 sensitivity sqrt(2) x records a unit may hold (1:
+    with a `unit` column each unit contributes one record), so each of the two gets noise of
+    noise_multiplier x sqrt(2).
+    """
+
+    noise_multiplier: float
+    loss_clip: float
+    public_examples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacySpent:
+    """What a site says of its guarantee after a piece of work: public values and the accountant's.
+
+    `epsilon_run` composes all the site did for this run so far, at `delta`.
+    """
+
+    epsilon_run: float
+    delta: float
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+    unit: str
+    accountant: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How a site samples in each round of a run: derived from public values alone."""
+
+    sample_rate: float
+    steps: int
+    expected_batch: float
+
+
+def sampling(training: TrainParameters, public_size: int) -> Sampling:
+    """Return the sampling of one round: whole epochs of `batch_size` over `public_size` units."""
+    rate = min(1.0, training.batch_size / public_size)
+    steps = training.local_epochs * math.ceil(public_size / training.batch_size)
+    if training.max_steps is not None:
+        steps = min(steps, training.max_steps)
+    return Sampling(sample_rate=rate, steps=steps, expected_batch=rate * public_size)
+
+
+def _check(name: str, value: float | None, high: float) -> None:
+    if value is not None and not (math.isfinite(value) and 0 < value <= high):
+        raise ValueRangeError(f"privacy.{name}", value, f"a number above 0, at most {high:g}")
