@@ -10,11 +10,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from fedfactory.choices import OPEN_STRATEGY, choices
 from fedfactory.contracts.errors import DataError, UnknownNameError, ValueRangeError
 from fedfactory.contracts.orders import Scalar, TrainParameters
+from fedfactory.contracts.privacy import GradSampleMode, PrivacyPlan
 from fedfactory.tasks.table import load_task
 from site_agents.catalogue import MAX_NUMBERED, numbered_sites, site_names
 
@@ -68,7 +69,7 @@ class RunConfig:
     federation_name: str
     sites: tuple[str, ...]
     partition: Partition
-    privacy_mode: str
+    privacy: PrivacyPlan | None
     executor_name: str
     round: RoundRules
     rounds: int
@@ -92,6 +93,7 @@ def run_config(values: Mapping[str, Any], composed_yaml: str) -> RunConfig:
     strategy_name = strategy.pop("name")
     federation, partition = values["federation"], values["partition"]
     sites = _sites(federation)
+    privacy = privacy_plan(values["privacy"])
     return RunConfig(
         task_name=task_name,
         task_parameters=load_task(task_name).check(task),
@@ -105,7 +107,7 @@ def run_config(values: Mapping[str, Any], composed_yaml: str) -> RunConfig:
             alpha=partition.get("alpha"),
             labels_per_site=partition.get("labels_per_site"),
         ),
-        privacy_mode=_known("privacy", values["privacy"]["mode"]),
+        privacy=privacy,
         executor_name=_known("executor", values["executor"]["name"]),
         round=_round(values["round"], len(sites)),
         rounds=_whole("rounds", values["rounds"], 1, MAX_ROUNDS),
@@ -118,11 +120,30 @@ def run_config(values: Mapping[str, Any], composed_yaml: str) -> RunConfig:
             max_steps=values["max_steps"],
         ),
         seed=_whole("seed", values["seed"], 0, MAX_SEED),
-        evaluate=values["evaluate"],
+        # Under differential privacy an evaluation is a release of its own, made only if paid for.
+        evaluate=values["evaluate"]
+        and (privacy is None or privacy.evaluation_noise_multiplier is not None),
         baselines=values["baselines"],
         out=Path(values["out"]) if values["out"] is not None else None,
         composed_yaml=composed_yaml,
     )
+
+
+def privacy_plan(values: Mapping[str, Any]) -> PrivacyPlan | None:
+    """Return what a `privacy` group asks of the sites, None for nothing.
+
+    Raises:
+        UsageError: an unknown mode, or a value out of range (names its key).
+    """
+    fields = dict(values)
+    mode = _known("privacy", fields.pop("mode"))
+    if mode == "none":
+        return None
+    if fields["grad_sample_mode"] not in get_args(GradSampleMode):
+        raise UnknownNameError(
+            "privacy.grad_sample_mode", fields["grad_sample_mode"], get_args(GradSampleMode)
+        )
+    return PrivacyPlan(**fields)
 
 
 def _known(group: str, name: str) -> str:

@@ -53,10 +53,24 @@ class LabelsPartition:
 
 
 @dataclass
-class PrivacySchema:
-    """The privacy mode asked of the sites."""
+class NoPrivacy:
+    """Nothing is asked of the sites."""
 
     mode: str = MISSING
+
+
+@dataclass
+class DpSgd:
+    """DP-SGD at every site."""
+
+    mode: str = MISSING
+    target_epsilon: float | None = MISSING
+    noise_multiplier: float | None = MISSING
+    delta: float = MISSING
+    clip_norm_l2: float = MISSING
+    grad_sample_mode: str = MISSING
+    evaluation_noise_multiplier: float | None = MISSING
+    evaluation_loss_clip: float = MISSING
 
 
 @dataclass
@@ -99,11 +113,15 @@ class RunSchema:
 
 # 'group/choice' -> its schema; conf/<group>/<choice>.yaml names it in its defaults.
 CHOICE_SCHEMAS: Final[Mapping[str, type]] = {
+    "federation/all_ai_factories": NamedFederation,
     "federation/demo": NamedFederation,
+    "federation/first_seven": NamedFederation,
     "federation/numbered": NumberedFederation,
+    "federation/third_wave": NamedFederation,
     "partition/iid": IidPartition,
     "partition/dirichlet": DirichletPartition,
     "partition/labels": LabelsPartition,
-    "privacy/none": PrivacySchema,
+    "privacy/none": NoPrivacy,
+    "privacy/dp_sgd": DpSgd,
     "executor/local": ExecutorSchema,
 }

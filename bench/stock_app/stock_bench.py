@@ -16,7 +16,7 @@ from fedfactory.contracts.orders import TrainParameters
 from fedfactory.tasks.seeds import derive_seed
 from fedfactory.tasks.table import load_task
 from fedfactory.wire.arrays import read_arrays, write_arrays
-from site_agents.data.sources import load_site_data
+from site_agents.data.sources import open_source
 
 SITES = ["cesga", "cyfronet", "lumi"]
 SEED = 1
@@ -33,14 +33,18 @@ def _work(message: Message, context: Context, kind: str) -> Message:
     site = SITES[int(context.node_config["partition-id"])]
     task = load_task(str(config["task"]))
     options = {
-        "source": "partition",
+        "kind": "partition",
+        "task": task.name,
         "path": None,
         "partition": {"kind": "iid", "alpha": None, "labels_per_site": None},
         "sites": SITES,
+        "site": site,
         "seed": SEED,
     }
-    data = load_site_data(options, site, task) if task.data else None
-    workload = task.open(json.loads(str(config["parameters"])), data, "cpu")
+    parameters = json.loads(str(config["parameters"]))
+    reads_data = task.schema(parameters) is not None
+    data = open_source("share", options, "share").load(task, parameters) if reads_data else None
+    workload = task.open(parameters, data, "cpu")
     with tempfile.TemporaryDirectory() as folder:
         base, out = Path(folder) / "base", Path(folder) / "update"
         arrays = {n: a.numpy() for n, a in message.content["arrays"].items()}

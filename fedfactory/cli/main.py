@@ -12,6 +12,7 @@ from fedfactory.contracts.errors import FedfactoryError, UnknownNameError
 COMMANDS: Final = {
     "local": ("fedfactory.cli.local", "run a whole federation on this machine"),
     "report": ("fedfactory.cli.report", "print the results of a run folder again"),
+    "privacy": ("fedfactory.cli.privacy", "plan which noise a run needs, before it runs"),
     "version": ("fedfactory.cli.version", "print the versions of fedfactory, Flower and torch"),
 }
 EXIT_CODES: Final = """\

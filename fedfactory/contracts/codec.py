@@ -7,6 +7,7 @@ Floats must be finite: NaN has no JSON form and no place in an order.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -96,12 +97,16 @@ def _decode(kind: Any, raw: Any, where: str) -> Any:
 
 def _decode_scalar(kind: Any, raw: Any, where: str) -> Any:
     if kind is float and isinstance(raw, int | float) and not isinstance(raw, bool):
-        if not math.isfinite(raw):
+        try:
+            number = float(raw)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
             raise _fail(where, raw, "a finite number")
-        return float(raw)
+        return number
     if kind is type(None) and raw is None:
         return None
-    if kind in (str, int, bool) and type(raw) is kind:
+    if kind is Any or (kind in (str, int, bool) and type(raw) is kind):
         return raw
     raise _fail(where, raw, getattr(kind, "__name__", str(kind)))
 
@@ -119,10 +124,14 @@ def _decode_union(options: tuple[Any, ...], raw: Any, where: str) -> Any:
     raise _fail(where, raw, " or ".join(getattr(o, "__name__", str(o)) for o in options))
 
 
+# Told once for each class: a ledger's thousands of entries are of eight.
+_hints = functools.cache(get_type_hints)
+
+
 def _decode_dataclass(cls: Any, raw: Any, where: str) -> Any:
     if not isinstance(raw, dict):
         raise _fail(where, raw, "an object")
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     names = {field.name for field in dataclasses.fields(cls)}
     if missing := sorted(names - raw.keys()):
         raise ProtocolError(f"{where}: missing {', '.join(missing)}")

@@ -10,6 +10,7 @@ from typing import Final, Literal
 from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.errors import ValueRangeError
 from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.privacy import PrivacyPlan
 
 # Where an order, and its reply, lie in a Flower message: one config record with one field of JSON.
 MESSAGE_RECORD: Final = "fedfactory"
@@ -54,7 +55,8 @@ class Order:
     """One piece of work for one site in one round.
 
     `base` names the model to start from. `seed` is the run's; the site derives its own generator
-    from (seed, site, round, kind). `training` is None for `evaluate`. `privacy` names the mode.
+    from (seed, site, round, kind). `training` is None for `evaluate`. `privacy` is None where the
+    run asks for none. `plan_digest` names the signed plan that the order is part of.
     """
 
     coordinator: str
@@ -67,7 +69,8 @@ class Order:
     training: TrainParameters | None
     base: BlobRef
     seed: int
-    privacy: str
+    privacy: PrivacyPlan | None
+    plan_digest: str
 
     def key(self) -> WorkKey:
         """The one key of this work (law 4): never Flower's run or message id."""
@@ -91,12 +94,3 @@ class WorkKey:
     kind: WorkKind
     site: str
     order_digest: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
-    """One sending of an order: `number` counts sendings, `expires_at` is Unix seconds."""
-
-    order: Order
-    number: int
-    expires_at: float

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from fedfactory.contracts.errors import ValueRangeError
-from fedfactory.contracts.orders import TrainParameters
 
 GradSampleMode = Literal["hooks", "ghost"]
 MAX_NOISE: Final = 1000.0
+LEAST_CLIP: Final = 1e-6  # far below it, float32 rounds a gradient to more than its bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class PrivacyPlan:
         _check("target_epsilon", self.target_epsilon, 1000.0)
         _check("noise_multiplier", self.noise_multiplier, MAX_NOISE)
         _check("evaluation_noise_multiplier", self.evaluation_noise_multiplier, 1e6)
-        _check("clip_norm_l2", self.clip_norm_l2, 1e6)
+        _check("clip_norm_l2", self.clip_norm_l2, 1e6, LEAST_CLIP)
         _check("evaluation_loss_clip", self.evaluation_loss_clip, 1e6)
         if not 0 < self.delta < 1:
             raise ValueRangeError("privacy.delta", self.delta, "a number between 0 and 1")
@@ -57,7 +57,7 @@ class Mechanism:
     """What the ledger reserved and a worker executes: `steps` noisy steps of DP-SGD.
 
     Each unit enters a step with probability `sample_rate` (Poisson sampling); the noised sum of
-    clipped gradients is divided by `expected_batch` = sample_rate x public_size.
+    clipped gradients is divided by `expected_batch` = sample_rate x public units to train on.
     """
 
     noise_multiplier: float
@@ -98,24 +98,7 @@ class PrivacySpent:
     accountant: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How a site samples in each round of a run: derived from public values alone."""
-
-    sample_rate: float
-    steps: int
-    expected_batch: float
-
-
-def sampling(training: TrainParameters, public_size: int) -> Sampling:
-    """Return the sampling of one round: whole epochs of `batch_size` over `public_size` units."""
-    rate = min(1.0, training.batch_size / public_size)
-    steps = training.local_epochs * math.ceil(public_size / training.batch_size)
-    if training.max_steps is not None:
-        steps = min(steps, training.max_steps)
-    return Sampling(sample_rate=rate, steps=steps, expected_batch=rate * public_size)
-
-
-def _check(name: str, value: float | None, high: float) -> None:
-    if value is not None and not (math.isfinite(value) and 0 < value <= high):
-        raise ValueRangeError(f"privacy.{name}", value, f"a number above 0, at most {high:g}")
+def _check(name: str, value: float | None, high: float, low: float = 0.0) -> None:
+    if value is not None and not (math.isfinite(value) and low < value <= high):
+        expected = f"a number above {low:g}, at most {high:g}"
+        raise ValueRangeError(f"privacy.{name}", value, expected)

@@ -9,6 +9,8 @@ from typing import Literal
 from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import WorkKey
+from fedfactory.contracts.plans import Anchor
+from fedfactory.contracts.privacy import PrivacySpent
 from fedfactory.contracts.refusals import REFUSALS
 
 
@@ -24,7 +26,8 @@ class Payload:
 class Update:
     """Finished work. `payload` is None for `evaluate`; `seconds` is the time the work took.
 
-    `examples` counts the records used; None when privacy withholds it.
+    `examples` counts the records used; under differential privacy it is the site's public size.
+    `privacy` states what guarantee holds, None without differential privacy.
     """
 
     work: WorkKey
@@ -32,6 +35,7 @@ class Update:
     examples: int | None
     metrics: Mapping[str, float]
     seconds: float
+    privacy: PrivacySpent | None
 
     def __post_init__(self) -> None:
         if self.examples is not None and self.examples < 0:
@@ -56,10 +60,11 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What travels: exactly one of the two is set."""
+    """What travels: exactly one of update and refusal, and where the site's books stand."""
 
     update: Update | None
     refusal: Refusal | None
+    anchor: Anchor | None
 
     def __post_init__(self) -> None:
         if (self.update is None) == (self.refusal is None):

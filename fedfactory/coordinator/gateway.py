@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ from fedfactory.identity.enrolment import Identity
 from fedfactory.identity.roles import Role, peer_of
 from fedfactory.wire.rpc import gateway_pb2 as pb
 from fedfactory.wire.rpc.pieces import PIECE_BYTES, BlobReference, Bytes
-from fedfactory.wire.rpc.service import handlers
+from fedfactory.wire.rpc.service import CLOCK, handlers
 from fedfactory.wire.tls import SERVER_OPTIONS, server_credentials
 
 MAX_CALLS: Final = 1024
@@ -240,6 +241,7 @@ class Gateway:
             peer = peer_of(context.auth_context())
         except IdentityError as error:
             _abort(context, error)
+        context.set_trailing_metadata(((CLOCK, f"{time.time():.3f}"),))
         with self._lock:
             node = self._nodes.get(peer.name) if peer.role is Role.SITE else None
             crowded = self._open_calls[peer.name] >= MAX_CALLS_PER_SITE

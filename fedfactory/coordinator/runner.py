@@ -24,14 +24,7 @@ from flwr.serverapp import Grid
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import FedfactoryError, ProtocolError
 from fedfactory.contracts.model import ModelSpec
-from fedfactory.contracts.orders import (
-    MESSAGE_FIELD,
-    MESSAGE_RECORD,
-    Delivery,
-    Order,
-    WorkKey,
-    WorkKind,
-)
+from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD, Order, WorkKey, WorkKind
 from fedfactory.contracts.updates import Reply, Update
 from fedfactory.coordinator.aggregation import (
     Aggregation,
@@ -39,7 +32,9 @@ from fedfactory.coordinator.aggregation import (
     SitePlan,
     verify_update,
 )
+from fedfactory.coordinator.anchors import Anchors
 from fedfactory.coordinator.link import Link
+from fedfactory.coordinator.ordering import Orders
 from fedfactory.coordinator.run_files import MODEL, RunFiles
 from fedfactory.coordinator.settings import RunSettings
 from fedfactory.rounds.events import (
@@ -99,6 +94,8 @@ class Runner:
         link: Link,
         files: RunFiles,
         settings: RunSettings,
+        orders: Orders,
+        anchors: Anchors,
         roster: Mapping[str, int],
         aggregation: Aggregation,
     ) -> None:
@@ -106,6 +103,8 @@ class Runner:
         self._link = link
         self._files = files
         self._settings = settings
+        self._orders = orders
+        self._anchors = anchors
         self._roster = roster
         self._aggregation = aggregation
         self._state = RunState.new()
@@ -113,7 +112,6 @@ class Runner:
         self._todo: deque[Command] = deque()
         self._asked: dict[str, _Asked] = {}  # message id -> order under way
         self._plans: dict[tuple[int, WorkKind, str], SitePlan] = {}
-        self._deliveries: dict[WorkKey, int] = {}
         self._evaluations: dict[str, Update] = {}
         self._round_blobs: list[str] = []
         self._deadline: _Deadline | None = None
@@ -227,6 +225,8 @@ class Runner:
         if reply.work != key:
             self._refused(key, "bad_reply", "it names other work than was asked for")
             return
+        if reply.anchor is not None:
+            self._anchors.keep(key.site, reply.anchor)
         if reply.refusal is not None:
             self._refused(key, reply.refusal.code, "")
             return
@@ -260,6 +260,7 @@ class Runner:
                 examples=update.examples,
                 metrics=update.metrics,
                 seconds=update.seconds,
+                privacy=update.privacy,
             )
         )
 
@@ -290,9 +291,10 @@ class Runner:
         sites = tuple(
             site for site in command.sites if (command.round, command.kind, site) in self._plans
         )
+        plans = {site: self._plans[command.round, command.kind, site] for site in sites}
         orders = {
-            site: self._order(command, site, self._plans[command.round, command.kind, site])
-            for site in sites
+            site: self._orders.order(command.round, command.kind, plan)
+            for site, plan in plans.items()
         }
         self._link.offer({site: order.base.digest for site, order in orders.items()})
         messages = [self._message(site, order) for site, order in orders.items()]
@@ -331,27 +333,9 @@ class Runner:
                 self._round_blobs.append(plan.base.digest)
         return True
 
-    def _order(self, command: SendOrders, site: str, plan: SitePlan) -> Order:
-        settings = self._settings
-        return Order(
-            coordinator=settings.coordinator,
-            run_id=settings.plan.run_id,
-            round=command.round,
-            kind=command.kind,
-            site=site,
-            task=settings.plan.task,
-            task_parameters=settings.task_parameters,
-            training=plan.training if command.kind == "train" else None,
-            base=plan.base,
-            seed=settings.plan.seed,
-            privacy=settings.privacy,
-        )
-
     def _message(self, site: str, order: Order) -> Message:
-        key = order.key()
-        self._deliveries[key] = number = self._deliveries.get(key, 0) + 1
         ttl = self._settings.plan.deadline_s
-        delivery = Delivery(order=order, number=number, expires_at=time.time() + ttl)
+        delivery = self._orders.delivery(order, time.time() + ttl)
         return Message(
             RecordDict({MESSAGE_RECORD: ConfigRecord({MESSAGE_FIELD: to_json(delivery)})}),
             dst_node_id=self._roster[site],

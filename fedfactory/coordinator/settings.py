@@ -8,24 +8,25 @@ from pathlib import Path
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.orders import Scalar, TrainParameters
+from fedfactory.contracts.orders import Scalar
+from fedfactory.contracts.plans import SignedPlan
 from fedfactory.rounds.events import RunPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """One run: its plan, what every order of it says, and where its results go.
+    """One run: its plan, the terms its operator signed, and where its results go.
 
-    `strategy_options` are the strategy's own fields (for a Flower strategy, with `_target_`).
-    `initial` is the initial model, a file named by `initial_file`. `start_timeout_s` bounds the
-    wait for the sites' first connection, in seconds.
+    `signing_key` is the file of the coordinator's private key (PEM), `anchors` the folder of what
+    it has seen of sites' books; both outlive the run. `strategy_options` are the strategy's own
+    fields (for a Flower strategy, with `_target_`). `initial` is the initial model, a file named by
+    `initial_file`. `start_timeout_s` bounds the wait for the sites' first connection, in seconds.
     """
 
     plan: RunPlan
-    coordinator: str
-    task_parameters: Mapping[str, Scalar]
-    training: TrainParameters
-    privacy: str
+    signed: SignedPlan
+    signing_key: str
+    anchors: str
     strategy_options: Mapping[str, Scalar | tuple[Scalar, ...]]
     initial: BlobRef
     initial_file: str

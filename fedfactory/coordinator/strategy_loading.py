@@ -24,12 +24,12 @@ def load_aggregation(settings: RunSettings, roster: Mapping[str, int]) -> Aggreg
 
         return FlowerAggregation(
             load_flower_strategy(options),
-            training=settings.training,
+            training=settings.signed.terms.training,
             roster=roster,
             seed=settings.plan.seed,
         )
     from strategies import make_strategy
 
     return StreamingAggregation(
-        make_strategy(settings.plan.strategy, options), training=settings.training
+        make_strategy(settings.plan.strategy, options), training=settings.signed.terms.training
     )

@@ -24,7 +24,7 @@ from fedfactory.contracts.errors import IdentityError
 from fedfactory.identity.roles import Peer, Role
 
 REQUEST: Final = "request.json"
-_TLS_KEY: Final = "tls.key"
+TLS_KEY: Final = "tls.key"
 _NODE_KEY: Final = "node.key"
 _CERTIFICATE: Final = "certificate.pem"
 _AUTHORITY: Final = "authority.pem"
@@ -44,6 +44,12 @@ class Request:
     def csr_pem(self) -> bytes:
         """The certificate signing request."""
         return self.csr.encode()
+
+    @property
+    def public_key(self) -> str:
+        """The public key that asks to be certified (PEM), for policies to pin."""
+        key = x509.load_pem_x509_csr(self.csr_pem).public_key()
+        return key.public_bytes(_PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +80,7 @@ def request_identity(folder: Path, role: Role, name: str, *, node_key: bool = Fa
         return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())
-    _write(folder / _TLS_KEY, _private_pem(key))
+    _write(folder / TLS_KEY, _private_pem(key))
     public = None
     if node_key:
         node = ec.generate_private_key(ec.SECP384R1())
@@ -136,7 +142,7 @@ def load_identity(folder: Path) -> Identity:
     """
     try:
         identity = Identity(
-            key_pem=(folder / _TLS_KEY).read_bytes(),
+            key_pem=(folder / TLS_KEY).read_bytes(),
             certificate_pem=(folder / _CERTIFICATE).read_bytes(),
             authority_pem=(folder / _AUTHORITY).read_bytes(),
         )
@@ -147,7 +153,7 @@ def load_identity(folder: Path) -> Identity:
         raise IdentityError(f"{folder} holds no whole identity", diagnostic=str(error)) from error
     where = folder / _CERTIFICATE
     if certificate.public_key() != key.public_key():
-        raise IdentityError(f"{where} is for another key than {_TLS_KEY}: enrol anew")
+        raise IdentityError(f"{where} is for another key than {TLS_KEY}: enrol anew")
     try:
         certificate.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from types import FrameType
 from typing import Any, Final
 
 from fedfactory.config import RunConfig
-from fedfactory.contracts.codec import from_json
+from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import (
     EnvironmentFailedError,
     RunFailedError,
@@ -30,18 +31,32 @@ from fedfactory.contracts.errors import (
     UsageError,
 )
 from fedfactory.contracts.model import BlobRef
-from fedfactory.coordinator.run_files import EVENTS, SUMMARY, write_summary
+from fedfactory.contracts.plans import SignedPlan
+from fedfactory.coordinator.run_files import EVENTS, MODEL, SUMMARY, write_summary
 from fedfactory.coordinator.settings import Admission
 from fedfactory.identity.authority import Authority
 from fedfactory.identity.enrolment import install_certificate, read_request
 from fedfactory.identity.roles import Role
-from fedfactory.local.plan import COORDINATOR, agent_overrides, check_choices, run_plan
+from fedfactory.identity.signing import Signer, fingerprint, new_signing_key
+from fedfactory.local.plan import (
+    COORDINATOR,
+    INITIAL,
+    SOURCE,
+    baselines_request,
+    check_choices,
+    data_options,
+    run_settings,
+    run_terms,
+    site_policy,
+)
 from fedfactory.local.processes import Children
 from fedfactory.report.follow import EventTail
 from fedfactory.report.reporter import Reporter, make_reporter
 from fedfactory.rounds.events import Finish, RunFailed
 from fedfactory.rounds.history import History, append
 from fedfactory.rounds.summary import summary
+from site_agents.data.local_share import Share
+from site_agents.setup import make_home
 
 START_TIMEOUT_S: Final = 120.0
 TICK_S: Final = 0.05
@@ -60,7 +75,7 @@ def run_local(config: RunConfig) -> int:
         DataError: the data is missing, unreadable or too small, before anything starts.
         EnvironmentFailedError: a process did not start or died; its log is named.
     """
-    check_choices(config)
+    shares = check_choices(config)
     run_id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-") + os.urandom(2).hex()
     folder = (config.out or Path("runs") / run_id).resolve()
     _make_run_folder(folder, config.composed_yaml)
@@ -70,6 +85,7 @@ def run_local(config: RunConfig) -> int:
         try:
             result = _LocalRun(
                 config=config,
+                shares=shares,
                 run_id=run_id,
                 folder=folder,
                 workspace=workspace,
@@ -100,6 +116,7 @@ class _LocalRun:
         self,
         *,
         config: RunConfig,
+        shares: Mapping[str, Share],
         run_id: str,
         folder: Path,
         workspace: Path,
@@ -107,10 +124,13 @@ class _LocalRun:
         interrupted: list[int],
     ) -> None:
         self._config = config
+        self._shares = shares
+        # Local mode's operator is whoever started it: a key for this run, in this process alone.
+        self._operator = Signer(new_signing_key())
         self._run_id = run_id
         self._folder = folder
         self._home = workspace / "coordinator"
-        self._initial_file = self._home / "initial.safetensors"
+        self._initial_file = self._home / INITIAL
         self._sites = {site: workspace / site for site in config.sites}
         self._reporter = reporter
         self._interrupted = interrupted
@@ -171,14 +191,18 @@ class _LocalRun:
             raise EnvironmentFailedError(
                 "the initial model could not be made", diagnostic=errors.decode(errors="replace")
             )
-        settings = run_plan(
+        initial = from_json(BlobRef, output)
+        terms = run_terms(
             self._config,
             run_id=self._run_id,
-            folder=self._folder,
-            initial=from_json(BlobRef, output),
-            initial_file=self._initial_file,
+            initial=initial,
+            nonce=secrets.token_hex(16),
+            now=time.time(),
         )
-        settings.write(self._home / "run.json")
+        signed = SignedPlan(terms=terms, signature=self._operator.sign(terms))
+        run_settings(
+            self._config, signed=signed, home=self._home, folder=self._folder, initial=initial
+        ).write(self._home / "run.json")
 
     def _gateway_address(self) -> str:
         path = self._home / "gateway.json"
@@ -186,14 +210,25 @@ class _LocalRun:
         return str(json.loads(path.read_text())["address"])
 
     def _start_agents(self, address: str) -> None:
+        coordinator = fingerprint(read_request(self._home / "identity").public_key)
+        operator = fingerprint(self._operator.public_key)
         for site, home in self._sites.items():
-            overrides = agent_overrides(self._config, site, home, address)
+            policy = site_policy(
+                self._config, self._shares.get(site), coordinator=coordinator, operator=operator
+            )
+            make_home(
+                home,
+                site=site,
+                gateway_address=address,
+                data={SOURCE: data_options(self._config, site)},
+                policy_text=policy,
+                worker={"executor": self._config.executor_name},
+            )
             self._children.start(
                 site,
                 [
                     *(sys.executable, "-m", "site_agents.cli.main", "run"),
-                    "--until-stdin-closes",
-                    *overrides,
+                    *("--home", str(home), "--until-stdin-closes"),
                 ],
                 home / "logs" / "agent.log",
             )
@@ -279,9 +314,7 @@ class _LocalRun:
         self._reporter.stage("measuring what each site alone, and pooled data, would have reached")
         source = self._home / "baselines.json"
         out = self._home / "baselines-result.json"
-        from fedfactory.local.plan import baselines_request
-
-        source.write_text(json.dumps(baselines_request(self._config)))
+        source.write_text(to_json(baselines_request(self._config, self._folder / MODEL)))
         child = self._children.start(
             "baselines",
             [

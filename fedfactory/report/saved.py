@@ -20,6 +20,7 @@ NEEDED: Final[Mapping[str, type | tuple[type, ...]]] = {
     "baselines": (dict, type(None)),
     "bytes": dict,
     "model": dict,
+    "privacy": dict,
     "never_took_part": list,
 }
 _ROUND: Final[Mapping[str, type | tuple[type, ...]]] = {
@@ -28,6 +29,12 @@ _ROUND: Final[Mapping[str, type | tuple[type, ...]]] = {
     "sites": dict,
     "evaluations": dict,
     "metrics": dict,
+}
+_BASELINES: Final[Mapping[str, type | tuple[type, ...]]] = {
+    "metric": str,
+    "local_only": dict,
+    "pooled": _NUMBER,
+    "shared": _NUMBER,
 }
 
 
@@ -64,7 +71,11 @@ def _check_summary(found: Any) -> None:
     for site, moved in found["bytes"].items():
         _check(moved, {"down": int, "up": int}, f"bytes of {site}")
     if found["baselines"] is not None:
-        _check(found["baselines"], {"local_only": dict, "pooled": _NUMBER}, "baselines")
+        _check(found["baselines"], _BASELINES, "baselines")
+    _check(found["privacy"], {"guarantee": str, "sites": dict}, "privacy")
+    for site, holds in found["privacy"]["sites"].items():
+        if holds is not None:
+            _check(holds, {"epsilon_run": _NUMBER, "delta": _NUMBER}, f"privacy of {site}")
 
 
 def _check(found: Any, form: Mapping[str, type | tuple[type, ...]], where: str) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedfactory.report.terminal import shown
-from fedfactory.report.text import number, percent, size, spans, took_part, why_missing
+from fedfactory.report.text import measured, number, percent, size, spans, took_part, why_missing
 
 MAX_ROUNDS: Final = 30
 EDGE: Final = 10
@@ -72,11 +72,14 @@ def _absences(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _sites(summary: Mapping[str, Any]) -> Table:
-    """One line per site: how often it took part, its bytes, what it would have reached alone."""
-    alone = (summary["baselines"] or {}).get("local_only", {})
+    """One line per site: how often it took part, its bytes, its guarantee, its model alone."""
+    baselines = summary["baselines"] or {"metric": "", "local_only": {}}
+    alone = baselines["local_only"]
+    private = summary["privacy"]["sites"]
     table = Table(box=None, pad_edge=False)
     table.add_column("site", overflow="fold")
-    _add_numbers(table, "rounds", "to the site", "back", *(["alone"] if alone else []))
+    _add_numbers(table, "rounds", "to the site", "back", *(["epsilon", "delta"] if private else []))
+    _add_numbers(table, *([f"{baselines['metric']} alone"] if alone else []))
     for site in summary["sites"]:
         count = sum(
             entry["sites"].get(site, {}).get("status") == "took_part" for entry in summary["rounds"]
@@ -87,9 +90,16 @@ def _sites(summary: Mapping[str, Any]) -> Table:
             f"{count} of {len(summary['rounds'])}",
             size(moved["down"]) if moved else "-",
             size(moved["up"]) if moved else "-",
-            *([percent(alone.get(site))] if alone else []),
+            *(_guarantee(private.get(site)) if private else []),
+            *([measured(baselines["metric"], alone.get(site))] if alone else []),
         )
     return table
+
+
+def _guarantee(found: Mapping[str, Any] | None) -> tuple[str, str]:
+    if found is None:
+        return "-", "-"
+    return number(found["epsilon_run"], 3), f"{found['delta']:g}"
 
 
 def _add_numbers(table: Table, *titles: str) -> None:
@@ -104,7 +114,10 @@ def _facts(summary: Mapping[str, Any], folder: str) -> list[tuple[str, str]]:
     if summary["final"]["accuracy"] is not None:
         facts.append(("shared model", f"accuracy {percent(summary['final']['accuracy'])}"))
     if baselines := summary["baselines"]:
-        facts.append(("pooled data", f"accuracy {percent(baselines['pooled'])}"))
+        metric = baselines["metric"]
+        for label, key in (("on all tests", "shared"), ("pooled data", "pooled")):
+            facts.append((label, f"{metric} {measured(metric, baselines[key])}"))
+    facts.append(("privacy", summary["privacy"]["guarantee"]))
     if summary["model"]["file"]:
         facts.append(("model", shown(f"{folder}/{summary['model']['file']}")))
     facts.append(("run folder", shown(folder)))

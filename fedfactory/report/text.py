@@ -23,6 +23,11 @@ def percent(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
 
 
+def measured(metric: str, value: float | None) -> str:
+    """A model's quality: accuracy as percent, any other metric as a number."""
+    return percent(value) if metric == "accuracy" else number(value, 4)
+
+
 def size(count: int) -> str:
     """Bytes for people."""
     amount = float(count)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import WorkKind
+from fedfactory.contracts.privacy import PrivacyPlan, PrivacySpent
 from fedfactory.contracts.updates import Payload
 
 Status = Literal["completed", "failed", "stopped"]
@@ -23,6 +24,7 @@ class RunPlan:
 
     `sites` are all enrolled for the run; `quorum` is the number that must answer `train` for a
     round to count; `deadline_s` bounds each phase (train, evaluate) of a round in seconds.
+    `privacy` is what the run asks of every site, None for none.
     """
 
     run_id: str
@@ -34,6 +36,7 @@ class RunPlan:
     quorum: int
     deadline_s: float
     evaluate: bool
+    privacy: PrivacyPlan | None
 
 
 # ---- events: what happened ------------------------------------------------------------------
@@ -73,6 +76,7 @@ class ReplyAccepted:
     examples: int | None
     metrics: Mapping[str, float]
     seconds: float
+    privacy: PrivacySpent | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, Self
 
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import WorkKind
+from fedfactory.contracts.privacy import PrivacySpent
 from fedfactory.contracts.refusals import REFUSALS
 from fedfactory.rounds.events import (
     AggregationFailed,
@@ -42,6 +43,7 @@ class Part:
     examples: int | None = None
     seconds: float | None = None
     reason: str | None = None
+    privacy: PrivacySpent | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +128,12 @@ def _sent(history: History, event: OrdersSent) -> History:
 
 
 def _accepted(history: History, event: ReplyAccepted) -> History:
-    part = Part(status="took_part", examples=event.examples, seconds=event.seconds)
+    part = Part(
+        status="took_part",
+        examples=event.examples,
+        seconds=event.seconds,
+        privacy=event.privacy,
+    )
     return _answer(history, event, part)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from fedfactory.rounds.events import Finish
+from fedfactory.rounds.guarantees import guarantees
 from fedfactory.rounds.history import History, Part, Round
 
 UNANSWERED: Final = "the run ended before it answered"
@@ -42,6 +43,7 @@ def summary(
         "rounds": rounds,
         "final": done[-1] if done else _metrics({}),
         "baselines": None,
+        "privacy": guarantees(plan.privacy, plan.sites, _rounds(history)),
         "bytes": {site: dict(counts) for site, counts in traffic.items()},
         "model": {"file": model_file, "digest": end.model.digest, "bytes": end.model.bytes},
         "never_took_part": list(history.never_took_part),
@@ -74,6 +76,7 @@ def _part(part: Part) -> dict[str, Any]:
         "examples": part.examples,
         "seconds": part.seconds,
         "reason": UNANSWERED if asked else part.reason,
+        "epsilon": part.privacy.epsilon_run if part.privacy else None,
     }
 
 

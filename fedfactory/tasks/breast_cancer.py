@@ -13,8 +13,9 @@ import numpy as np
 
 from fedfactory.contracts.orders import Scalar
 from fedfactory.tasks.bundled import read_bundled
-from fedfactory.tasks.classification import ClassificationTask
+from fedfactory.tasks.columns import Classes, numbered
 from fedfactory.tasks.examples import DataSchema, Examples
+from fedfactory.tasks.network_task import NetworkTask
 from fedfactory.tasks.parameters import Parameter
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 FEATURES: Final = 30
 HIDDEN: Final = 32
+SCHEMA: Final = DataSchema(
+    features=(FEATURES,),
+    columns=numbered("x", FEATURES, low=-1e6, high=1e6),
+    label=Classes(name="y", names=("0", "1")),
+)
 # Rounded to four figures; one value a feature, in the order of the file.
 # fmt: off
 MEANS: Final = np.array([
@@ -41,17 +47,20 @@ DEVIATIONS: Final = np.array([
 # fmt: on
 
 
-class BreastCancer(ClassificationTask):
+class BreastCancer(NetworkTask):
     """Is it benign? `x` holds the measurements as they come, unscaled."""
 
     name: ClassVar[str] = "breast_cancer"
     parameters: ClassVar[Mapping[str, Parameter]] = {}
-    data: ClassVar[DataSchema | None] = DataSchema(
-        features=(FEATURES,), classes=2, low=-1e6, high=1e6
-    )
 
-    def bundled(self) -> Examples:
+    def schema(self, parameters: Mapping[str, Scalar]) -> DataSchema:
+        """Thirty measurements, x0 to x29, and y: 0 malignant, 1 benign."""
+        del parameters
+        return SCHEMA
+
+    def bundled(self, parameters: Mapping[str, Scalar]) -> Examples:
         """Return the 569 samples."""
+        del parameters
         table = read_bundled("breast_cancer.csv")
         x = np.ascontiguousarray(table[:, :-1], dtype=np.float32)
         return Examples(x=x, y=table[:, -1].astype(np.int64))

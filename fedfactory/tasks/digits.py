@@ -13,8 +13,9 @@ import numpy as np
 
 from fedfactory.contracts.orders import Scalar
 from fedfactory.tasks.bundled import read_bundled
-from fedfactory.tasks.classification import ClassificationTask
+from fedfactory.tasks.columns import Classes, numbered
 from fedfactory.tasks.examples import DataSchema, Examples
+from fedfactory.tasks.network_task import NetworkTask
 from fedfactory.tasks.parameters import Choice, Parameter
 
 if TYPE_CHECKING:
@@ -22,19 +23,36 @@ if TYPE_CHECKING:
 
 MAX_PIXEL: Final = 16.0
 CLASSES: Final = 10
+SCHEMA: Final = DataSchema(
+    features=(64,),
+    columns=numbered("x", 64, low=0.0, high=1.0),
+    label=Classes(name="y", names=tuple(str(digit) for digit in range(CLASSES))),
+)
 
 
-class Digits(ClassificationTask):
+class Digits(NetworkTask):
     """Which digit is it?"""
 
     name: ClassVar[str] = "digits"
     parameters: ClassVar[Mapping[str, Parameter]] = {"model": Choice(("mlp", "cnn", "cnn_bn"))}
-    data: ClassVar[DataSchema | None] = DataSchema(
-        features=(64,), classes=CLASSES, low=0.0, high=1.0
-    )
 
-    def bundled(self) -> Examples:
+    def schema(self, parameters: Mapping[str, Scalar]) -> DataSchema:
+        """64 pixels, x0 to x63 row by row, and the digit, y."""
+        del parameters
+        return SCHEMA
+
+    def private_obstacle(self, parameters: Mapping[str, Scalar]) -> str | None:
+        """See Task."""
+        if parameters["model"] != "cnn_bn":
+            return None
+        return (
+            "task.model=cnn_bn has batch norm, which mixes the records of a batch;"
+            " use task.model=cnn, the same network with group norm"
+        )
+
+    def bundled(self, parameters: Mapping[str, Scalar]) -> Examples:
         """Return the 1,797 digits, pixels divided by 16."""
+        del parameters
         table = read_bundled("digits.csv.gz")
         x = np.ascontiguousarray(table[:, :-1] / MAX_PIXEL, dtype=np.float32)
         return Examples(x=x, y=table[:, -1].astype(np.int64))

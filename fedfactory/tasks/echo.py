@@ -12,9 +12,11 @@ from typing import ClassVar, Final
 
 import numpy as np
 
+from fedfactory.contracts.errors import UsageError
 from fedfactory.contracts.model import BlobRef, ModelSpec, TensorSpec
 from fedfactory.contracts.orders import Scalar, TrainParameters
-from fedfactory.tasks.examples import DataSchema, SiteData
+from fedfactory.contracts.privacy import Measurement, Mechanism
+from fedfactory.tasks.examples import SiteData
 from fedfactory.tasks.parameters import Parameter, WholeNumber
 from fedfactory.tasks.seeds import derive_seed
 from fedfactory.tasks.task import ModelMismatchError, Outcome, Task, Workload
@@ -22,6 +24,7 @@ from fedfactory.wire.arrays import ArrayFile, ArrayWriter
 
 TENSORS: Final = 10
 MEGABYTE: Final = 1_000_000
+OBSTACLE: Final = "task 'echo' learns nothing, so there is nothing to protect; use privacy=none"
 _PIECE: Final = 1 << 18
 
 
@@ -30,8 +33,12 @@ class Echo(Task):
 
     name: ClassVar[str] = "echo"
     parameters: ClassVar[Mapping[str, Parameter]] = {"megabytes": WholeNumber(1, 100_000)}
-    data: ClassVar[DataSchema | None] = None
     metrics: ClassVar[tuple[str, ...]] = ()
+
+    def private_obstacle(self, parameters: Mapping[str, Scalar]) -> str | None:
+        """See Task."""
+        del parameters
+        return OBSTACLE
 
     def model_spec(self, parameters: Mapping[str, Scalar]) -> ModelSpec:
         """Ten float32 tensors of equal length."""
@@ -67,6 +74,18 @@ class _Echoing:
         """There is nothing to measure."""
         self._check(base)
         return Outcome(examples=1, metrics={}, update=None)
+
+    def train_privately(
+        self, *, base: Path, out: Path, training: TrainParameters, mechanism: Mechanism
+    ) -> Outcome:
+        """Refuse: there is no gradient to clip."""
+        del base, out, training, mechanism
+        raise UsageError(OBSTACLE)
+
+    def evaluate_privately(self, *, base: Path, measurement: Measurement) -> Outcome:
+        """Refuse likewise."""
+        del base, measurement
+        raise UsageError(OBSTACLE)
 
     def _check(self, base: Path) -> None:
         with ArrayFile(base) as file:

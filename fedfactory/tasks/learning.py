@@ -1,23 +1,29 @@
-"""Training and measuring a torch classifier on one site's examples. Bit-reproducible on a CPU.
+"""Training and measuring a torch network on one site's examples. Bit-reproducible on a CPU.
 
-SGD is written out: building a `torch.optim` optimiser imports torch._dynamo, 1 to 2 s at a worker's
-first order. Velocity starts at zero in every round: a site keeps no state between rounds.
+Under differential privacy nothing is reproducible, on purpose: each execution draws a fresh key
+from the operating system.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from fedfactory.contracts.model import ModelSpec
+from fedfactory.contracts.model import BlobRef, ModelSpec
 from fedfactory.contracts.orders import TrainParameters
+from fedfactory.contracts.privacy import Measurement, Mechanism
+from fedfactory.privacy.chacha import KEY_BYTES, NoiseSource
+from fedfactory.privacy.units import Units
+from fedfactory.tasks.descent import Descent
 from fedfactory.tasks.examples import Examples, SiteData
+from fedfactory.tasks.objectives import Objective
 from fedfactory.tasks.task import ModelMismatchError, Outcome
 from fedfactory.wire.arrays import read_arrays, spec_of, write_arrays
 
@@ -32,12 +38,16 @@ def arrays_of(network: nn.Module) -> dict[str, NDArray[Any]]:
 class Learning:
     """One network and one site's data, ready to work."""
 
-    def __init__(self, network: nn.Module, data: SiteData, device: str) -> None:
+    def __init__(
+        self, network: nn.Module, data: SiteData, device: str, objective: Objective
+    ) -> None:
         self._network = network.to(device)
         self._spec = spec_of(arrays_of(network))
         self._device = device
-        self._train = _tensors(data.train, device)
-        self._test = _tensors(data.test, device)
+        self._objective = objective
+        self._data = data
+        self._train = _tensors(data.train, device, objective)
+        self._test = _tensors(data.test, device, objective)
 
     @property
     def spec(self) -> ModelSpec:
@@ -45,54 +55,99 @@ class Learning:
         return self._spec
 
     def train(self, *, base: Path, out: Path, training: TrainParameters, seed: int) -> Outcome:
-        """Train from `base`; write trained minus base, float tensors only, to `out`.
-
-        FedProx's term mu/2 ||w - w0||^2 (Li et al. 2020, section 3.2) enters as its gradient.
-        """
+        """Train from `base`; write trained minus base, float tensors only, to `out`."""
         before = self._load(base)
         self._network.train()
         parameters: list[Tensor] = [p for p in self._network.parameters() if p.requires_grad]
-        anchors = [p.detach().clone() for p in parameters] if training.proximal_mu else []
-        velocity = [torch.zeros_like(p) for p in parameters]
+        descent = Descent(parameters, training)
         x, y = self._train
         loss_sum = torch.zeros((), device=self._device)
-        correct = torch.zeros((), device=self._device, dtype=torch.int64)
+        score_sum = torch.zeros((), device=self._device, dtype=torch.float64)
         seen = 0
         for indices in _batches(len(y), training, seed):
             xs, ys = x[indices], y[indices]
-            scores = self._network(xs)
-            loss = cross_entropy(scores, ys)
-            gradients = list(torch.autograd.grad(loss, parameters))
+            outputs = self._network(xs)
+            loss = self._objective.mean_loss(outputs, ys)
+            descent.step(list(torch.autograd.grad(loss, parameters)))
             with torch.no_grad():
-                if anchors:
-                    drift = [p - a for p, a in zip(parameters, anchors, strict=True)]
-                    torch._foreach_add_(gradients, drift, alpha=training.proximal_mu)
-                torch._foreach_mul_(velocity, training.momentum)
-                torch._foreach_add_(velocity, gradients)
-                torch._foreach_add_(parameters, velocity, alpha=-training.lr)
                 loss_sum += loss * len(ys)
-                correct += (scores.argmax(1) == ys).sum()
+                score_sum += self._objective.scores(outputs, ys).sum()
             seen += len(ys)
-        after = arrays_of(self._network)
-        floats = [t.name for t in self._spec.tensors if t.is_float]
-        update = write_arrays(out, {name: after[name] - before[name] for name in floats})
-        metrics = {"loss": float(loss_sum) / seen, "accuracy": int(correct) / seen}
+        update = self._write_update(out, before, {t.name for t in self._spec.tensors})
+        metrics = {"loss": float(loss_sum) / seen, self._objective.metric: float(score_sum) / seen}
         return Outcome(examples=min(seen, len(y)), metrics=metrics, update=update)
 
     def evaluate(self, *, base: Path) -> Outcome:
-        """Return loss and accuracy of `base` on the test split."""
+        """Return the loss and the objective's metric of `base` on the test split."""
         self._load(base)
         self._network.eval()
         x, y = self._test
-        loss_sum, correct = 0.0, 0
+        loss_sum, score_sum = 0.0, 0.0
         with torch.inference_mode():
             for start in range(0, len(y), EVALUATION_BATCH):
-                scores = self._network(x[start : start + EVALUATION_BATCH])
+                outputs = self._network(x[start : start + EVALUATION_BATCH])
                 ys = y[start : start + EVALUATION_BATCH]
-                loss_sum += float(cross_entropy(scores, ys, reduction="sum"))
-                correct += int((scores.argmax(1) == ys).sum())
-        metrics = {"loss": loss_sum / len(y), "accuracy": correct / len(y)}
+                loss_sum += float(self._objective.losses(outputs, ys).sum())
+                score_sum += float(self._objective.scores(outputs, ys).sum())
+        metrics = {"loss": loss_sum / len(y), self._objective.metric: score_sum / len(y)}
         return Outcome(examples=len(y), metrics=metrics, update=None)
+
+    def train_privately(
+        self, *, base: Path, out: Path, training: TrainParameters, mechanism: Mechanism
+    ) -> Outcome:
+        """Train by DP-SGD; write an update in which only trained parameters move.
+
+        Raises:
+            PrivateModelError: the model has a layer that DP-SGD cannot train.
+        """
+        # Importing Opacus takes 1 to 3 s.
+        from fedfactory.tasks.private_learning import GRADIENT_BYTES, descend_privately
+
+        before = self._load(base)
+        x, y = self._train
+        descend_privately(
+            self._network,
+            self._objective,
+            x,
+            y,
+            units=Units(len(y), self._data.train.unit),
+            training=training,
+            mechanism=mechanism,
+            source=NoiseSource(os.urandom(KEY_BYTES)),
+            gradient_bytes=GRADIENT_BYTES[x.device.type],
+        )
+        named = self._network.named_parameters(remove_duplicate=False)
+        update = self._write_update(out, before, {name for name, p in named if p.requires_grad})
+        return Outcome(examples=len(y), metrics={}, update=update)
+
+    def evaluate_privately(self, *, base: Path, measurement: Measurement) -> Outcome:
+        """Measure `base` on the test split with noise; `examples` is the true count."""
+        from fedfactory.tasks.private_measuring import measure_privately
+
+        self._load(base)
+        x, y = self._test
+        metrics = measure_privately(
+            self._network,
+            self._objective,
+            x,
+            y,
+            units=Units(len(y), self._data.test.unit),
+            measurement=measurement,
+            source=NoiseSource(os.urandom(KEY_BYTES)),
+            batch=EVALUATION_BATCH,
+        )
+        return Outcome(examples=len(y), metrics=metrics, update=None)
+
+    def _write_update(self, out: Path, before: dict[str, NDArray[Any]], moved: set[str]) -> BlobRef:
+        after = arrays_of(self._network)
+        floats = [t.name for t in self._spec.tensors if t.is_float]
+        return write_arrays(
+            out,
+            {
+                name: after[name] - before[name] if name in moved else np.zeros_like(before[name])
+                for name in floats
+            },
+        )
 
     def _load(self, base: Path) -> dict[str, NDArray[Any]]:
         arrays = read_arrays(base)
@@ -103,8 +158,9 @@ class Learning:
         return arrays
 
 
-def _tensors(examples: Examples, device: str) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(examples.x).to(device), torch.from_numpy(examples.y).to(device)
+def _tensors(examples: Examples, device: str, objective: Objective) -> tuple[Tensor, Tensor]:
+    x, y = torch.from_numpy(examples.x), torch.from_numpy(examples.y)
+    return x.to(device), y.to(device, objective.y_type)
 
 
 def _batches(count: int, training: TrainParameters, seed: int) -> Iterator[Tensor]:

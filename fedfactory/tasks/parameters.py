@@ -1,4 +1,4 @@
-"""The schema of a task's parameters: each is a choice of names or a range of whole numbers.
+"""The schema of a task's parameters: a choice of names, a range of whole numbers, or a text.
 
 Values live in `conf/`, so none has a default here: an order names every parameter.
 """
@@ -43,7 +43,23 @@ class WholeNumber:
         return f"a whole number from {self.low} to {self.high}"
 
 
-Parameter = Choice | WholeNumber
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text that the task itself reads, of the given form."""
+
+    form: str
+    max_length: int
+
+    def accepts(self, value: Scalar) -> bool:
+        """Whether `value` is a text that is short enough to read."""
+        return isinstance(value, str) and len(value) <= self.max_length
+
+    def expected(self) -> str:
+        """Say what is accepted."""
+        return f"a text of the form {self.form}"
+
+
+Parameter = Choice | WholeNumber | Text
 
 
 def check_parameters(
@@ -57,8 +73,16 @@ def check_parameters(
     """
     for key in found:
         if key not in schema:
-            raise UnknownNameError("task parameter", f"task.{key}", (f"task.{k}" for k in schema))
+            raise UnknownNameError(
+                "task parameter", f"task.{brief(key)}", (f"task.{k}" for k in schema)
+            )
     for key, parameter in schema.items():
         if not parameter.accepts(found.get(key)):
-            raise ValueRangeError(f"task.{key}", found.get(key), parameter.expected())
+            raise ValueRangeError(f"task.{key}", brief(found.get(key)), parameter.expected())
     return found
+
+
+def brief(value: object) -> str:
+    """Return a value as text for an error: what arrives from outside may be of any length."""
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -17,6 +17,8 @@ TASKS: Final = PluginTable(
         "breast_cancer": "fedfactory.tasks.breast_cancer:BreastCancer",
         "digits": "fedfactory.tasks.digits:Digits",
         "echo": "fedfactory.tasks.echo:Echo",
+        "tabular": "fedfactory.tasks.tabular:Tabular",
+        "timeseries": "fedfactory.tasks.timeseries:TimeSeries",
     },
 )
 

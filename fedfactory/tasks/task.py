@@ -15,6 +15,7 @@ from typing import ClassVar, Protocol
 from fedfactory.contracts.errors import DataError, FedfactoryError
 from fedfactory.contracts.model import BlobRef, ModelSpec
 from fedfactory.contracts.orders import Scalar, TrainParameters
+from fedfactory.contracts.privacy import Measurement, Mechanism
 from fedfactory.tasks.examples import DataSchema, Examples, SiteData
 from fedfactory.tasks.parameters import Parameter, check_parameters
 
@@ -47,16 +48,23 @@ class Workload(Protocol):
     def evaluate(self, *, base: Path) -> Outcome:
         """Measure the model in `base` on the site's test split."""
 
+    def train_privately(
+        self, *, base: Path, out: Path, training: TrainParameters, mechanism: Mechanism
+    ) -> Outcome:
+        """Train by DP-SGD as `mechanism` says; its noise and sampling never repeat.
+
+        No metrics come of it, and `examples` is the true count: it stays at the site.
+        """
+
+    def evaluate_privately(self, *, base: Path, measurement: Measurement) -> Outcome:
+        """Measure on the test split; the metrics are noised and may leave."""
+
 
 class Task(ABC):
-    """One thing to learn. `data` is None for a task that reads no data and needs no torch.
-
-    `metrics` names what its work may report; anything else is kept back.
-    """
+    """One thing to learn. `metrics` names what its work may report; anything else is kept back."""
 
     name: ClassVar[str]
     parameters: ClassVar[Mapping[str, Parameter]]
-    data: ClassVar[DataSchema | None]
     metrics: ClassVar[tuple[str, ...]]
 
     def check(self, parameters: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
@@ -68,12 +76,29 @@ class Task(ABC):
         """
         return check_parameters(self.parameters, parameters)
 
-    def bundled(self) -> Examples:
-        """Return the public dataset that comes with the task, in the form of its schema.
+    def schema(self, parameters: Mapping[str, Scalar]) -> DataSchema | None:
+        """Return the form of the data these parameters ask for.
+
+        None: the task reads no data and needs no torch.
+        """
+        del parameters
+        return None
+
+    def private_obstacle(self, parameters: Mapping[str, Scalar]) -> str | None:
+        """Return why these parameters cannot be trained by DP-SGD, and what can; None if they can.
+
+        Answers without importing torch, so that a run and a site refuse before anything starts.
+        """
+        del parameters
+        return None
+
+    def bundled(self, parameters: Mapping[str, Scalar]) -> Examples:
+        """Return the public, or generated, data that come with the task, in the form of its schema.
 
         Raises:
             DataError: the task comes with none.
         """
+        del parameters
         raise DataError(f"task '{self.name}' comes with no data of its own: name a file")
 
     @abstractmethod

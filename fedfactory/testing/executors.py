@@ -1,30 +1,49 @@
 """The contract of executors, for ours and for those of other packages.
 
-Subclass ExecutorContract, override the `executor` fixture with one that works on the digits task of
-site 'cesga' (iid shares of sites cesga and lumi, seed 1), and override `kill` to end its process.
+Subclass ExecutorContract, override the `executor` fixture with one of site 'cesga' that has the
+sources DATA and one device, and override `kill` to end all its processes.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from fedfactory.contracts.orders import TrainParameters, WorkKind
 from fedfactory.tasks.table import load_task
-from site_agents.executors.executor import Executor, JobTimeoutError, WorkerLostError
-from site_agents.jobs.job import UPDATE, Job
+from site_agents.executors.executor import (
+    Executor,
+    JobTimeoutError,
+    NeverBegunError,
+    NoDataError,
+    WorkerLostError,
+    WorkStoppedError,
+)
+from site_agents.jobs.job import RESULT, UPDATE, Job, JobResult
+from site_agents.jobs.settings import SourceOptions
 
+SOURCE = "share"
 DATA = {
-    "source": "partition",
-    "task": "digits",
-    "path": None,
-    "partition": {"kind": "iid", "alpha": None, "labels_per_site": None},
-    "sites": ["cesga", "lumi"],
-    "seed": 1,
+    SOURCE: SourceOptions(
+        options={
+            "kind": "partition",
+            "task": "digits",
+            "path": None,
+            "partition": {"kind": "iid", "alpha": None, "labels_per_site": None},
+            "sites": ["cesga", "lumi"],
+            "site": "cesga",
+            "seed": 1,
+        },
+        lineage=SOURCE,
+        unit="row",
+    )
 }
-_LONG_EPOCHS = 100_000
+LONG_EPOCHS = 100_000
 
 
 class ExecutorContract:
@@ -43,21 +62,28 @@ class ExecutorContract:
 
     def test_trains_and_evaluates(self, executor: Executor, base: Path, tmp_path: Path) -> None:
         """A job's result and its update lie in its folder."""
-        result = executor.run(_job(base), tmp_path / "train", 120)
+        result = executor.run(job_of(base), tmp_path / "train", 120)
         assert result.failure is None
         assert result.update is not None
         assert (tmp_path / "train" / UPDATE).stat().st_size == result.update.bytes
-        measured = executor.run(_job(base, kind="evaluate"), tmp_path / "evaluate", 120)
+        measured = executor.run(job_of(base, kind="evaluate"), tmp_path / "evaluate", 120)
         assert set(measured.metrics) == {"loss", "accuracy"}
-        assert measured.examples == executor.examples("evaluate")
+        facts = executor.describe(SOURCE, "digits", {"model": "mlp"})
+        assert (result.examples, measured.examples) == (facts.train, facts.evaluate)
+
+    def test_a_source_that_is_not_there_is_told(self, executor: Executor) -> None:
+        """NoDataError, and the executor lives on."""
+        with pytest.raises(NoDataError):
+            executor.describe("other", "digits", {"model": "mlp"})
+        assert executor.describe(SOURCE, "digits", {"model": "mlp"}).train > 0
 
     def test_the_same_job_gives_the_same_bytes(
         self, executor: Executor, base: Path, tmp_path: Path
     ) -> None:
         """Also when another job came between."""
-        first = executor.run(_job(base), tmp_path / "1", 120)
-        executor.run(_job(base, seed=2), tmp_path / "2", 120)
-        assert executor.run(_job(base), tmp_path / "3", 120).update == first.update
+        first = executor.run(job_of(base), tmp_path / "1", 120)
+        executor.run(job_of(base, seed=2), tmp_path / "2", 120)
+        assert executor.run(job_of(base), tmp_path / "3", 120).update == first.update
 
     def test_a_base_of_another_model_is_a_failure_by_code(
         self, executor: Executor, base: Path, tmp_path: Path
@@ -65,32 +91,97 @@ class ExecutorContract:
         """The executor lives on."""
         other = tmp_path / "other.safetensors"
         load_task("digits").write_initial({"model": "cnn"}, 1, other)
-        assert executor.run(_job(other), tmp_path / "1", 120).failure == "bad_model"
-        assert executor.run(_job(base), tmp_path / "2", 120).failure is None
+        assert executor.run(job_of(other), tmp_path / "1", 120).failure == "bad_model"
+        assert executor.run(job_of(base), tmp_path / "2", 120).failure is None
 
     def test_a_killed_process_is_told_and_replaced(
         self, executor: Executor, base: Path, tmp_path: Path
     ) -> None:
         """WorkerLostError, then work as before."""
-        executor.run(_job(base), tmp_path / "0", 120)
+        executor.run(job_of(base), tmp_path / "0", 120)
         timer = threading.Timer(0.5, self.kill, (executor,))
         timer.start()
         with pytest.raises(WorkerLostError):
-            executor.run(_job(base, epochs=_LONG_EPOCHS), tmp_path / "1", 120)
+            executor.run(job_of(base, epochs=LONG_EPOCHS), tmp_path / "1", 120)
         timer.join()
-        assert executor.run(_job(base), tmp_path / "2", 120).failure is None
+        assert executor.run(job_of(base), tmp_path / "2", 120).failure is None
 
     def test_a_job_that_takes_too_long_is_ended(
         self, executor: Executor, base: Path, tmp_path: Path
     ) -> None:
         """JobTimeoutError, then work as before."""
-        executor.run(_job(base), tmp_path / "0", 120)
+        executor.run(job_of(base), tmp_path / "0", 120)
         with pytest.raises(JobTimeoutError):
-            executor.run(_job(base, epochs=_LONG_EPOCHS), tmp_path / "1", 0.5)
-        assert executor.run(_job(base), tmp_path / "2", 120).failure is None
+            executor.run(job_of(base, epochs=LONG_EPOCHS), tmp_path / "1", 0.5)
+        assert executor.run(job_of(base), tmp_path / "2", 120).failure is None
+
+    def test_jobs_on_one_device_follow_one_another(
+        self, executor: Executor, base: Path, tmp_path: Path
+    ) -> None:
+        """What waits longer than its time has not begun."""
+        executor.run(job_of(base), tmp_path / "0", 120)
+        busy = self._training(executor, base, tmp_path / "long")
+        with busy, pytest.raises(NeverBegunError):
+            executor.run(job_of(base, seed=2), tmp_path / "1", 0.5)
+        assert not (tmp_path / "1" / RESULT).exists()
+
+    def test_an_evaluation_does_not_wait_for_a_training(
+        self, executor: Executor, base: Path, tmp_path: Path
+    ) -> None:
+        """Nor does a question about the data."""
+        executor.run(job_of(base), tmp_path / "0", 120)
+        with self._training(executor, base, tmp_path / "long") as training:
+            assert executor.describe(SOURCE, "digits", {"model": "mlp"}).train > 0
+            measured = executor.run(job_of(base, kind="evaluate"), tmp_path / "1", 120)
+            assert measured.failure is None
+            assert not training.done()
+
+    def test_stopping_ends_what_runs_and_what_waits(
+        self, executor: Executor, base: Path, tmp_path: Path
+    ) -> None:
+        """What ran was stopped, what waited never began; later work is done."""
+        executor.run(job_of(base), tmp_path / "0", 120)
+        with ThreadPoolExecutor() as threads:
+            with self._training(executor, base, tmp_path / "long") as training:
+                waiting = threads.submit(executor.run, job_of(base), tmp_path / "1", 120)
+                with pytest.raises(TimeoutError):
+                    waiting.result(0.3)
+            assert isinstance(training.exception(10), WorkStoppedError)
+            assert isinstance(waiting.exception(10), NeverBegunError)
+        assert executor.run(job_of(base), tmp_path / "2", 120).failure is None
+
+    def test_draining_turns_away_only_what_waits(
+        self, executor: Executor, base: Path, tmp_path: Path
+    ) -> None:
+        """What runs goes on, later work is done."""
+        executor.run(job_of(base), tmp_path / "0", 120)
+        busy = self._training(executor, base, tmp_path / "long")
+        with ThreadPoolExecutor() as threads, busy as training:
+            waiting = threads.submit(executor.run, job_of(base), tmp_path / "1", 120)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.3)
+            executor.drain()
+            assert isinstance(waiting.exception(10), NeverBegunError)
+            assert not training.done()
+        assert executor.run(job_of(base), tmp_path / "2", 120).failure is None
+
+    @contextmanager
+    def _training(
+        self, executor: Executor, base: Path, folder: Path
+    ) -> Iterator[Future[JobResult]]:
+        """Keep a device busy; `stop_work` at the end."""
+        with ThreadPoolExecutor() as threads:
+            future = threads.submit(executor.run, job_of(base, epochs=LONG_EPOCHS), folder, 120)
+            try:
+                with pytest.raises(TimeoutError):
+                    future.result(0.7)
+                yield future
+            finally:
+                executor.stop_work()
 
 
-def _job(base: Path, *, kind: WorkKind = "train", seed: int = 1, epochs: int = 1) -> Job:
+def job_of(base: Path, *, kind: WorkKind = "train", seed: int = 1, epochs: int = 1) -> Job:
+    """Return a job on the digits task."""
     training = TrainParameters(
         local_epochs=epochs,
         batch_size=32,
@@ -108,4 +199,7 @@ def _job(base: Path, *, kind: WorkKind = "train", seed: int = 1, epochs: int = 1
         site="cesga",
         round=1,
         base=str(base),
+        source=SOURCE,
+        mechanism=None,
+        measurement=None,
     )

@@ -34,7 +34,14 @@ def train_update(site: str, blob: BlobRef, *, examples: int | None = 10) -> Upda
         coordinator="test", run_id="run", round=1, kind="train", site=site, order_digest="none"
     )
     payload = Payload(form="delta", blob=blob)
-    return Update(work=work, payload=payload, examples=examples, metrics={"loss": 1.0}, seconds=0.1)
+    return Update(
+        work=work,
+        payload=payload,
+        examples=examples,
+        metrics={"loss": 1.0},
+        seconds=0.1,
+        privacy=None,
+    )
 
 
 def example_model() -> dict[str, NDArray[Any]]:

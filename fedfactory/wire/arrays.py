@@ -49,7 +49,8 @@ def _bytes_of(array: Array) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def _header(spec: ModelSpec) -> bytes:
+def header_of(spec: ModelSpec) -> bytes:
+    """Return the one header that our files of these tensors begin with, its length included."""
     entries: dict[str, Any] = {}
     offset = 0
     for tensor in spec.tensors:
@@ -77,7 +78,7 @@ class ArrayWriter:
         self._hash = hashlib.sha256()
         self._written = 0
         self._expected = 0
-        self._put(_header(spec))
+        self._put(header_of(spec))
         self._expected = self._written + spec.bytes
 
     def _put(self, data: bytes | memoryview) -> None:

@@ -1,39 +1,71 @@
-"""What an agent asks of an executor: run one job, or say how it was lost."""
+"""What an agent asks of an executor: run one job, describe one source, or say how it was lost."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from fedfactory.contracts.errors import EnvironmentFailedError
-from fedfactory.contracts.orders import WorkKind
+from fedfactory.contracts.orders import Scalar
 from site_agents.jobs.job import Job, JobResult
+from site_agents.jobs.settings import SourceFacts
 
 
 class WorkerLostError(EnvironmentFailedError):
-    """The worker died before its result was there."""
+    """The worker died before its answer was there."""
 
 
 class JobTimeoutError(EnvironmentFailedError):
-    """The job took longer than it may."""
+    """The job took longer than it may, and was ended."""
+
+
+class WorkStoppedError(EnvironmentFailedError):
+    """The site's administrator stopped the work: some of it may have been done."""
+
+
+class NeverBegunError(EnvironmentFailedError):
+    """The job was not begun: no worker was free or got ready, or the agent takes no more work."""
+
+
+class NoDataError(EnvironmentFailedError):
+    """The site's data of that name cannot be read, or does not fit the task."""
 
 
 class Executor(Protocol):
-    """Runs jobs one at a time, in processes that see data and no network."""
+    """Runs jobs in processes that see data and no network. Safe to use from several threads."""
 
     def start(self) -> None:
-        """Begin to get ready; returns at once."""
+        """Begin to get ready; returns at once. Without it, the first job or question does."""
 
-    def examples(self, kind: WorkKind) -> int | None:
-        """Return how many examples a job of this kind would use; None if it uses none."""
-
-    def run(self, job: Job, folder: Path, timeout_s: float) -> JobResult:
-        """Run a job in its folder.
+    def describe(
+        self, source: str, task: str, task_parameters: Mapping[str, Scalar]
+    ) -> SourceFacts:
+        """Say what a source holds for a task, now.
 
         Raises:
-            WorkerLostError: it died; it is being started again.
-            JobTimeoutError: it took longer than `timeout_s` and was killed.
+            NoDataError: it cannot be read or does not fit; the executor's log says why.
+            WorkerLostError, JobTimeoutError, WorkStoppedError, NeverBegunError: as `run`.
         """
+
+    def run(self, job: Job, folder: Path, timeout_s: float) -> JobResult:
+        """Run a job in its folder, when there is room for it.
+
+        A `train` job waits for a device; an `evaluate` job never waits for a `train` job to end.
+
+        Raises:
+            WorkerLostError: its process died; another takes the next job.
+            JobTimeoutError: it took longer than `timeout_s` and was ended.
+            WorkStoppedError: `stop_work` ended it.
+            NeverBegunError: no device was free within `timeout_s`, a worker did not get ready, or
+                `drain` or `stop_work` came while it waited.
+        """
+
+    def drain(self) -> None:
+        """Turn away the jobs that wait for room; those that run go on, later ones are taken."""
+
+    def stop_work(self) -> None:
+        """End every job at once, also those that wait; later ones are taken."""
 
     def close(self) -> None:
         """End every process."""

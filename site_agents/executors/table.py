@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 from fedfactory.contracts.plugins import PluginTable
 from site_agents.config import AgentConfig
 from site_agents.executors.executor import Executor
+from site_agents.jobs.settings import SourceOptions
 
 EXECUTORS: Final = PluginTable(
     kind="executor",
     group="fedfactory.executors",
-    own={"local": "site_agents.executors.warm_worker:WarmWorker"},
+    own={"local": "site_agents.executors.local:LocalExecutor"},
 )
 
 
-def make_executor(config: AgentConfig, *, log: Path) -> Executor:
-    """Return the executor that a site's configuration names; `log` is its processes' log file."""
+def make_executor(
+    config: AgentConfig, sources: Callable[[], Mapping[str, SourceOptions]], *, log: Path
+) -> Executor:
+    """Return the executor that a site's configuration names; `log` is its processes' log file.
+
+    `sources` returns what data the site has now; it is asked whenever work begins.
+    """
     executor: Executor = EXECUTORS.load(config.worker.executor)(
         site=config.site,
-        data=config.data,
+        sources=sources,
         threads=config.worker.threads,
-        device=config.worker.device,
+        devices=config.worker.devices,
         log=log,
     )
     return executor

@@ -1,14 +1,16 @@
-"""A worker process that stays: torch imported once, data and model in memory.
+"""One worker process that stays: torch imported once, data and model in memory.
 
-It is exec'ed with pipes alone. When the agent dies by whatever means, the pipe closes and the
-worker ends.
+It is exec'ed with pipes alone; its settings, which name the site's data, go down the pipe and show
+in no process list. When the agent dies by whatever means, the pipe closes and the worker ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -16,28 +18,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from fedfactory.contracts.orders import WorkKind
+from fedfactory.contracts.codec import to_json
+from site_agents.executors.environment import worker_environment
 from site_agents.executors.executor import JobTimeoutError, WorkerLostError
-from site_agents.jobs.job import JOB, RESULT, Job, JobResult, read_result, write_file
+from site_agents.jobs.settings import WorkerSettings
 
 READY_TIMEOUT_S: Final = 300.0
-_THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class WarmWorker:
-    """The local executor."""
+    """A worker process, started at need. One thread at a time may ask; any thread may interrupt."""
 
-    def __init__(
-        self, *, site: str, data: Mapping[str, Any], threads: int, device: str, log: Path
-    ) -> None:
-        self._arguments = [
-            *(sys.executable, "-P", "-m", "site_agents.worker", "--site", site),
-            *("--data", json.dumps(dict(data)), "--threads", str(threads), "--device", device),
-        ]
-        self._environment = _environment(threads)
+    def __init__(self, settings: WorkerSettings, *, log: Path) -> None:
+        self.settings = settings
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
-        self._ready: dict[str, Any] | None = None
+        self._is_ready = False
+        self._is_interrupted = False
         self._unread = b""
 
     @property
@@ -46,66 +43,86 @@ class WarmWorker:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """See Executor."""
+        """Begin to get ready, unless that was done; returns at once."""
+        alive = self._process is not None and self._process.poll() is None
+        if alive and not self._is_interrupted:
+            return
+        self.close()
+        self._is_interrupted = False
+        settings = self.settings
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._arguments,
-                env=self._environment,
+                [
+                    *(sys.executable, "-P", "-m", "site_agents.worker"),
+                    *("--site", settings.site, "--device", settings.device),
+                ],
+                env=worker_environment(os.environ, settings.threads),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,  # a Ctrl-C meant for the agent lets it finish its order
             )
-        self._ready = None
+        self._is_ready = False
         self._unread = b""
+        with contextlib.suppress(WorkerLostError):  # it died at once: who asks first is told
+            self._send(to_json(settings))
 
-    def examples(self, kind: WorkKind) -> int | None:
-        """See Executor."""
-        count: int | None = self._wait_ready()[kind]
-        return count
+    def wait_ready(self) -> None:
+        """Start at need and wait until the worker takes requests.
 
-    def run(self, job: Job, folder: Path, timeout_s: float) -> JobResult:
-        """See Executor."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (folder / RESULT).unlink(missing_ok=True)
-        write_file(folder / JOB, job)
-        self._wait_ready()
-        try:
-            self._send(folder)
-            self._read_line(timeout_s)
-        except (WorkerLostError, JobTimeoutError):
-            self.close()
-            self.start()
-            raise
-        return read_result(folder)
+        Raises:
+            WorkerLostError, JobTimeoutError: it did not get ready; its log says why.
+        """
+        self.start()
+        if not self._is_ready:
+            self._answer(READY_TIMEOUT_S)
+            self._is_ready = True
+
+    def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Send a request to a worker that is ready and return its answer.
+
+        Raises:
+            WorkerLostError: it died. JobTimeoutError: it took too long, and was ended.
+        """
+        self._send(json.dumps(request))
+        return self._answer(timeout_s)
+
+    def interrupt(self) -> None:
+        """End the process, from any thread: whoever waits for its answer gets WorkerLostError."""
+        process = self._process
+        self._is_interrupted = True  # it may take a moment to die, and must get no job meanwhile
+        if process is not None and process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """See Executor."""
+        """End the process and free its pipes. The next request starts another."""
+        self.interrupt()
         process, self._process = self._process, None
         if process is None:
             return
-        process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(OSError):
+                    pipe.close()
 
-    def _wait_ready(self) -> dict[str, Any]:
-        if self._process is None or self._process.poll() is not None:
-            self.close()
-            self.start()
-        if self._ready is None:
-            self._ready = json.loads(self._read_line(READY_TIMEOUT_S))
-        return self._ready
-
-    def _send(self, folder: Path) -> None:
+    def _send(self, line: str) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(str(folder).encode() + b"\n")
+            self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
         except OSError as error:
-            raise WorkerLostError from error
+            raise self._lost() from error
+
+    def _answer(self, timeout_s: float) -> dict[str, Any]:
+        try:
+            answer: dict[str, Any] = json.loads(self._read_line(timeout_s))
+        except (WorkerLostError, JobTimeoutError):
+            self.close()
+            raise
+        return answer
 
     def _read_line(self, timeout_s: float) -> bytes:
         assert self._process is not None
@@ -119,13 +136,10 @@ class WarmWorker:
                     raise JobTimeoutError(f"no answer from the worker in {timeout_s:.0f} s")
                 found = os.read(pipe, 65536)
                 if not found:
-                    raise WorkerLostError(f"the worker died; see {self._log}")
+                    raise self._lost()
                 self._unread += found
         line, _, self._unread = self._unread.partition(b"\n")
         return line
 
-
-def _environment(threads: int) -> dict[str, str]:
-    # A worker has no business with proxies, nor with more threads than it was given.
-    kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
-    return {**kept, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}
+    def _lost(self) -> WorkerLostError:
+        return WorkerLostError(f"the worker on {self.settings.device} died; see {self._log}")

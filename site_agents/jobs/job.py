@@ -1,7 +1,8 @@
 """A job as files in a folder: `job.json` in, `result.json` and `update.safetensors` out.
 
 The same folder serves a worker beside the agent and, on a shared file system, a batch job. Files
-appear whole, by rename. A job names no data: the worker knows its site's own.
+appear whole, by rename. A job names data by the
+name that the site's own configuration gives it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Final
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.model import BlobRef, ModelSpec
 from fedfactory.contracts.orders import Scalar, TrainParameters, WorkKey, WorkKind
+from fedfactory.contracts.privacy import Measurement, Mechanism
 
 JOB: Final = "job.json"
 RESULT: Final = "result.json"
@@ -22,7 +24,11 @@ UPDATE: Final = "update.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What to do. `base` is the file of the verified base model."""
+    """What to do. `base` is the file of the verified base model, `source` the site's own data.
+
+    Under differential privacy a `train` job carries the `mechanism` that was reserved for it, and
+    an `evaluate` job its `measurement`.
+    """
 
     kind: WorkKind
     task: str
@@ -32,6 +38,9 @@ class Job:
     site: str
     round: int
     base: str
+    source: str | None
+    mechanism: Mechanism | None
+    measurement: Measurement | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

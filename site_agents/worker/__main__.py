@@ -1,55 +1,76 @@
 """The process that sees data and GPU, and no network: `python -m site_agents.worker`.
 
-Reads job folders from standard input, one a line, and answers on standard output when the result
-lies in the folder. Ends when its input closes, also in the middle of a job: its agent is gone.
+Its first line of standard input is its settings, each later one a request in JSON: a job's folder,
+or a source to describe. It answers on standard output, when a job's result lies in the folder.
+Ends when its input closes, also in the middle of a job: its agent is gone.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import queue
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from fedfactory.contracts.codec import encode
 from fedfactory.contracts.errors import FedfactoryError
-from site_agents.worker.work import Worker
+from site_agents.jobs.settings import SourceOptions, WorkerSettings
+from site_agents.worker.work import Worker, log
 
 
-def main() -> int:
-    """Load the data, say so, then serve jobs until the agent hangs up."""
+def main() -> None:
+    """Serve requests until the agent hangs up."""
+    # The agent is the only caller; the words are for people who look at the list of processes.
     parser = argparse.ArgumentParser(prog="python -m site_agents.worker")
-    parser.add_argument("--site", required=True)
-    parser.add_argument("--data", type=json.loads, required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--device", required=True)
-    options = parser.parse_args()
+    parser.add_argument("--site")
+    parser.add_argument("--device")
+    parser.parse_args()
     # Standard output is the protocol's; whatever else is printed goes to the log.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    jobs: queue.SimpleQueue[Path] = queue.SimpleQueue()
-    threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
-    worker = Worker(
-        site=options.site, data=options.data, threads=options.threads, device=options.device
-    )
-    try:
-        ready = worker.ready()
-    except FedfactoryError as error:
-        logging.getLogger("site_agents.worker").error("not ready: %s", error)  # noqa: TRY400
-        return error.exit_code
-    print(json.dumps(ready), file=answers)
+    settings = _settings(json.loads(sys.stdin.readline()))
+    requests: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
+    worker = Worker(settings)
+    print(json.dumps({"ready": True}), file=answers)
+    if settings.sources:
+        import torch  # noqa: F401  the first order should not wait for it
     while True:
-        folder = jobs.get()
+        print(json.dumps(_answer(worker, requests.get())), file=answers)
+
+
+def _answer(worker: Worker, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "job" in request:
+        folder = Path(request["job"])
         worker.work(folder)
-        print(json.dumps({"done": folder.name}), file=answers)
+        return {"done": folder.name}
+    source = request["describe"]
+    try:
+        facts = worker.describe(source, request["task"], request["parameters"])
+    except FedfactoryError as error:
+        log.error("source '%s': %s", source, error)
+        return {"failure": "no_data"}
+    except Exception as error:  # noqa: BLE001  the boundary: a worker answers every request
+        log.error("source '%s': %s", source, type(error).__name__)
+        return {"failure": "no_data"}
+    return {"facts": encode(facts)}
 
 
-def _read_jobs(jobs: "queue.SimpleQueue[Path]") -> None:
+def _settings(raw: Mapping[str, Any]) -> WorkerSettings:
+    sources = {name: SourceOptions(**source) for name, source in raw["sources"].items()}
+    return WorkerSettings(**{**raw, "sources": sources})
+
+
+def _read_requests(requests: queue.SimpleQueue[Mapping[str, Any]]) -> None:
     for line in sys.stdin:
-        jobs.put(Path(line.rstrip("\n")))
+        requests.put(json.loads(line))
     os._exit(0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,54 +11,88 @@ import math
 import time
 import traceback
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Generic, TypeVar
 
 from fedfactory.contracts.codec import to_json
-from fedfactory.contracts.errors import IntegrityError
+from fedfactory.contracts.errors import DataError, EnvironmentFailedError, IntegrityError
 from fedfactory.contracts.model import ModelSpec
 from fedfactory.contracts.orders import Scalar
-from fedfactory.tasks.examples import SiteData
+from fedfactory.tasks.examples import DataSchema, SiteData
 from fedfactory.tasks.seeds import derive_seed
 from fedfactory.tasks.table import load_task
 from fedfactory.tasks.task import ModelMismatchError, Outcome, Workload
-from site_agents.data.sources import load_site_data
+from site_agents.data.files import Stamp
+from site_agents.data.source import Source, schema_of
+from site_agents.data.sources import open_source
+from site_agents.data.versions import Version, compare
 from site_agents.jobs.job import RESULT, UPDATE, Job, JobResult, read_job, write_file
+from site_agents.jobs.settings import SourceFacts, WorkerSettings
 
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 log = logging.getLogger("site_agents.worker")
+K = TypeVar("K", bound=tuple[Any, ...])
+V = TypeVar("V")
+HELD: Final = 4  # data sets, and models: parameters vary within a policy's ranges
+
+
+class _Held(Generic[K, V]):
+    """What was made last, by keys that begin with the name of its source."""
+
+    def __init__(self) -> None:
+        self._values: dict[K, V] = {}
+
+    def get(self, key: K) -> V | None:
+        """Return what was made for the key, if it is still held."""
+        return self._values.get(key)
+
+    def put(self, key: K, value: V) -> None:
+        """Hold a value; the oldest gives way."""
+        while len(self._values) >= HELD:
+            del self._values[next(iter(self._values))]
+        self._values[key] = value
+
+    def drop(self, source: str) -> None:
+        """Forget what was made of a source."""
+        self._values = {key: v for key, v in self._values.items() if key[0] != source}
 
 
 class Worker:
-    """One site's data and the models it has worked on."""
+    """One site's data, read when first asked for, and the models it has worked on."""
 
-    def __init__(self, *, site: str, data: Mapping[str, Any], threads: int, device: str) -> None:
-        self._site = site
-        self._options = data
-        self._asked_device = device
-        self._threads = threads
-        self._data: dict[str, SiteData | None] = {}
-        self._workloads: dict[tuple[str, str], Workload] = {}
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._sources: dict[str, Source] = {}
+        self._versions: dict[str, tuple[Stamp | None, Version]] = {}
+        self._data = _Held[tuple[str, DataSchema], SiteData]()
+        self._workloads = _Held[tuple[str | None, str, str], Workload]()
+        self._ready = False
 
-    def ready(self) -> dict[str, Any]:
-        """Load the configured task's data; return what the agent may know of it."""
-        name = self._options["task"]
-        data = self._data_for(name)
-        return {
-            "ready": True,
-            "device": self._device() if data else "none",
-            "train": len(data.train) if data else None,
-            "evaluate": len(data.test) if data else None,
-        }
+    def describe(self, source: str, task: str, parameters: Mapping[str, Scalar]) -> SourceFacts:
+        """Read a source as a task wants it, again if it changed, and say what it holds.
+
+        Raises:
+            UsageError: no such source, or its options do not fit its kind.
+            DataError: missing, unreadable, of another form, or too few. No value of a record.
+        """
+        stamp = self._notice_change(source)
+        data = self._data_for(source, task, parameters)
+        if stamp != self._source(source).stamp():
+            del self._versions[source]
+            raise DataError(f"data '{source}' changed while it was read; ask again")
+        return SourceFacts(
+            train=len(data.train),
+            evaluate=len(data.test),
+            fingerprint=self._versions[source][1].fingerprint,
+        )
 
     def work(self, folder: Path) -> None:
         """Do the job in a folder; its result is there when this returns."""
         job = read_job(folder)
         began = time.perf_counter()
         try:
-            workload = self._workload(job.task, job.task_parameters)
-            outcome = self._run(job, workload, folder)
+            workload = self._workload(job)
+            outcome = _run(job, workload, folder)
         except (ModelMismatchError, IntegrityError) as error:
             log.warning("round %d: %s", job.round, error)
             write_file(folder / RESULT, _failed("bad_model", began))
@@ -70,42 +104,88 @@ class Worker:
         else:
             write_file(folder / RESULT, _done(outcome, workload.spec, began))
 
-    def _run(self, job: Job, workload: Workload, folder: Path) -> Outcome:
-        base = Path(job.base)
-        if job.training is None:
-            return workload.evaluate(base=base)
-        seed = derive_seed(job.seed, job.site, job.round, job.kind)
-        return workload.train(base=base, out=folder / UPDATE, training=job.training, seed=seed)
+    def _workload(self, job: Job) -> Workload:
+        key = (job.source, job.task, to_json(job.task_parameters))
+        found = self._workloads.get(key)
+        if found is None:
+            task, parameters = load_task(job.task), job.task_parameters
+            if job.source is None:
+                found = task.open(parameters, None, "none")
+            else:
+                data = self._data_for(job.source, job.task, parameters)
+                found = task.open(parameters, data, self._device())
+            self._workloads.put(key, found)
+        return found
 
-    def _workload(self, task: str, parameters: Mapping[str, Scalar]) -> Workload:
-        key = (task, to_json(parameters))
-        if key not in self._workloads:
-            found = load_task(task)
-            self._workloads[key] = found.open(
-                parameters, self._data_for(task), self._device() if found.data else "none"
-            )
-        return self._workloads[key]
+    def _data_for(self, source: str, task: str, parameters: Mapping[str, Scalar]) -> SiteData:
+        found_task = load_task(task)
+        key = (source, schema_of(found_task, parameters))
+        data = self._data.get(key)
+        if data is None:
+            data = self._source(source).load(found_task, parameters)
+            _check_unit(source, data, self._settings.sources[source].unit)
+            self._data.put(key, data)
+        return data
 
-    @cache  # noqa: B019  one worker a process
+    def _source(self, name: str) -> Source:
+        if name not in self._sources:
+            if name not in self._settings.sources:
+                raise DataError(f"the site's configuration has no data '{name}'")
+            asked = self._settings.sources[name]
+            self._sources[name] = open_source(name, asked.options, asked.lineage)
+        return self._sources[name]
+
+    def _notice_change(self, name: str) -> Stamp | None:
+        """Forget what was read of a source that has changed since, and say so in the log."""
+        source = self._source(name)
+        stamp = source.stamp()
+        seen, known = self._versions.get(name, (None, None))
+        if known is not None and stamp is not None and stamp == seen:
+            return stamp
+        found = source.version()
+        if found != known:
+            log.info("%s", compare(name, known, found, source.starts_with).sentence)
+            self._data.drop(name)
+            self._workloads.drop(name)
+        self._versions[name] = (stamp, found)
+        return stamp
+
     def _device(self) -> str:
-        """Choose the device at first need: a task without data needs no torch."""
-        return _choose_device(self._asked_device, self._threads)
+        """Return the worker's device, torch made ready; what reads no data needs no torch."""
+        device = self._settings.device
+        if not self._ready:
+            import torch
 
-    def _data_for(self, task: str) -> SiteData | None:
-        if task not in self._data:
-            found = load_task(task)
-            wanted = found.data is not None
-            self._data[task] = load_site_data(self._options, self._site, found) if wanted else None
-        return self._data[task]
+            torch.set_num_threads(self._settings.threads)
+            index = int(device.partition(":")[2] or 0)
+            if device != "cpu" and index >= torch.cuda.device_count():
+                raise EnvironmentFailedError(f"worker.devices: torch sees no {device} here")
+            self._ready = True
+        return device
 
 
-def _choose_device(asked: str, threads: int) -> str:
-    import torch
+def _check_unit(source: str, data: SiteData, unit: str) -> None:
+    """Noise is for one unit: accounted per unit and sampled per row, it would hide no unit."""
+    read = "in units" if data.train.unit is not None else "row by row"
+    if (read == "in units") != (unit != "row"):
+        raise DataError(
+            f"data '{source}' is read {read}, and policy.yaml says unit: {unit}; give the source"
+            " a unit column in agent.yaml, or correct data.unit in policy.yaml"
+        )
 
-    torch.set_num_threads(threads)
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("worker.device=cuda: torch sees no CUDA device here; use auto or cpu")
-    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+
+def _run(job: Job, workload: Workload, folder: Path) -> Outcome:
+    base, out = Path(job.base), folder / UPDATE
+    if job.training is None:
+        if job.measurement is None:
+            return workload.evaluate(base=base)
+        return workload.evaluate_privately(base=base, measurement=job.measurement)
+    if job.mechanism is not None:
+        return workload.train_privately(
+            base=base, out=out, training=job.training, mechanism=job.mechanism
+        )
+    seed = derive_seed(job.seed, job.site, job.round, job.kind)
+    return workload.train(base=base, out=out, training=job.training, seed=seed)
 
 
 def _failed(code: str, began: float) -> JobResult:

@@ -1,4 +1,4 @@
-"""The warm worker keeps the executors' contract; its process sees no network library, no secret."""
+"""The local executor keeps the executors' contract; its workers see no network, and no secret."""
 
 from __future__ import annotations
 
@@ -8,80 +8,140 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
-from fedfactory.testing.executors import DATA, ExecutorContract, _job
-from site_agents.executors.executor import WorkerLostError
-from site_agents.executors.warm_worker import WarmWorker
+from fedfactory.contracts.codec import to_json
+from fedfactory.contracts.errors import UsageError
+from fedfactory.tasks.table import load_task
+from fedfactory.testing.executors import DATA, LONG_EPOCHS, SOURCE, ExecutorContract, job_of
+from site_agents.executors.executor import Executor, NeverBegunError, NoDataError, WorkStoppedError
+from site_agents.executors.local import LocalExecutor, Sources
+from site_agents.jobs.job import JOB, read_result, write_file
+from site_agents.jobs.settings import SourceOptions, WorkerSettings
 
 FORBIDDEN = ("flwr", "grpc", "httpx", "hydra", "sklearn", "opacus", "torch._dynamo")
+MLP = {"model": "mlp"}
 
 
-def _worker(tmp_path: Path, data: dict[str, object] = DATA) -> WarmWorker:
-    return WarmWorker(site="cesga", data=data, threads=1, device="cpu", log=tmp_path / "worker.log")
+def _executor(
+    tmp_path: Path, devices: Sequence[str] = ("cpu",), sources: Sources = lambda: DATA
+) -> LocalExecutor:
+    return LocalExecutor(
+        site="cesga", sources=sources, threads=1, devices=devices, log=tmp_path / "worker.log"
+    )
 
 
-class TestWarmWorker(ExecutorContract):
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    path = tmp_path / "base"
+    load_task("digits").write_initial(MLP, 1, path)
+    return path
+
+
+class TestLocalExecutor(ExecutorContract):
     @pytest.fixture
-    def executor(self, tmp_path: Path) -> Iterator[WarmWorker]:
-        worker = _worker(tmp_path)
-        worker.start()
-        yield worker
-        pid = worker.pid
-        worker.close()
-        assert pid is not None
-        assert not psutil.pid_exists(pid)
+    def executor(self, tmp_path: Path) -> Iterator[LocalExecutor]:
+        executor = _executor(tmp_path)
+        executor.start()
+        yield executor
+        pids = executor.pids
+        executor.close()
+        assert not any(map(psutil.pid_exists, pids))
 
-    def kill(self, executor: WarmWorker) -> None:
-        assert executor.pid is not None
-        os.kill(executor.pid, signal.SIGKILL)
+    def kill(self, executor: Executor) -> None:
+        assert isinstance(executor, LocalExecutor)
+        for pid in executor.pids:
+            os.kill(pid, signal.SIGKILL)
 
 
-def test_a_worker_ends_with_its_agent_in_mid_job(tmp_path: Path) -> None:
-    from fedfactory.tasks.table import load_task
-    from site_agents.jobs.job import JOB, write_file
+def test_two_devices_work_at_once_and_a_third_order_waits(tmp_path: Path, base: Path) -> None:
+    """Two devices, simulated by the CPU twice."""
+    executor = _executor(tmp_path, ("cpu", "cpu"))
+    with ThreadPoolExecutor() as threads:
+        for name in ("a", "b"):
+            executor.run(job_of(base), tmp_path / name, 120)
+        long = job_of(base, epochs=LONG_EPOCHS)
+        running = [threads.submit(executor.run, long, tmp_path / name, 60) for name in ("c", "d")]
+        with pytest.raises(TimeoutError):
+            running[1].result(1.5)
+        assert len(executor.pids) == 2
+        with pytest.raises(NeverBegunError):
+            executor.run(job_of(base), tmp_path / "e", 0.2)
+        executor.close()
+        assert [type(one.exception(10)) for one in running] == [WorkStoppedError] * 2
 
-    base = tmp_path / "base"
-    load_task("digits").write_initial({"model": "mlp"}, 1, base)
+
+def test_a_worker_gets_the_sources_that_there_are_now(tmp_path: Path) -> None:
+    sources: dict[str, SourceOptions] = {}
+    executor = _executor(tmp_path, sources=lambda: dict(sources))
+    with pytest.raises(NoDataError):
+        executor.describe(SOURCE, "digits", MLP)
+    sources.update(DATA)
+    assert executor.describe(SOURCE, "digits", MLP).train > 0
+    executor.close()
+
+
+def test_an_executor_starts_though_the_sources_cannot_be_told(tmp_path: Path) -> None:
+    def sources() -> Mapping[str, SourceOptions]:
+        if threading.current_thread().name == "devices":  # at the start; when work comes it holds
+            raise UsageError("the policy does not hold")
+        return DATA
+
+    executor = _executor(tmp_path, sources=sources)
+    executor.start()
+    assert executor.describe(SOURCE, "digits", MLP).train > 0
+    executor.close()
+
+
+def test_a_worker_that_does_not_get_ready_has_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    executor = _executor(tmp_path)
+    with pytest.raises(NeverBegunError, match=r"worker\.log"):
+        executor.describe(SOURCE, "digits", MLP)
+    executor.close()
+
+
+def test_a_worker_sees_no_secret_of_the_agents_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:word@proxy:1")
+    monkeypatch.setenv("A_TOKEN", "secret")
+    executor = _executor(tmp_path)
+    executor.describe(SOURCE, "digits", MLP)
+    [pid] = executor.pids
+    process = psutil.Process(pid)
+    assert not {"HTTPS_PROXY", "A_TOKEN"} & set(process.environ())
+    assert "partition" not in " ".join(process.cmdline())
+    executor.close()
+
+
+def test_a_worker_ends_with_its_agent_in_mid_job(tmp_path: Path, base: Path) -> None:
     folder = tmp_path / "job"
     folder.mkdir()
-    write_file(folder / JOB, _job(base, epochs=100_000))
+    write_file(folder / JOB, job_of(base, epochs=LONG_EPOCHS))
     process = _start(["-m", "site_agents.worker"], tmp_path)
-    assert process.stdout is not None
     assert process.stdin is not None
-    assert json.loads(process.stdout.readline())["ready"]
-    process.stdin.write(f"{folder}\n".encode())
+    process.stdin.write(json.dumps({"job": str(folder)}).encode() + b"\n")
     process.stdin.close()
     assert process.wait(10) == 0
+    assert process.stdout is not None
     process.stdout.close()
 
 
-def _start(words: list[str], folder: Path, prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
-    with (folder / "log").open("ab") as log:
-        return subprocess.Popen(
-            [
-                *prefix, sys.executable, *words, "--site", "cesga", "--data", json.dumps(DATA),
-                "--threads", "1", "--device", "cpu",
-            ],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-        )  # fmt: skip
-
-
-def test_a_worker_imports_nothing_that_talks(tmp_path: Path) -> None:
+def test_a_worker_imports_nothing_that_talks(tmp_path: Path, base: Path) -> None:
     """In a network namespace with no interface where that is permitted."""
-    base = tmp_path / "base"
-    from fedfactory.tasks.table import load_task
-    from site_agents.jobs.job import JOB, read_result, write_file
-
-    load_task("digits").write_initial({"model": "mlp"}, 1, base)
     folder = tmp_path / "job"
     folder.mkdir()
-    write_file(folder / JOB, _job(base))
+    write_file(folder / JOB, job_of(base))
     spy = (
         "import sys, threading, runpy, site_agents.worker.work as w\n"
         "work = w.Worker.work\n"
@@ -89,7 +149,7 @@ def test_a_worker_imports_nothing_that_talks(tmp_path: Path) -> None:
         "    work(self, folder)\n"
         "    (folder / 'modules').write_text(chr(10).join(sys.modules))\n"
         "w.Worker.work = spied\n"
-        "sys.argv[0] = 'worker'\n"
+        "sys.argv[:] = ['worker']\n"
         "runpy.run_module('site_agents.worker', run_name='__main__', alter_sys=True)\n"
     )
     unshare = shutil.which("unshare")
@@ -98,8 +158,7 @@ def test_a_worker_imports_nothing_that_talks(tmp_path: Path) -> None:
     process = _start(["-c", spy], tmp_path, prefix)
     assert process.stdout is not None
     assert process.stdin is not None
-    assert json.loads(process.stdout.readline())["ready"]
-    process.stdin.write(f"{folder}\n".encode())
+    process.stdin.write(json.dumps({"job": str(folder)}).encode() + b"\n")
     process.stdin.flush()
     assert json.loads(process.stdout.readline()) == {"done": "job"}
     process.stdin.close()
@@ -110,29 +169,55 @@ def test_a_worker_imports_nothing_that_talks(tmp_path: Path) -> None:
     assert [m for m in modules if m.startswith(FORBIDDEN)] == []
 
 
-def test_a_worker_without_its_data_is_lost_and_its_log_says_why(tmp_path: Path) -> None:
-    path = tmp_path / "gone.npz"
-    worker = _worker(tmp_path, {**DATA, "source": "npz", "path": str(path)})
-    worker.start()
-    with pytest.raises(WorkerLostError, match=r"worker\.log"):
-        worker.examples("train")
-    worker.close()
+def _start(words: list[str], folder: Path, prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+    """Start a worker by hand and wait until it is ready."""
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(
+            [*prefix, sys.executable, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    settings = WorkerSettings(site="cesga", sources=DATA, threads=1, device="cpu")
+    process.stdin.write(to_json(settings).encode() + b"\n")
+    process.stdin.flush()
+    assert json.loads(process.stdout.readline()) == {"ready": True}
+    return process
+
+
+def test_data_that_are_gone_are_named_in_the_log_alone(tmp_path: Path) -> None:
+    gone = tmp_path / "gone.npz"
+    sources = {
+        "mine": SourceOptions(
+            options={"kind": "npz", "path": str(gone)}, lineage="mine", unit="row"
+        )
+    }
+    executor = _executor(tmp_path, sources=lambda: sources)
+    with pytest.raises(NoDataError, match=r"worker\.log") as raised:
+        executor.describe("mine", "digits", MLP)
+    executor.close()
+    assert "gone.npz" not in str(raised.value)
     assert "gone.npz" in (tmp_path / "worker.log").read_text()
 
 
 def test_a_failure_writes_no_record_into_the_log(tmp_path: Path) -> None:
     marker = 0.123456789
-    x = np.full((40, 64), marker, np.float32)
     path = tmp_path / "d.npz"
-    np.savez(path, x=x, y=np.arange(40) % 10)
-    worker = _worker(tmp_path, {**DATA, "source": "npz", "path": str(path)})
-    worker.start()
+    np.savez(path, x=np.full((40, 64), marker, np.float32), y=np.arange(40) % 10)
+    sources = {
+        SOURCE: SourceOptions(
+            options={"kind": "npz", "path": str(path)}, lineage="mine", unit="row"
+        )
+    }
+    executor = _executor(tmp_path, sources=lambda: sources)
     base = tmp_path / "base"
     base.write_bytes(b"no model")
-    assert worker.run(_job(base), tmp_path / "1", 120).failure == "bad_model"
-    result = worker.run(_job(tmp_path / "missing"), tmp_path / "2", 120)
+    assert executor.run(job_of(base), tmp_path / "1", 120).failure == "bad_model"
+    result = executor.run(job_of(tmp_path / "missing"), tmp_path / "2", 120)
     assert result.failure == "work_failed"
-    worker.close()
+    executor.close()
     log = (tmp_path / "worker.log").read_text()
     assert "FileNotFoundError" in log
     assert str(marker)[:6] not in log

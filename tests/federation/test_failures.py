@@ -27,7 +27,7 @@ def test_a_killed_agent_is_named_and_the_run_goes_on_with_quorum(launch: Launche
         "rounds=3", "local_epochs=10", "round.quorum=2", "round.deadline_s=4", "evaluate=false"
     )
     federation.wait_for_round(1)
-    (agent,) = federation.find("site_agents.cli.main", "site=lumi")
+    (agent,) = federation.find("site_agents.cli.main", "/lumi ")
     agent.kill()
     assert federation.wait() == 0, federation.output()
     summary = federation.summary()
@@ -42,7 +42,7 @@ def test_without_quorum_the_run_fails_and_keeps_the_last_model(launch: Launcher)
         "rounds=50", "local_epochs=5", "round.quorum=3", "round.deadline_s=4", "evaluate=false"
     )
     federation.wait_for_round(1)
-    (agent,) = federation.find("site_agents.cli.main", "site=lumi")
+    (agent,) = federation.find("site_agents.cli.main", "/lumi ")
     agent.send_signal(signal.SIGSTOP)
     try:
         assert federation.wait() == 3, federation.output()

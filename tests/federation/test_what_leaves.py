@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from fedfactory.tasks.table import load_task
-from site_agents.data.sources import load_site_data
+from site_agents.data.sources import open_source
 from tests.federation.conftest import Launcher
 
 pytestmark = pytest.mark.federation
@@ -31,7 +31,7 @@ def test_no_record_leaves_in_any_form(launch: Launcher, tmp_path: Path) -> None:
     traffic = federation.summary()["bytes"]
     config = yaml.safe_load((federation.out / "config.yaml").read_text())
     options = {
-        "source": "partition",
+        "kind": "partition",
         "task": "digits",
         "path": None,
         "partition": config["partition"],
@@ -41,7 +41,8 @@ def test_no_record_leaves_in_any_form(launch: Launcher, tmp_path: Path) -> None:
     for site in options["sites"]:
         left = (records / site).read_bytes()
         assert len(left) >= traffic[site]["up"] > 2 * 400_000  # the record is of the whole run
-        data = load_site_data(options, site, load_task("digits"))
+        source = open_source("share", {**options, "site": site}, "share")
+        data = source.load(load_task("digits"), {"model": "mlp"})
         for x in np.concatenate([data.train.x, data.test.x]):
             raw = x * 16
             for form in (

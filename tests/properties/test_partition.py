@@ -1,18 +1,24 @@
-"""Shares of one data set: disjoint, whole, reproducible; and files that do not fit."""
+"""How local mode splits data: disjoint, complete, reproducible, large enough; all of a unit at one.
+
+What files may hold is tested in tests/unit/test_data_bad_input.py.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedfactory.contracts.errors import DataError
+from fedfactory.choices import values_of
+from fedfactory.contracts.errors import DataError, UsageError
 from fedfactory.tasks.table import load_task
+from site_agents.data.local_share import describe_shares
 from site_agents.data.partition import MIN_EXAMPLES, split, train_and_test
-from site_agents.data.sources import load_site_data, read_npz
+from site_agents.data.sources import open_source
 
 PARTITIONS = [
     {"kind": "iid", "alpha": None, "labels_per_site": None},
@@ -58,49 +64,79 @@ def test_labels_gives_each_site_its_number_of_classes() -> None:
     assert {len(np.unique(labels[share])) for share in shares.values()} == {4}
 
 
-def _write(path: Path, **arrays: object) -> Path:
-    np.savez(path, **arrays)
-    return path
+def _parameters(task: str, **changed: str) -> dict[str, Any]:
+    written = values_of("task", task).items()
+    return {k: v for k, v in written if k not in ("name", "data")} | changed
 
 
-GOOD_X = np.zeros((20, 64), np.float32)
-GOOD_Y = np.zeros(20, np.int64)
-BAD = {
-    "no y": {"x": GOOD_X},
-    "shape": {"x": GOOD_X[:, :5], "y": GOOD_Y},
-    "length": {"x": GOOD_X, "y": GOOD_Y[:3]},
-    "label": {"x": GOOD_X, "y": GOOD_Y + 10},
-    "nan": {"x": GOOD_X * np.nan, "y": GOOD_Y},
-    "range": {"x": GOOD_X + 16, "y": GOOD_Y},
-    "objects": {"x": np.array([{}] * 20, dtype=object), "y": GOOD_Y},
-    "strings": {"x": np.array(["a"] * 20), "y": GOOD_Y},
-}
+def _options(task: str, partition: dict[str, Any], site: str = "a", path: Any = None) -> Any:
+    return {
+        "kind": "partition",
+        "task": task,
+        "path": path,
+        "partition": partition,
+        "sites": ["a", "b", "c"],
+        "site": site,
+        "seed": 1,
+    }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_a_file_that_does_not_fit_is_named(case: str, tmp_path: Path) -> None:
-    path = _write(tmp_path / "d.npz", **BAD[case])
-    with pytest.raises(DataError, match=r"d\.npz"):
-        read_npz(path, load_task("digits"))
+CASES = [
+    ("digits", {}),
+    ("breast_cancer", {}),
+    ("tabular", {}),
+    ("tabular", {"kind": "regression", "label": "cost:1000:500"}),
+    ("timeseries", {}),
+    ("timeseries", {"kind": "regression", "label": "life:100:50"}),
+]
 
 
-@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04junk"])
-def test_a_file_that_is_no_npz(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "d.npz"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"d\.npz"):
-        read_npz(path, load_task("digits"))
+@pytest.mark.parametrize("partition", [PARTITIONS[0], {**PARTITIONS[1], "alpha": 1.0}])
+@pytest.mark.parametrize(("name", "changed"), CASES)
+def test_the_shares_of_a_tasks_own_data(name: str, changed: Any, partition: Any) -> None:
+    task, parameters = load_task(name), _parameters(name, **changed)
+    whole = task.bundled(parameters)
+    described = {s.site: s for s in describe_shares(_options(name, partition), task, parameters)}
+    rows: list[bytes] = []
+    for site in "abc":
+        options = _options(name, partition, site)
+        data = open_source("share", options, "share").load(task, parameters)
+        share = described[site]
+        assert (share.train, share.test) == (len(data.train), len(data.test))
+        assert sum(share.labels.values()) == share.train + share.test
+        rows += [row.tobytes() for part in (data.train, data.test) for row in part.x]
+        units = [set(u.tolist()) for p in (data.train, data.test) if (u := p.unit) is not None]
+        assert not units or (len(units[0] | units[1]) == share.units and not units[0] & units[1])
+        assert bool(units) == (name == "timeseries")
+    assert sorted(rows) == sorted(row.tobytes() for row in whole.x)
 
 
-def test_a_truncated_npz(tmp_path: Path) -> None:
-    path = _write(tmp_path / "d.npz", x=GOOD_X, y=GOOD_Y)
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(DataError):
-        read_npz(path, load_task("digits"))
+def test_a_share_of_a_file_changes_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "own.npz"
+    x = np.random.default_rng(1).random((200, 64)).astype(np.float32)
+    np.savez(path, x=x, y=np.arange(200) % 10)
+    source = open_source("share", _options("digits", PARTITIONS[0], path=str(path)), "share")
+    before, stamp = source.version(), source.stamp()
+    assert before == source.version()
+    np.savez(path, x=x[:150], y=np.arange(150) % 10)
+    assert source.version() != before
+    assert source.stamp() != stamp
+    shares = describe_shares(
+        _options("digits", PARTITIONS[0], path=str(path)), load_task("digits"), {"model": "mlp"}
+    )
+    assert sum(share.train + share.test for share in shares) == 150
 
 
-def test_a_site_with_too_few_examples_of_its_own(tmp_path: Path) -> None:
-    path = _write(tmp_path / "d.npz", x=GOOD_X[:3], y=GOOD_Y[:3])
-    options = {"source": "npz", "path": str(path), "seed": 0}
-    with pytest.raises(DataError, match="3 examples"):
-        load_site_data(options, "a", load_task("digits"))
+def test_what_a_share_is_not_for(tmp_path: Path) -> None:
+    source = open_source("share", _options("digits", PARTITIONS[0]), "share")
+    with pytest.raises(DataError, match="a share for task 'digits' alone"):
+        source.load(load_task("breast_cancer"), {})
+    with pytest.raises(UsageError, match="unknown partition 'nonsense'; known: dirichlet"):
+        describe_shares(
+            _options("digits", {**PARTITIONS[0], "kind": "nonsense"}),
+            load_task("digits"),
+            {"model": "mlp"},
+        )
+    gone = _options("digits", PARTITIONS[0], path=str(tmp_path / "gone.npz"))
+    with pytest.raises(DataError, match=r"gone\.npz: there is no such file"):
+        describe_shares(gone, load_task("digits"), {"model": "mlp"})

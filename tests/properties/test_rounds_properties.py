@@ -108,6 +108,7 @@ class Life(RuleBasedStateMachine):
             quorum=quorum,
             deadline_s=1.0,
             evaluate=evaluate,
+            privacy=None,
         )
         for site in early:
             self.feed(SiteConnected(at=0.0, site=site))
@@ -136,7 +137,7 @@ class Life(RuleBasedStateMachine):
         self.feed(
             ReplyAccepted(
                 at=2.0, round=asked.round, kind=asked.kind, site=site, payload=payload,
-                examples=1, metrics={}, seconds=0.1,
+                examples=1, metrics={}, seconds=0.1, privacy=None,
             )
         )  # fmt: skip
 

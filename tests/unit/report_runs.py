@@ -7,6 +7,7 @@ from typing import Any
 
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import WorkKind
+from fedfactory.contracts.privacy import PrivacyPlan, PrivacySpent
 from fedfactory.contracts.updates import Payload
 from fedfactory.rounds.events import (
     DeadlinePassed,
@@ -27,20 +28,31 @@ from fedfactory.rounds.summary import summary
 BLOB = BlobRef(digest="sha256:" + "a" * 64, bytes=408792)
 
 
+PRIVACY = PrivacyPlan(
+    target_epsilon=3.0, noise_multiplier=None, delta=1e-5, clip_norm_l2=1.0,
+    grad_sample_mode="hooks", evaluation_noise_multiplier=8.0, evaluation_loss_clip=5.0,
+)  # fmt: skip
+
+
 class Story:
     """Collects events one second apart; each must be one that the machine takes."""
 
     def __init__(
-        self, sites: Sequence[str] = ("cesga", "cyfronet", "lumi"), *, rounds: int = 2
+        self,
+        sites: Sequence[str] = ("cesga", "cyfronet", "lumi"),
+        *,
+        rounds: int = 2,
+        privacy: PrivacyPlan | None = None,
     ) -> None:
         self.sites = tuple(sites)
         self.events: list[Event] = []
         self.history = History.new()
         self.state = RunState.new()
         self._at = 1_000.0
+        self._privacy = privacy
         plan = RunPlan(
             run_id="20261121-run", task="digits", strategy="fedavg", seed=1, rounds=rounds,
-            sites=self.sites, quorum=1, deadline_s=60.0, evaluate=True,
+            sites=self.sites, quorum=1, deadline_s=60.0, evaluate=True, privacy=privacy,
         )  # fmt: skip
         self.add(RunStarted(at=self._at, plan=plan, model=BLOB))
 
@@ -68,8 +80,15 @@ class Story:
                 examples=500,
                 metrics={"loss": 0.5, "accuracy": 0.9},
                 seconds=0.5,
+                privacy=self._spent(number) if self._privacy else None,
             )
         )
+
+    def _spent(self, number: int) -> PrivacySpent:
+        return PrivacySpent(
+            epsilon_run=number / 2, delta=1e-5, noise_multiplier=1.1, sample_rate=0.1, steps=10,
+            unit="row", accountant="RDP (dp-accounting)",
+        )  # fmt: skip
 
     def refuse(self, number: int, site: str, kind: WorkKind = "train", *, detail: str = "") -> None:
         self.add(

@@ -18,12 +18,15 @@ NAMES = {
     ("task=[digits]",): ("task '[digits]'", "breast_cancer, digits, echo"),
     ("strategy=fedav",): ("strategy 'fedav'", "custom, fedavg, fedprox"),
     ("partition=dir",): ("partition 'dir'", "dirichlet, iid, labels"),
-    ("federation=world",): ("federation 'world'", "demo, numbered"),
-    ("privacy=dp",): ("privacy 'dp'", "known: none"),
+    ("federation=world",): (
+        "federation 'world'",
+        "all_ai_factories, demo, first_seven, numbered, third_wave",
+    ),
+    ("privacy=dp",): ("privacy 'dp'", "known: dp_sgd, none"),
     ("executor=slurm",): ("executor 'slurm'", "known: local"),
     ("federation.sites=[cesga,luml]",): ("site 'luml'", "cesga", "cyfronet-helios", "'lumi'?"),
     ("partition.kind=odd",): ("partition 'odd'", "iid, labels"),
-    ("privacy.mode=dp",): ("privacy 'dp'", "known: none"),
+    ("privacy.mode=dp",): ("privacy 'dp'", "known: dp_sgd, none"),
     ("executor.name=x",): ("executor 'x'", "known: local"),
     ("task.name=other",): ("task 'other'", "digits, echo"),
 }
@@ -55,6 +58,12 @@ VALUES = {
     ("rounds=-1",): "rounds=-1: expected a whole number from 1",
     ("rounds=0",): "rounds=0: expected a whole number from 1",
     ("rounds=99999999999999999999",): "expected a whole number from 1 to 1000000",
+    ("privacy=dp_sgd", "privacy.target_epsilon=0"): "privacy.target_epsilon=0.0: expected",
+    ("privacy=dp_sgd", "privacy.noise_multiplier=1"): "exactly one of privacy.target_epsilon",
+    ("privacy=dp_sgd", "privacy.delta=2"): "privacy.delta=2.0: expected",
+    ("privacy=dp_sgd", "privacy.grad_sample_mode=magic"): "known: ghost, hooks",
+    ("privacy=dp_sgd", "task.model=cnn_bn"): "privacy=dp_sgd: ",
+    ("privacy=dp_sgd", "task=echo"): "privacy=dp_sgd: ",
     ("lr=nan",): "lr=nan: expected a number above 0",
     ("lr=inf",): "lr=inf: expected a number above 0",
     ("lr=0",): "lr=0.0: expected a number above 0",
@@ -163,87 +172,50 @@ def test_other_commands(words, parts, capsys):
         assert part in line
 
 
-AGENT = ("home=h", "gateway.address=hub:443")
 AGENT_CASES = {
+    ("site=nowhere",): "unknown site 'nowhere'; known: ",
     (
-        "site=nowhere",
-        *AGENT,
-        "data.source=npz",
-        "data.task=digits",
-    ): "unknown site 'nowhere'; known: cesga,",
-    ("site=cesga",): "data.source, gateway.address, home: no value",
-    ("site=cesga", "policy.max_round=3"): "did you mean 'policy.max_rounds'?",
-    ("task=digits",): "unknown key 'task'; known: data, gateway, home",
-    (
-        "site=cesga",
-        "home=h",
-        "gateway.address=hub",
-        "data.source=npz",
-        "data.task=digits",
-    ): "gateway.address=hub",
-    (
-        "site=cesga",
-        "home=h",
-        "gateway.address=hub:0",
-        "data.source=npz",
-        "data.task=digits",
-    ): "expected host:port",
-    ("site=cesga", *AGENT, "data.source=csv"): "unknown data.source 'csv'; known: npz, partition",
-    (
-        "site=cesga",
-        *AGENT,
-        "data.source=npz",
-        "data.task=digits",
-    ): "data.source=npz needs data.path=FILE",
-    (
-        "site=cesga",
-        *AGENT,
-        "data.source=npz",
-        "data.task=digits",
-        "data.path=no",
-    ): "data.path=no: there is no such",
-    ("site=cesga", *AGENT, "data.source=partition", "data.task=d"): "unknown data.task 'd'",
-    ("site=cesga", *AGENT, "data.source=partition", "data.task=echo"): "data.sites=[]",
-    ("site=cesga", "worker.threads=many"): "worker.threads=many: expected a whole number",
-    ("site=cesga", "worker.threads"): "'worker.threads': expected key=value",
+        "polcy=3",
+    ): "unknown key in 'polcy=3': 'polcy'; known: data, gateway, ledger, second_place, site",
+    ("task=digits",): "unknown key in 'task=digits': 'task'",
+    ("gateway=hub",): "gateway=hub: expected host:port",
+    ("gateway=hub:0",): "gateway=hub:0: expected host:port",
+    ("data.mine=x.csv",): "data.mine: expected a mapping with a kind",
+    ("worker.thread=2",): "did you mean 'worker.threads'?",
+    ("worker.threads=many",): "worker.threads: expected a whole number",
+    ("worker.threads=0",): "worker.threads=0: expected a whole number from 1",
+    ("worker.threads",): "'worker.threads': expected key=value",
+    ("worker.devices=[tpu]",): "worker.devices=tpu: expected auto, cpu, or cuda:0",
+    ("worker.timeout_s=inf",): "worker.timeout_s=inf",
+    ("worker.executor=slurm",): "unknown executor 'slurm'; known: local",
+    ("ledger=here",): "ledger=here: expected an absolute path",
     ("--foo",): "--foo",
-}
-AGENT_RANGES = {
-    "worker.threads=0": "worker.threads=0",
-    "worker.device=tpu": "worker.device=tpu: expected one of auto, cpu, cuda",
-    "worker.timeout_s=inf": "worker.timeout_s=inf",
-    "policy.max_rounds=0": "policy.max_rounds=0: expected a whole number from 1",
-    "policy.min_examples=-1": "policy.min_examples=-1",
-    "policy.tasks=[digit]": "unknown policy.tasks 'digit'",
-    "policy.privacy=[dp]": "unknown policy.privacy 'dp'; known: none",
 }
 
 
 @pytest.mark.parametrize("words", AGENT_CASES, ids=" ".join)
-def test_site_agent_run(words, capsys):
-    assert site_agent(["run", *words]) == 2
+def test_site_agent_run(words, capsys, tmp_path: Path):
+    (tmp_path / "agent.yaml").write_text("site: cesga\ngateway: hub.example.org:443\n")
+    assert site_agent(["run", "--home", str(tmp_path), *words]) == 2
     assert AGENT_CASES[words] in one_line(capsys, "site-agent")
 
 
-@pytest.mark.parametrize("word", AGENT_RANGES)
-def test_site_agent_ranges(word, capsys, tmp_path: Path):
-    data = tmp_path / "d.npz"
-    data.touch()
-    full = [
-        "site=site-07",
-        *AGENT,
-        "data.source=npz",
-        "data.task=digits",
-        f"data.path={data}",
-        word,
-    ]
-    assert site_agent(["run", *full]) == 2
-    assert AGENT_RANGES[word] in one_line(capsys, "site-agent")
+@pytest.mark.parametrize("command", ["run", "tick", "doctor", "status"])
+def test_site_agent_without_a_home(command, capsys, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEDFACTORY_HOME", raising=False)
+    assert site_agent([command]) == 2
+    assert "site-agent init --home DIR" in one_line(capsys, "site-agent")
+    monkeypatch.setenv("FEDFACTORY_HOME", str(tmp_path / "gone"))
+    assert site_agent([command]) == 2
+    assert "gone holds no agent.yaml" in one_line(capsys, "site-agent")
 
 
 def test_site_agent_commands(capsys):
     assert site_agent(["walk"]) == 2
-    assert "unknown command 'walk'; known: run, sites" in one_line(capsys, "site-agent")
+    assert "unknown command 'walk'; known: approvals, approve, audit, " in one_line(
+        capsys, "site-agent"
+    )
 
 
 @pytest.mark.parametrize(

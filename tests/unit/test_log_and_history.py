@@ -31,7 +31,7 @@ NEXT = BlobRef(digest="sha256:" + "b" * 64, bytes=9)
 def _plan(evaluate: bool = True) -> RunPlan:
     return RunPlan(
         run_id="r", task="digits", strategy="fedavg", seed=1, rounds=1, sites=("a", "b", "c"),
-        quorum=1, deadline_s=5.0, evaluate=evaluate,
+        quorum=1, deadline_s=5.0, evaluate=evaluate, privacy=None,
     )  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def _accepted(site: str, kind: str = "train", at: float = 12.0, examples: int = 
     payload = Payload(form="delta", blob=BLOB) if kind == "train" else None
     return ReplyAccepted(
         at=at, round=1, kind=kind, site=site, payload=payload, examples=examples,
-        metrics={"loss": 0.5}, seconds=1.0,
+        metrics={"loss": 0.5}, seconds=1.0, privacy=None,
     )  # fmt: skip
 
 

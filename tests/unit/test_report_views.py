@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 import pytest
-from report_runs import Story
+from report_runs import PRIVACY, Story
 from rich.console import Console
 from rich.spinner import Spinner
 
@@ -22,7 +22,7 @@ NOTE = "simulated here, named after cesga, cyfronet, lumi"
 
 def _troubled() -> Story:
     """Two rounds; cyfronet refuses to train in the first, lumi is silent in its evaluation."""
-    story = Story()
+    story = Story(privacy=PRIVACY)
     story.sent(1)
     story.accept(1, "cesga")
     story.refuse(1, "cyfronet", detail="tensor [/x] \x1b[2J")
@@ -62,7 +62,12 @@ def test_plain_output_is_as_agreed() -> None:
     for event in story.events:
         reporter.event(event)
     summary = story.summary()
-    summary["baselines"] = {"local_only": dict.fromkeys(story.sites, 0.875), "pooled": 0.986}
+    summary["baselines"] = {
+        "metric": "accuracy",
+        "local_only": dict.fromkeys(story.sites, 0.875),
+        "pooled": 0.986,
+        "shared": 0.981,
+    }
     reporter.finish(summary, "/runs/r")
     assert _lines(stream.getvalue()) == _lines((GOLDEN / "report_plain.txt").read_text())
 

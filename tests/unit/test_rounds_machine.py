@@ -45,6 +45,7 @@ PLAN = RunPlan(
     quorum=2,
     deadline_s=30.0,
     evaluate=True,
+    privacy=None,
 )
 
 
@@ -56,7 +57,7 @@ def accepted(site: str, kind: str = "train", round: int = 1) -> ReplyAccepted:  
     payload = Payload(form="delta", blob=blob(99)) if kind == "train" else None
     return ReplyAccepted(
         at=1.0, round=round, kind=kind, site=site, payload=payload,
-        examples=10, metrics={"loss": 1.0}, seconds=0.5,
+        examples=10, metrics={"loss": 1.0}, seconds=0.5, privacy=None,
     )  # fmt: skip
 
 

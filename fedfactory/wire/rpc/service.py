@@ -24,6 +24,9 @@ from fedfactory.wire.rpc.pieces import (
 )
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Gateway"].full_name
+# Trailing metadata of every call of a known peer: the gateway's clock in Unix seconds, so that a
+# site's doctor can tell whose clock is wrong.
+CLOCK: Final = "fedfactory-clock"
 Context = grpc.ServicerContext
 
 

@@ -12,7 +12,7 @@ import sys
 if "site_agents.cli.main" in sys.orig_argv and "RECORD_FOLDER" in os.environ:
     import grpc
 
-    site = next(word.removeprefix("site=") for word in sys.argv if word.startswith("site="))
+    site = os.path.basename(sys.orig_argv[sys.orig_argv.index("--home") + 1])
     record = open(os.path.join(os.environ["RECORD_FOLDER"], site), "ab", buffering=0)  # noqa: SIM115
     plain_channel = grpc.secure_channel
 

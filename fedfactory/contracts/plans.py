@@ -1,0 +1,91 @@
+"""What an operator signs once, and what a coordinator signs with each sending. Values only.
+
+A site pins both keys in its policy: the consortium's authority alone is not enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedfactory.contracts.orders import Order, Scalar, TrainParameters
+from fedfactory.contracts.privacy import PrivacyPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTerms:
+    """All that a run may ask of its sites. What no term allows, no order of the run may ask.
+
+    A strategy may change `lr`, `momentum` and `proximal_mu` between rounds; whatever sampling and
+    cost derive from (`local_epochs`, `batch_size`, `max_steps`) is as signed here, or less work.
+    `max_update_norm_l2` bounds an update's norm over all its tensors (None: no bound).
+    `not_after` is Unix seconds.
+    """
+
+    coordinator: str
+    run_id: str
+    sites: tuple[str, ...]
+    task: str
+    task_parameters: Mapping[str, Scalar]
+    training: TrainParameters
+    rounds: int
+    evaluate: bool
+    privacy: PrivacyPlan | None
+    max_model_bytes: int
+    max_update_norm_l2: float | None
+    nonce: str
+    not_after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """A signature over canonical JSON: by whose public key (PEM), and its bytes in base64."""
+
+    public_key: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedPlan:
+    """A run's terms under its operator's signature."""
+
+    terms: RunTerms
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """Where a site's ledger and audit chain stand: their lengths and heads (sha256:<hex>).
+
+    Kept by the coordinator, so that a site restored from an old copy finds itself behind.
+    """
+
+    site: str
+    ledger: str
+    ledger_sequence: int
+    ledger_head: str
+    audit_length: int
+    audit_head: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sending:
+    """One sending of an order, as the coordinator signs it.
+
+    `number` counts sendings, `expires_at` is Unix seconds, `receipt` is the last anchor that the
+    coordinator holds of this site (None: it holds none).
+    """
+
+    order: Order
+    plan: SignedPlan
+    number: int
+    expires_at: float
+    receipt: Anchor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """What travels to a site."""
+
+    sending: Sending
+    signature: Signature

@@ -1,0 +1,245 @@
+"""A site's privacy budget as a fold over its ledger's entries. Pure: no clock, no file, no chance.
+
+A lineage is a population under the administrator's name; all runs on it share one history. A run is
+admitted with its whole plan held, so that runs side by side cannot oversubscribe. Work reserves its
+steps before data is touched, and every reservation must keep the caps as they are then; what was
+reserved stays spent unless it provably never began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+
+from fedfactory.contracts.orders import WorkKey, WorkKind
+from fedfactory.privacy.accounting import Accountant, Cost, Limits, epsilon_of, fits, joined
+from fedfactory.privacy.entries import (
+    Charge,
+    Created,
+    Entry,
+    LineageOpened,
+    Moved,
+    RunAdmitted,
+    RunKey,
+    RunReleased,
+    WorkCommitted,
+    WorkRefunded,
+    WorkReserved,
+)
+
+
+@dataclass(slots=True)
+class Run:
+    """One run's part of a lineage."""
+
+    lineage: str
+    plan_digest: str
+    planned: tuple[Charge, ...]
+    expires_at: float
+    spent: dict[Cost, int] = field(default_factory=dict)
+    released: bool = False
+
+    def held(self, now: float) -> dict[Cost, int]:
+        """Return what is planned and not yet reserved; nothing once released or expired."""
+        if self.released or now > self.expires_at:
+            return {}
+        planned = joined(*({charge.cost: charge.steps} for charge in self.planned))
+        left = {cost: steps - self.spent.get(cost, 0) for cost, steps in planned.items()}
+        return {cost: steps for cost, steps in left.items() if steps > 0}
+
+
+WorkName = tuple[str, str, int, WorkKind]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One unit of work: the order it is for, its reservations that stand, whether it is done.
+
+    `refundable` says whether the newest reservation may still be taken back: those before it were
+    followed by another attempt, so they began.
+    """
+
+    order_digest: str
+    reservations: tuple[tuple[str, Charge] | None, ...] = ()
+    refundable: bool = False
+    finished: bool = False
+
+
+class LedgerEntryError(ValueError):
+    """An entry that cannot follow from those before it."""
+
+
+class Budget:
+    """All that a ledger's entries say. `apply` is the only way to change it."""
+
+    def __init__(self) -> None:
+        self.identifier = ""
+        self.host = ""
+        self.place = ""
+        self.deltas: dict[str, float] = {}
+        self.runs: dict[RunKey, Run] = {}
+        self.works: dict[WorkName, Work] = {}
+        self.seconds: dict[RunKey, float] = {}
+        self.spendings: dict[str, dict[Cost, int]] = {}
+
+    def apply(self, entry: Entry) -> None:
+        """Take in one entry.
+
+        Raises:
+            LedgerEntryError: it does not follow from what came before.
+        """
+        _require(
+            isinstance(entry, Created) != bool(self.identifier),
+            "a ledger is created once, and first",
+        )
+        _FOLD[type(entry)](self, entry)
+
+    def held(self, lineage: str, now: float, *, but: RunKey | None = None) -> dict[Cost, int]:
+        """Return what admitted runs still hold on a lineage, except run `but`."""
+        runs = (r for key, r in self.runs.items() if r.lineage == lineage and key != but)
+        return joined(*(run.held(now) for run in runs))
+
+    def others(self, lineage: str, run: RunKey, now: float) -> dict[Cost, int]:
+        """Return what is spent and held on a lineage by everything but one run."""
+        mine = self.runs[run].spent if run in self.runs else {}
+        spent = {c: n - mine.get(c, 0) for c, n in self.spendings[lineage].items()}
+        return joined({c: n for c, n in spent.items() if n}, self.held(lineage, now, but=run))
+
+    def may_reserve(
+        self, accountant: Accountant, run: RunKey, charge: Charge, limits: Limits, now: float
+    ) -> bool:
+        """Whether an admitted run may reserve `charge` under the caps as they are now."""
+        found = self.runs[run]
+        after = joined(found.spent, {charge.cost: charge.steps})
+        return fits(accountant, after, self.others(found.lineage, run, now), limits)
+
+    def epsilon_run(self, accountant: Accountant, run: RunKey) -> float:
+        """Return the epsilon of all that a run reserved, at its lineage's delta."""
+        delta = self.deltas[self.runs[run].lineage]
+        return epsilon_of(accountant, self.runs[run].spent, delta)
+
+
+# ---- how each entry changes it ---------------------------------------------------------------
+
+
+def work_name(work: WorkKey) -> WorkName:
+    """Return what names a unit of work whatever its order says."""
+    return (work.coordinator, work.run_id, work.round, work.kind)
+
+
+def run_key(work: WorkKey) -> RunKey:
+    """Return the run that a unit of work is part of."""
+    return RunKey(coordinator=work.coordinator, run_id=work.run_id)
+
+
+def _require(condition: bool, finding: str) -> None:
+    if not condition:
+        raise LedgerEntryError(finding)
+
+
+def _created(budget: Budget, entry: Created) -> None:
+    _require(bool(entry.identifier), "a ledger has an identifier")
+    budget.identifier, budget.host, budget.place = entry.identifier, entry.host, entry.place
+
+
+def _moved(budget: Budget, entry: Moved) -> None:
+    budget.host, budget.place = entry.host, entry.place
+
+
+def _opened(budget: Budget, entry: LineageOpened) -> None:
+    _require(
+        bool(entry.lineage) and 0 < entry.delta < 1, "a lineage has a name and a delta in 0..1"
+    )
+    _require(entry.lineage not in budget.deltas, f"lineage '{entry.lineage}' is open already")
+    budget.deltas[entry.lineage] = entry.delta
+    budget.spendings[entry.lineage] = {}
+
+
+def _admitted(budget: Budget, entry: RunAdmitted) -> None:
+    _require(entry.lineage in budget.deltas, f"lineage '{entry.lineage}' was never opened")
+    _require(entry.run not in budget.runs, "a run is admitted once")
+    for charge in entry.planned:
+        _require_charge(charge)
+    budget.runs[entry.run] = Run(entry.lineage, entry.plan_digest, entry.planned, entry.expires_at)
+
+
+def _released(budget: Budget, entry: RunReleased) -> None:
+    _require(entry.run in budget.runs, "a run that was never admitted holds nothing")
+    budget.runs[entry.run].released = True
+
+
+def _reserved(budget: Budget, entry: WorkReserved) -> None:
+    name = work_name(entry.work)
+    work = budget.works.get(name, Work(order_digest=entry.work.order_digest))
+    if not work.reservations:
+        work = replace(work, order_digest=entry.work.order_digest)
+    _require(work.order_digest == entry.work.order_digest, "another order for this round was begun")
+    _require(not work.finished, "finished work is never done again")
+    taken = None
+    if entry.charge is not None:
+        _require(entry.lineage is not None, "a charge without a lineage")
+        assert entry.lineage is not None
+        _require_charge(entry.charge)
+        taken = (entry.lineage, entry.charge)
+        _spend(budget, run_key(entry.work), taken, 1)
+    reservations = (*work.reservations, taken)
+    budget.works[name] = replace(work, reservations=reservations, refundable=True)
+
+
+def _refunded(budget: Budget, entry: WorkRefunded) -> None:
+    work = budget.works.get(work_name(entry.work))
+    _require(
+        work is not None
+        and work.refundable
+        and work.order_digest == entry.work.order_digest
+        and not work.finished,
+        "only the newest reservation is taken back, once, before the work is done",
+    )
+    assert work is not None
+    *rest, last = work.reservations
+    if last is not None:
+        _spend(budget, run_key(entry.work), last, -1)
+    budget.works[work_name(entry.work)] = replace(work, reservations=tuple(rest), refundable=False)
+
+
+def _require_charge(charge: Charge) -> None:
+    cost = charge.cost
+    _require(
+        charge.steps > 0 and cost.noise_multiplier > 0 and 0 < cost.sample_rate <= 1,
+        "a charge is of steps with noise, each at a sampling rate above 0, at most 1",
+    )
+
+
+def _spend(budget: Budget, run: RunKey, taken: tuple[str, Charge], sign: Literal[1, -1]) -> None:
+    lineage, charge = taken
+    _require(run in budget.runs and budget.runs[run].lineage == lineage, "the run has no hold here")
+    for spent in (budget.spendings[lineage], budget.runs[run].spent):
+        spent[charge.cost] = spent.get(charge.cost, 0) + sign * charge.steps
+
+
+def _committed(budget: Budget, entry: WorkCommitted) -> None:
+    work = budget.works.get(work_name(entry.work))
+    _require(
+        work is not None
+        and bool(work.reservations)
+        and work.order_digest == entry.work.order_digest
+        and not work.finished,
+        "only work under way is committed, once",
+    )
+    assert work is not None
+    budget.works[work_name(entry.work)] = replace(work, finished=True)
+    run = run_key(entry.work)
+    budget.seconds[run] = budget.seconds.get(run, 0.0) + entry.update.seconds
+
+
+_FOLD: Final[Mapping[type, Callable[[Budget, Any], None]]] = {
+    Created: _created,
+    Moved: _moved,
+    LineageOpened: _opened,
+    RunAdmitted: _admitted,
+    RunReleased: _released,
+    WorkReserved: _reserved,
+    WorkRefunded: _refunded,
+    WorkCommitted: _committed,
+}

@@ -1,0 +1,128 @@
+"""What can happen in a site's ledger: its entries, in the order they were written. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from fedfactory.contracts.orders import WorkKey
+from fedfactory.contracts.updates import Update
+from fedfactory.privacy.accounting import Cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunKey:
+    """A run of a coordinator."""
+
+    coordinator: str
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """`steps` of one cost."""
+
+    cost: Cost
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Created:
+    """The first entry: which ledger this is, and where it may live."""
+
+    identifier: str
+    host: str
+    place: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """The administrator says that the ledger's host, file and clock are right as they are now."""
+
+    host: str
+    place: str
+    actor: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineageOpened:
+    """A population gets a budget of its own, at a `delta` that never changes."""
+
+    lineage: str
+    delta: float
+    actor: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunAdmitted:
+    """A run was admitted by its signed plan, all of it held until `expires_at` (Unix seconds).
+
+    `planned` is the training of all rounds, then, if the run evaluates, its evaluations.
+    """
+
+    run: RunKey
+    plan_digest: str
+    lineage: str
+    planned: tuple[Charge, ...]
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReleased:
+    """What a run holds and has not reserved returns."""
+
+    run: RunKey
+    actor: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkReserved:
+    """Work begins now: `charge` is spent from here on (None without differential privacy)."""
+
+    work: WorkKey
+    lineage: str | None
+    charge: Charge | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkRefunded:
+    """The newest reservation of this work never began: scheduler or order, not data, stopped it."""
+
+    work: WorkKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkCommitted:
+    """Finished work, kept so that it is sent again and never done again."""
+
+    work: WorkKey
+    update: Update
+
+
+Entry = (
+    Created
+    | Moved
+    | LineageOpened
+    | RunAdmitted
+    | RunReleased
+    | WorkReserved
+    | WorkRefunded
+    | WorkCommitted
+)
+ENTRIES: Final[Mapping[str, type]] = {
+    kind.__name__: kind
+    for kind in (
+        Created,
+        Moved,
+        LineageOpened,
+        RunAdmitted,
+        RunReleased,
+        WorkReserved,
+        WorkRefunded,
+        WorkCommitted,
+    )
+}

@@ -1,0 +1,41 @@
+"""How often a site samples in a round: from what is public alone, never from its true count."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from fedfactory.contracts.orders import TrainParameters
+
+EVALUATION_SHARE: Final = 0.2  # of a site's units, kept apart to evaluate on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """`steps` Poisson samples a round, each unit in each with probability `sample_rate`.
+
+    `expected_batch` = sample_rate x public units to train on.
+    """
+
+    sample_rate: float
+    steps: int
+    expected_batch: float
+
+
+def evaluation_size(public_size: int) -> int:
+    """Return how many of `public_size` units a site evaluates on."""
+    return max(1, round(EVALUATION_SHARE * public_size))
+
+
+def sampling(training: TrainParameters, public_size: int) -> Sampling:
+    """Return the sampling of one round: whole epochs of `batch_size` over the units to train on.
+
+    `max_steps` caps the steps. A batch larger than the population samples everyone in every step.
+    """
+    units = max(1, public_size - evaluation_size(public_size))
+    rate = min(1.0, training.batch_size / units)
+    steps = training.local_epochs * math.ceil(units / training.batch_size)
+    if training.max_steps is not None:
+        steps = min(steps, training.max_steps)
+    return Sampling(sample_rate=rate, steps=steps, expected_batch=rate * units)

@@ -1,0 +1,67 @@
+"""Tasks that train a torch network: what they share. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from fedfactory.contracts.errors import DataError
+from fedfactory.contracts.model import BlobRef, ModelSpec
+from fedfactory.contracts.orders import Scalar
+from fedfactory.tasks.examples import DataSchema, SiteData
+from fedfactory.tasks.seeds import derive_seed
+from fedfactory.tasks.task import Task, Workload
+from fedfactory.wire.arrays import spec_of, write_arrays
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class NetworkTask(Task):
+    """A task whose model is a torch module.
+
+    The schema's label decides the loss: cross-entropy for classes (outputs (batch, classes)), the
+    squared error for a number (outputs (batch, 1)).
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+
+    @abstractmethod
+    def schema(self, parameters: Mapping[str, Scalar]) -> DataSchema:
+        """See Task; a network always has data."""
+
+    @abstractmethod
+    def network(self, parameters: Mapping[str, Scalar]) -> nn.Module:
+        """Build the network, initialised from torch's default generator."""
+
+    def model_spec(self, parameters: Mapping[str, Scalar]) -> ModelSpec:
+        """See Task."""
+        from fedfactory.tasks.learning import arrays_of
+
+        return spec_of(arrays_of(self.network(self.check(parameters))))
+
+    def write_initial(self, parameters: Mapping[str, Scalar], seed: int, path: Path) -> BlobRef:
+        """See Task."""
+        import torch
+
+        from fedfactory.tasks.learning import arrays_of
+
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_seed(seed, "init"))
+            network = self.network(self.check(parameters))
+        return write_arrays(path, arrays_of(network))
+
+    def open(
+        self, parameters: Mapping[str, Scalar], data: SiteData | None, device: str
+    ) -> Workload:
+        """See Task."""
+        from fedfactory.tasks.learning import Learning
+        from fedfactory.tasks.objectives import CLASSIFICATION, REGRESSION
+
+        network = self.network(self.check(parameters))
+        if data is None:
+            raise DataError(f"task '{self.name}' works on data, and the site names none for it")
+        objective = REGRESSION if self.schema(parameters).classes is None else CLASSIFICATION
+        return Learning(network, data, device, objective)

@@ -1,0 +1,202 @@
+"""What an order may cost: the plan of its run against the lineage's history. Pure.
+
+A run's first order admits all of it or nothing: a plan that cannot fit is refused before any data
+is touched. The noise is the site's own: the least that keeps the run's target, the policy's caps
+and all that was spent and held before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedfactory.contracts.orders import Order, TrainParameters
+from fedfactory.contracts.plans import RunTerms
+from fedfactory.contracts.privacy import Measurement, Mechanism, PrivacyPlan
+from fedfactory.privacy.accounting import (
+    Accountant,
+    Charges,
+    Cost,
+    Limits,
+    fits,
+    joined,
+    least_noise,
+)
+from fedfactory.privacy.budget import Budget
+from fedfactory.privacy.entries import Charge, RunAdmitted, RunKey
+from fedfactory.privacy.sampling import evaluation_size, sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caps:
+    """What the site's policy allows one run and a lineage's whole history."""
+
+    epsilon_per_run: float
+    epsilon_per_lineage: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortfall:
+    """Why a plan is not admitted. `finding` stays at the site."""
+
+    finding: str
+
+
+def run_of(order: Order) -> RunKey:
+    """Return the run that an order is part of."""
+    return RunKey(coordinator=order.coordinator, run_id=order.run_id)
+
+
+def admit(
+    budget: Budget,
+    accountant: Accountant,
+    order: Order,
+    terms: RunTerms,
+    *,
+    lineage: str,
+    public_size: int,
+    caps: Caps,
+    now: float,
+) -> RunAdmitted | Shortfall:
+    """Plan a whole run and return the entry that holds it, or why it does not fit."""
+    assert terms.privacy is not None
+    run = run_of(order)
+    planned = plan_charges(
+        accountant,
+        terms.privacy,
+        terms.training,
+        rounds=terms.rounds,
+        evaluate=terms.evaluate,
+        public_size=public_size,
+        others=budget.others(lineage, run, now),
+        limits=limits_of(terms.privacy, caps, budget.deltas[lineage]),
+    )
+    if isinstance(planned, Shortfall):
+        return Shortfall(finding=f"lineage '{lineage}': {planned.finding}")
+    return RunAdmitted(
+        run=run,
+        plan_digest=order.plan_digest,
+        lineage=lineage,
+        planned=planned,
+        expires_at=terms.not_after,
+    )
+
+
+def plan_charges(
+    accountant: Accountant,
+    plan: PrivacyPlan,
+    training: TrainParameters,
+    *,
+    rounds: int,
+    evaluate: bool,
+    public_size: int,
+    others: Charges,
+    limits: Limits,
+) -> tuple[Charge, ...] | Shortfall:
+    """Return all charges of a run of `rounds`, its training first; or why they do not fit.
+
+    `others` is what the lineage has spent and holds beside this run.
+    """
+    once = sampling(training, public_size)
+    steps = once.steps * rounds
+    evaluations = _evaluations(plan, rounds if evaluate else 0)
+    beside: Charges = {c.cost: c.steps for c in evaluations}
+    noise = plan.noise_multiplier
+    if noise is None:
+        noise = least_noise(
+            accountant,
+            sample_rate=once.sample_rate,
+            steps=steps,
+            beside=beside,
+            others=others,
+            limits=limits,
+        )
+    else:
+        asked = {Cost(noise_multiplier=noise, sample_rate=once.sample_rate): steps}
+        if not fits(accountant, joined(beside, asked), others, limits):
+            noise = None
+    if noise is None:
+        return Shortfall(
+            finding=f"{steps} steps at sampling rate {once.sample_rate:.4g} do not fit epsilon"
+            f" {limits.run:g} for the run and {limits.lineage:g} for the lineage at delta"
+            f" {limits.delta:g}, with what is spent and held"
+        )
+    cost = Cost(noise_multiplier=noise, sample_rate=once.sample_rate)
+    return (Charge(cost=cost, steps=steps), *evaluations)
+
+
+def limits_of(plan: PrivacyPlan, caps: Caps, delta: float) -> Limits:
+    """Return what a run must keep: its own target and the site's caps.
+
+    `delta` is the lineage's; a run that asks for a smaller one keeps its target at that.
+    """
+    return Limits(
+        run=min(caps.epsilon_per_run, plan.target_epsilon or caps.epsilon_per_run),
+        run_delta=min(plan.delta, delta),
+        lineage=caps.epsilon_per_lineage,
+        delta=delta,
+    )
+
+
+def charge_of(
+    budget: Budget,
+    accountant: Accountant,
+    order: Order,
+    *,
+    public_size: int,
+    caps: Caps,
+    now: float,
+) -> Charge | Shortfall:
+    """Return what one order of an admitted run reserves, or why it may not."""
+    assert order.privacy is not None
+    run = run_of(order)
+    admitted = budget.runs[run]
+    if order.training is None:
+        if len(admitted.planned) == 1:
+            return Shortfall(finding="the plan holds nothing for evaluations")
+        charge = Charge(cost=admitted.planned[1].cost, steps=1)
+    else:
+        once = sampling(order.training, public_size)
+        cost = admitted.planned[0].cost
+        if once.sample_rate != cost.sample_rate:
+            return Shortfall(finding="the order samples at another rate than its run was held for")
+        charge = Charge(cost=cost, steps=once.steps)
+    limits = limits_of(order.privacy, caps, budget.deltas[admitted.lineage])
+    if not budget.may_reserve(accountant, run, charge, limits, now):
+        return Shortfall(
+            finding=f"{charge.steps} more steps would pass epsilon {limits.run:g} for the run or"
+            f" {limits.lineage:g} for lineage '{admitted.lineage}'"
+        )
+    return charge
+
+
+def mechanism_of(order: Order, charge: Charge, public_size: int) -> Mechanism | None:
+    """Return what the worker executes for a `train` order; None for `evaluate`."""
+    if order.training is None or order.privacy is None:
+        return None
+    return Mechanism(
+        noise_multiplier=charge.cost.noise_multiplier,
+        sample_rate=charge.cost.sample_rate,
+        steps=charge.steps,
+        expected_batch=sampling(order.training, public_size).expected_batch,
+        clip_norm_l2=order.privacy.clip_norm_l2,
+        grad_sample_mode=order.privacy.grad_sample_mode,
+    )
+
+
+def measurement_of(order: Order, charge: Charge, public_size: int) -> Measurement | None:
+    """Return what the worker executes for an `evaluate` order; None for `train`."""
+    if order.training is not None or order.privacy is None:
+        return None
+    return Measurement(
+        noise_multiplier=charge.cost.noise_multiplier,
+        loss_clip=order.privacy.evaluation_loss_clip,
+        public_examples=evaluation_size(public_size),
+    )
+
+
+def _evaluations(plan: PrivacyPlan, rounds: int) -> tuple[Charge, ...]:
+    if rounds == 0 or plan.evaluation_noise_multiplier is None:
+        return ()
+    # Everybody of the test split is in every evaluation.
+    cost = Cost(noise_multiplier=plan.evaluation_noise_multiplier, sample_rate=1.0)
+    return (Charge(cost=cost, steps=rounds),)

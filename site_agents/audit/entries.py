@@ -1,0 +1,90 @@
+"""What is written into the audit chain, and under which names. Pure.
+
+Times are the chain's own. Nothing here comes from records: digests, sizes, names, and the numbers
+that left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fedfactory.contracts.codec import digest_of, encode
+from fedfactory.contracts.orders import WorkKey
+from fedfactory.contracts.updates import Refusal, Update
+
+MAX_TEXT: Final = 300
+
+
+def released(
+    update: Update,
+    *,
+    destination: str,
+    delivery: int,
+    lineage: str | None,
+    epsilon_charged: float | None,
+    policy: str,
+    clause: str,
+    actor: str,
+) -> dict[str, Any]:
+    """Return the entry for an update that is about to leave.
+
+    `destination` is the identity it goes to (a key's fingerprint), `policy` the version (digest) of
+    the policy file that let it go and `clause` the clause, `actor` is "agent" or who approved.
+    `epsilon_charged` is what this work took from the lineage; None without differential privacy.
+    """
+    blob = update.payload.blob if update.payload else None
+    return {
+        "event": "released",
+        "digest": blob.digest if blob else None,
+        "bytes": blob.bytes if blob else 0,
+        "update": digest_of(update),
+        "metrics": dict(update.metrics),
+        "examples": update.examples,
+        "lineage": lineage,
+        "epsilon_charged": epsilon_charged,
+        **_work(update.work),
+        "destination": destination,
+        "delivery": delivery,
+        "policy": policy,
+        "clause": clause,
+        "actor": actor,
+    }
+
+
+def refused(refusal: Refusal, *, destination: str, delivery: int, finding: str) -> dict[str, Any]:
+    """Return the entry for a refusal that is about to leave: its code is all that crosses.
+
+    `destination` is the coordinator's name as the order gives it, `finding` why; it stays here.
+    Nobody may have signed what is refused: its texts are cut to MAX_TEXT characters.
+    """
+    entry = {
+        "event": "refused",
+        "code": refusal.code,
+        "finding": finding,
+        **_work(refusal.work),
+        "destination": destination,
+        "delivery": delivery,
+        "actor": "agent",
+    }
+    return {name: v[:MAX_TEXT] if isinstance(v, str) else v for name, v in entry.items()}
+
+
+def administrative(event: str, *, actor: str, **details: Any) -> dict[str, Any]:
+    """Return the entry for what a person or the agent decided: "paused", "lineage_opened" ..."""
+    return {**encode(details), "event": event, "actor": actor}
+
+
+def recovered(line: int, notice: str) -> dict[str, Any]:
+    """Return the entry for what a crash left behind line `line`, and what was done about it."""
+    return administrative("recovered", actor="agent", line=line, notice=notice)
+
+
+def _work(work: WorkKey) -> Mapping[str, Any]:
+    return {
+        "coordinator": work.coordinator,
+        "run": work.run_id,
+        "round": work.round,
+        "kind": work.kind,
+        "order": work.order_digest,
+    }

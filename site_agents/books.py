@@ -1,0 +1,227 @@
+"""The site's books together: the ledger, the audit chain, and where both are anchored elsewhere.
+
+Work is only begun on books that hold: not behind what the coordinator or the second place has seen
+of them, and able to be written. Everything here is durable when it returns.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from fedfactory.contracts.errors import EnvironmentFailedError, FedfactoryError, IntegrityError
+from fedfactory.contracts.orders import Order, WorkKey
+from fedfactory.contracts.plans import Anchor, RunTerms
+from fedfactory.contracts.privacy import PrivacySpent
+from fedfactory.contracts.updates import Update
+from fedfactory.privacy.accounting import epsilon_of, joined
+from fedfactory.privacy.budget import run_key, work_name
+from fedfactory.privacy.entries import Charge, RunKey
+from site_agents.admission import Caps, Shortfall, admit, charge_of, run_of
+from site_agents.audit import AuditChain
+from site_agents.ledger import Ledger
+from site_agents.policy import DataRule, Policy
+from site_agents.second_place import SecondPlace
+
+
+class BooksError(FedfactoryError):
+    """The site's books do not hold: the site takes no work."""
+
+
+class BudgetError(FedfactoryError):
+    """What the privacy budget has left does not cover the plan."""
+
+
+class Books:
+    """One site's ledger, audit chain and second place. Safe to use from several threads."""
+
+    def __init__(
+        self, site: str, ledger: Ledger, audit: AuditChain, second_place: SecondPlace
+    ) -> None:
+        self._site = site
+        self._ledger = ledger
+        self._audit = audit
+        self._second_place = second_place
+        self._lock = threading.RLock()
+
+    def anchor(self) -> Anchor:
+        """Return where the books stand now."""
+        with self._lock:
+            sequence, head = self._ledger.end
+            return Anchor(
+                site=self._site,
+                ledger=self._ledger.budget.identifier,
+                ledger_sequence=sequence,
+                ledger_head=head,
+                audit_length=self._audit.length,
+                audit_head=self._audit.head,
+            )
+
+    def check(self, receipt: Anchor | None) -> None:
+        """Hold the books against what the coordinator, and the second place, saw of them.
+
+        Raises:
+            BooksError: they were rolled back, or are other books.
+            LedgerError: the ledger's file no longer holds.
+        """
+        with self._lock, _holding():
+            # Read first: the books are looked at later, so they can only be further.
+            seen = {"the second place": self._second_place.last(), "the coordinator": receipt}
+            self._ledger.refresh()
+            self._audit.refresh()
+            for who, anchor in seen.items():
+                if anchor is not None and (found := self._contradiction(anchor)):
+                    raise BooksError(f"{who} saw other books: {found}")
+
+    def _contradiction(self, anchor: Anchor) -> str | None:
+        """Say how an anchor kept elsewhere contradicts the whole history of the books."""
+        if anchor.site != self._site:
+            return "the anchor is of another site"
+        if found := self._ledger.contradiction(anchor):
+            return found
+        if self._audit.head_at(anchor.audit_length) != anchor.audit_head:
+            return (
+                f"the audit chain had {anchor.audit_length} entries, and ours is shorter or another"
+            )
+        return None
+
+    def finished(self, key: WorkKey) -> Update | None:
+        """Return the finished update of this work; see Ledger.finished."""
+        return self._ledger.finished(key)
+
+    def is_begun(self, key: WorkKey) -> bool:
+        """Whether this work was reserved and is not finished."""
+        work = self._ledger.budget.works.get(work_name(key))
+        return work is not None and bool(work.reservations) and not work.finished
+
+    def is_finished(self, key: WorkKey) -> bool:
+        """Whether work for this run, round and kind is done."""
+        work = self._ledger.budget.works.get(work_name(key))
+        return work is not None and work.finished
+
+    def charged(self, key: WorkKey) -> Charge | None:
+        """Return the charge of the newest reservation of begun work, None without DP."""
+        newest = self._ledger.budget.works[work_name(key)].reservations[-1]
+        return newest[1] if newest else None
+
+    def epsilon_of_work(self, key: WorkKey) -> float | None:
+        """Return the epsilon of all that one unit of work reserved, alone; None without DP."""
+        with self._lock:
+            ledger = self._ledger
+            taken = [r for r in ledger.budget.works[work_name(key)].reservations if r is not None]
+            if not taken:
+                return None
+            charges = joined(*({charge.cost: charge.steps} for _, charge in taken))
+            return epsilon_of(ledger.accountant, charges, ledger.budget.deltas[taken[0][0]])
+
+    def hours(self, key: WorkKey) -> float:
+        """Return the hours of work that a run has had here."""
+        return self._ledger.budget.seconds.get(run_key(key), 0.0) / 3600
+
+    def reserve(
+        self, order: Order, terms: RunTerms, policy: Policy, rule: DataRule | None
+    ) -> Charge | None:
+        """Admit the order's run if need be, and reserve what the order costs; None without DP.
+
+        Raises:
+            BudgetError: the run's plan, or this order, does not fit. Nothing was reserved.
+            LedgerError: the ledger cannot be written.
+        """
+        with self._lock:
+            charge = None
+            if order.privacy is not None:
+                assert rule is not None
+                charge = self._charge(order, terms, policy, rule)
+            self._ledger.reserve(order.key(), rule.lineage if rule else None, charge)
+            return charge
+
+    def _charge(self, order: Order, terms: RunTerms, policy: Policy, rule: DataRule) -> Charge:
+        caps = Caps(
+            epsilon_per_run=policy.epsilon_per_run, epsilon_per_lineage=policy.epsilon_per_lineage
+        )
+        ledger, run, now = self._ledger, run_of(order), time.time()
+        if rule.lineage not in ledger.budget.deltas:
+            raise BudgetError(
+                f"lineage '{rule.lineage}' has no budget: open it with"
+                " 'site-agent ledger open-lineage'"
+            )
+        if run not in ledger.budget.runs:
+            admitted = admit(
+                ledger.budget,
+                ledger.accountant,
+                order,
+                terms,
+                lineage=rule.lineage,
+                public_size=rule.public_size,
+                caps=caps,
+                now=now,
+            )
+            if isinstance(admitted, Shortfall):
+                raise BudgetError(admitted.finding)
+            ledger.append(admitted)
+        held = ledger.budget.runs[run]
+        if (held.lineage, held.plan_digest) != (rule.lineage, order.plan_digest):
+            raise BudgetError("the run was admitted on another lineage or by another plan")
+        charge = charge_of(
+            ledger.budget,
+            ledger.accountant,
+            order,
+            public_size=rule.public_size,
+            caps=caps,
+            now=now,
+        )
+        if isinstance(charge, Shortfall):
+            raise BudgetError(charge.finding)
+        return charge
+
+    def refund(self, key: WorkKey) -> None:
+        """Take back the newest reservation of work that provably never began."""
+        self._ledger.refund(key)
+
+    def spent(self, key: WorkKey, charge: Charge, rule: DataRule) -> PrivacySpent:
+        """State what guarantee holds for the run after a charge."""
+        with self._lock:
+            ledger = self._ledger
+            run: RunKey = run_key(key)
+            return PrivacySpent(
+                epsilon_run=ledger.budget.epsilon_run(ledger.accountant, run),
+                delta=ledger.budget.deltas[rule.lineage],
+                noise_multiplier=charge.cost.noise_multiplier,
+                sample_rate=charge.cost.sample_rate,
+                steps=charge.steps,
+                unit="row" if rule.unit == "row" else "unit",
+                accountant=ledger.accountant.name,
+            )
+
+    def commit(self, key: WorkKey, update: Update) -> None:
+        """Keep finished work before anything of it leaves."""
+        self._ledger.commit(key, update)
+
+    def record(self, entry: Mapping[str, Any]) -> Anchor:
+        """Write down what leaves, anchor the books in the second place; return the anchor.
+
+        Raises:
+            BooksError: it could not be written, and so must not leave.
+        """
+        with self._lock, _holding():
+            self._audit.append(entry)
+            anchor = self.anchor()
+            self._second_place.record(anchor)
+            return anchor
+
+    def close(self) -> None:
+        """Close both books."""
+        self._audit.close()
+        self._ledger.close()
+
+
+@contextmanager
+def _holding() -> Iterator[None]:
+    """Whatever is wrong with chain or second place, the books do not hold."""
+    try:
+        yield
+    except (EnvironmentFailedError, IntegrityError) as error:
+        raise BooksError(str(error), diagnostic=error.diagnostic) from error

@@ -1,0 +1,43 @@
+"""What approve and deny share: what was looked at is shown again, recorded, then decided."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedfactory.contracts.errors import EnvironmentFailedError
+from site_agents.approvals import Approvals
+from site_agents.cli.approvals import shown
+from site_agents.cli.person import person
+from site_agents.cli.recording import record
+
+
+def decide(home: Path, asked: str, *, approved: bool, reason: str) -> int:
+    """Decide on the update with the id `asked`; return 0 once it is durable.
+
+    The audit chain has it before it holds: a site whose chain is broken lets nothing go.
+
+    Raises:
+        UsageError: nothing waits under that id.
+        IntegrityError, EnvironmentFailedError: it cannot be recorded; nothing was decided.
+    """
+    approvals, by = Approvals(home), person()
+    one = approvals.find(asked)
+    print("\n".join(shown(one)))
+    record(
+        home,
+        "approved" if approved else "denied",
+        actor=by,
+        reason=reason,
+        work=one.work_id,
+        update=one.leaving.update,
+        plan=one.leaving.plan_digest,
+    )
+    try:
+        approvals.decide(one, approved=approved, by=by, reason=reason)
+    except OSError as error:
+        raise EnvironmentFailedError(
+            f"the decision cannot be written ({error.strerror}): nothing was decided"
+        ) from error
+    word = "approved: it leaves" if approved else "denied: the coordinator is told so"
+    print(f"\n{word} when the agent next looks, within a second")
+    return 0

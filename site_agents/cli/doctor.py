@@ -1,0 +1,31 @@
+"""`site-agent doctor`: looks over this site and its way to the gateway, and says what to do.
+
+Reads and changes nothing of the site's. Exit code 0: the agent can work; 1: a line says fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedfactory.cli.arguments import Arguments
+from site_agents.cli.home import add_home, find_home
+from site_agents.doctor.finding import Finding
+
+
+def main(words: Sequence[str]) -> int:
+    """Print a line for each finding; return the exit code."""
+    parser = Arguments(prog="site-agent doctor", description=__doc__)
+    add_home(parser)
+    home = find_home(parser.parse_args(words).home)
+    from site_agents.doctor.examination import examine
+
+    failed = 0
+    for finding in examine(home):
+        print("\n".join(_lines(finding)), flush=True)
+        failed += finding.level == "fail"
+    return 1 if failed else 0
+
+
+def _lines(finding: Finding) -> list[str]:
+    lines = [f"{finding.level:<5} {finding.area:<9} {finding.text}"]
+    return [*lines, f"{'':<16}do: {finding.todo}"] if finding.todo else lines

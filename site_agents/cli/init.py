@@ -1,0 +1,175 @@
+"""`site-agent init`: makes a site's home: configuration, policy, keys, ledger, audit chain.
+
+Asks on a terminal for what no flag gives. The home appears whole or not at all, and one that is
+there already is refused. Keys are made here and stay here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from fedfactory.cli.arguments import Arguments
+from fedfactory.contracts.errors import UsageError
+from site_agents.cli.home import VARIABLE
+
+if TYPE_CHECKING:
+    from site_agents.policy import DataRule
+
+KINDS: Final[Mapping[str, str]] = {".csv": "csv", ".parquet": "parquet", ".npz": "npz"}
+FOLDER_KIND: Final = "images"
+# Delta is fixed for good with the ledger: well below one in the number of units.
+DELTA: Final = 1e-5
+DELTA_OF_SIZE: Final = 0.1
+
+
+def main(words: Sequence[str]) -> int:
+    """Make a home; return the exit code."""
+    asked = _parser().parse_args(words)
+    ask = _prompt if sys.stdin.isatty() else _refuse
+    home = asked.home or Path(ask("--home", "folder to make"))
+    site = asked.site or ask("--site", "name of this site (site-agent sites lists them)")
+    gateway = asked.gateway or ask("--gateway", "the consortium's gateway, host:port")
+    options, rules = _data(asked, ask)
+    from site_agents.policy import policy_text
+    from site_agents.setup import make_home
+
+    smallest = min((DELTA, *(DELTA_OF_SIZE / rule.public_size for rule in rules.values())))
+    text = policy_text(
+        coordinators=dict(_pair(word, "--coordinator NAME=KEY") for word in asked.coordinator),
+        operators=dict(_pair(word, "--operator NAME=KEY") for word in asked.operator),
+        data=rules,
+        tasks=dict.fromkeys(asked.task, next(iter(rules), "")),
+        delta=smallest,
+    )
+    made = make_home(
+        home,
+        site=site,
+        gateway_address=gateway,
+        data=options,
+        policy_text=text,
+        ledger=asked.ledger.absolute() if asked.ledger else None,
+        second_place=asked.second_place,
+    )
+    print("\n".join(_next_steps(made.home)))
+    return 0
+
+
+def _data(
+    asked: argparse.Namespace, ask: Callable[[str, str], str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, DataRule]]:
+    """Return options and rule of the data set that the flags name, if they name one."""
+    if not asked.data:
+        if asked.task or asked.public_size or asked.lineage or asked.unit:
+            raise UsageError("--task, --public-size, --lineage and --unit need --data NAME=PATH")
+        return {}, {}
+    from site_agents.policy import DataRule
+
+    name, path = _pair(asked.data, "--data NAME=PATH")
+    question = f"how many units '{name}' has, a number that everyone may know"
+    size = asked.public_size or _whole(ask("--public-size", question))
+    rule = DataRule(lineage=asked.lineage or name, public_size=size, unit=asked.unit or "row")
+    options = data_options(Path(path).absolute())
+    return {name: {**options, "unit": asked.unit} if asked.unit else options}, {name: rule}
+
+
+def data_options(path: Path) -> dict[str, Any]:
+    """Return the options of a data source at `path`: its kind by its ending.
+
+    Raises:
+        UsageError: neither a folder nor a known ending.
+    """
+    kind = FOLDER_KIND if path.is_dir() else KINDS.get(path.suffix.lower())
+    if kind is None:
+        raise UsageError(
+            f"--data: {path}: expected a folder of images, or a file that ends in"
+            f" {', '.join(KINDS)}"
+        )
+    return {"kind": kind, "path": str(path)}
+
+
+def _parser() -> Arguments:
+    parser = Arguments(
+        prog="site-agent init",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--home", type=Path, metavar="DIR", help="the folder to make")
+    parser.add_argument("--site", metavar="NAME", help="this site's name in the catalogue")
+    parser.add_argument("--gateway", metavar="HOST:PORT", help="the one address it connects to")
+    parser.add_argument(
+        "--coordinator",
+        metavar="NAME=KEY",
+        action="append",
+        default=[],
+        help="a coordinator that may ask, and its key's fingerprint sha256:...; may be repeated",
+    )
+    parser.add_argument(
+        "--operator",
+        metavar="NAME=KEY",
+        action="append",
+        default=[],
+        help="a person whose signature over a run's plan counts; may be repeated",
+    )
+    parser.add_argument("--data", metavar="NAME=PATH", help="a data set; more in agent.yaml later")
+    parser.add_argument(
+        "--public-size", type=int, metavar="N", help="how many units it has, known to everyone"
+    )
+    parser.add_argument("--lineage", metavar="NAME", help="its population (default: its own name)")
+    parser.add_argument(
+        "--unit", metavar="COLUMN", help="the column that tells whose a row is (default: row)"
+    )
+    parser.add_argument(
+        "--task",
+        metavar="TASK",
+        action="append",
+        default=[],
+        help="a task that may use it; may be repeated",
+    )
+    parser.add_argument(
+        "--ledger", type=Path, metavar="DIR", help="a local disk's folder, if DIR is on a network"
+    )
+    parser.add_argument(
+        "--second-place", type=Path, metavar="FILE", help="a file elsewhere, or syslog"
+    )
+    return parser
+
+
+def _prompt(flag: str, question: str) -> str:
+    print(f"{question}: ", end="", flush=True)
+    if answer := sys.stdin.readline().strip():
+        return answer
+    raise UsageError(f"{flag}: nothing was given; nothing was made")
+
+
+def _refuse(flag: str, question: str) -> str:
+    raise UsageError(f"{flag} is missing ({question}), and there is no terminal to ask on")
+
+
+def _pair(word: str, expected: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not (name and equals and value):
+        raise UsageError(f"'{word}': expected {expected}")
+    return name, value
+
+
+def _whole(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise UsageError(f"--public-size: '{text}': expected a whole number")
+    return int(text)
+
+
+def _next_steps(home: Path) -> list[str]:
+    return [
+        f"made {home}",
+        "next:",
+        f"  1. Send {home / 'identity' / 'request.json'} to the consortium. Put what comes back,",
+        "     certificate.pem and authority.pem, beside it. No key leaves this machine.",
+        f"  2. Read {home / 'policy.yaml'}: who may ask, for what, on which data, at what privacy.",
+        "     Pin the keys of the coordinator and its operators there.",
+        f"  3. export {VARIABLE}={home}; site-agent doctor",
+        "  4. site-agent run, or the systemd unit of docs/site-administrator.md",
+    ]

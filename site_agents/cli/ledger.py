@@ -1,0 +1,272 @@
+"""`site-agent ledger`: show what the privacy budget has spent, holds and has left; manage it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from fedfactory.cli.arguments import Arguments
+from fedfactory.contracts.codec import encode, from_json
+from fedfactory.contracts.errors import FedfactoryError, UsageError
+from fedfactory.contracts.orders import WorkKey
+from fedfactory.privacy.entries import ENTRIES, Entry, RunKey
+from site_agents.cli.home import add_home, find_home
+from site_agents.cli.person import person
+from site_agents.cli.recording import record
+from site_agents.config import POLICY_FILE, load_agent_config
+from site_agents.ledger import Ledger
+from site_agents.policy_file import load_policy
+from site_agents.standing import LineageStanding, RunStanding, course, lineages, runs
+
+BAR: Final = 48
+COURSE: Final = 32
+LEVELS: Final = "▁▂▃▄▅▆▇█"
+RECENT: Final = 10
+RUN_HEADINGS: Final = ("RUN", "LINEAGE", "EPSILON", "STEPS", "STILL HELD")
+ENTRY_HEADINGS: Final = ("ENTRY", "WHEN", "WHAT", "OF")
+
+
+def main(words: Sequence[str]) -> int:
+    """Show the ledger, or do what a sub-command asks; return 0."""
+    asked = _parser().parse_args(words)
+    home = find_home(asked.home)
+    folder = load_agent_config(home, []).ledger
+    if asked.what is None:
+        return _show(home, folder, as_json=asked.json, count=asked.recent)
+    by = person()
+    if asked.what == "open-lineage":
+        return _open_lineage(home, folder, asked.name, by=by, reason=asked.reason)
+    if asked.what == "release":
+        return _release(home, folder, asked.run, by=by, reason=asked.reason)
+    return _move(home, folder, by=by, reason=asked.reason)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Arguments(
+        prog="site-agent ledger",
+        description="Show what each lineage's privacy budget has spent, holds for admitted runs,"
+        " and has left. The sub-commands change it; each is written to the audit chain.",
+    )
+    add_home(parser)
+    parser.add_argument("--json", action="store_true", help="everything, for a program")
+    parser.add_argument(
+        "--recent", type=int, default=RECENT, metavar="N", help=f"newest entries ({RECENT})"
+    )
+    commands = parser.add_subparsers(dest="what", metavar="COMMAND", parser_class=Arguments)
+    for name, argument, told in (
+        ("open-lineage", "name", "give a population that no lineage covers a budget of its own"),
+        ("release", "run", "give back what a run holds and has not reserved"),
+        ("move", None, "take host, file and clock for right as they are now"),
+    ):
+        command = commands.add_parser(name, help=told, description=told)
+        if argument is not None:
+            command.add_argument(argument, metavar=argument.upper())
+        command.add_argument("--reason", required=True, metavar="TEXT", help="kept for good")
+    return parser
+
+
+# ---- what changes it -----------------------------------------------------------------------------
+
+
+def _open_lineage(home: Path, folder: Path, name: str, *, by: str, reason: str) -> int:
+    delta = load_policy(home / POLICY_FILE).delta
+    ledger = Ledger.open(folder)
+    try:
+        if not name or name in ledger.budget.deltas:
+            raise UsageError(f"lineage '{name}' is open already: its budget is the one it has")
+        record(home, "lineage_opened", actor=by, reason=reason, lineage=name, delta=delta)
+        ledger.open_lineage(name, delta, actor=by, reason=reason)
+    finally:
+        ledger.close()
+    print(f"lineage '{name}' is open, at delta {delta:g} for good")
+    return 0
+
+
+def _release(home: Path, folder: Path, asked: str, *, by: str, reason: str) -> int:
+    ledger = Ledger.open(folder)
+    try:
+        run = find_run(tuple(ledger.budget.runs), asked)
+        held = sum(ledger.budget.runs[run].held(time.time()).values())
+        record(
+            home,
+            "hold_released",
+            actor=by,
+            reason=reason,
+            coordinator=run.coordinator,
+            run=run.run_id,
+        )
+        ledger.release(run, actor=by, reason=reason)
+    finally:
+        ledger.close()
+    print(f"{held} steps that run {_name(run)} held are free; what it spent stays spent")
+    return 0
+
+
+def _move(home: Path, folder: Path, *, by: str, reason: str) -> int:
+    Ledger.move(folder, actor=by, reason=reason)  # it keeps who and why itself, too
+    record(home, "ledger_moved", actor=by, reason=reason, ledger=str(folder))
+    print("the ledger holds here and now; any other copy of it must not be used again")
+    return 0
+
+
+def find_run(known: Sequence[RunKey], asked: str) -> RunKey:
+    """Return the admitted run that RUN or COORDINATOR/RUN names.
+
+    Raises:
+        UsageError: none is, or several coordinators have one.
+    """
+    found = [key for key in known if asked in (key.run_id, f"{key.coordinator}/{key.run_id}")]
+    if len(found) != 1:
+        names = ", ".join(map(_name, found or known))
+        wrong = "is the run of several coordinators" if found else "was never admitted here"
+        raise UsageError(f"'{asked}' {wrong}; known: {names or 'none'}")
+    return found[0]
+
+
+# ---- what shows it -------------------------------------------------------------------------------
+
+
+def _show(home: Path, folder: Path, *, as_json: bool, count: int) -> int:
+    cap = _cap(home)
+    ledger = Ledger.open(folder)
+    try:
+        now, rows = time.time(), ledger.recent(ledger.sequence)
+        entries: list[Entry] = [from_json(ENTRIES[row.kind], row.body) for row in rows]
+        standings = lineages(ledger.budget, ledger.accountant, cap, now)
+        every = max(1, -(-len(entries) // COURSE))
+        courses = {
+            one.lineage: course(entries, ledger.accountant, one.lineage, every) for one in standings
+        }
+        its_runs = runs(ledger.budget, ledger.accountant, now)
+        recent = [
+            (row.sequence, row.at, row.kind, entry)
+            for row, entry in list(zip(rows, entries, strict=True))[-count:]
+        ]
+        if as_json:
+            about = {
+                "ledger": ledger.budget.identifier,
+                "sequence": ledger.sequence,
+                "head": ledger.head,
+                "accountant": ledger.accountant.name,
+            }
+            print(json.dumps(_plain(about, standings, courses, its_runs, recent), indent=1))
+        else:
+            print(f"ledger {ledger.budget.identifier}: {ledger.sequence} entries, {ledger.head}")
+            print(f"epsilons by {ledger.accountant.name}")
+            for one in standings:
+                print("\n".join(["", *shown(one, courses[one.lineage])]))
+            _tables(its_runs, recent)
+    finally:
+        ledger.close()
+    return 0
+
+
+def _cap(home: Path) -> float | None:
+    """Return the policy's cap; a policy that does not hold must not hide the ledger."""
+    try:
+        return load_policy(home / POLICY_FILE).epsilon_per_lineage
+    except FedfactoryError as error:
+        print(f"no cap is known, the agent takes no work: {error}", file=sys.stderr)
+        return None
+
+
+def shown(one: LineageStanding, over_time: Sequence[float]) -> list[str]:
+    """Return one lineage as lines: its figures, a bar up to its cap, its course so far."""
+    left = "" if one.left is None else f", left {one.left:.3g} of {one.cap:g}"
+    figures = f"spent {one.spent:.3g}, held {one.held:.3g}{left}"
+    lines = [f"lineage {one.lineage} at delta {one.delta:g}: {figures}"]
+    if one.cap:
+        lines.append(f"  {bar(one.spent, one.held, one.cap)}")
+    if one.spent > 0:
+        lines.append(f"  {spark(over_time)}  spent, from the first entry to the last")
+    return lines
+
+
+def bar(spent: float, held: float, cap: float) -> str:
+    """Return spent (█), held (▒) and left (·) as parts of a cap; what is over it is not drawn."""
+    full = min(BAR, round(BAR * spent / cap))
+    shaded = min(BAR, round(BAR * (spent + held) / cap)) - full
+    return "█" * full + "▒" * shaded + "·" * (BAR - full - shaded)
+
+
+def spark(values: Sequence[float]) -> str:
+    """Return values from 0 up as one line of blocks."""
+    most = max(values)
+    return "".join(LEVELS[min(len(LEVELS) - 1, int(len(LEVELS) * v / most))] for v in values)
+
+
+def _tables(
+    its_runs: Sequence[RunStanding], recent: Sequence[tuple[int, float, str, Entry]]
+) -> None:
+    if its_runs:
+        rows = [RUN_HEADINGS, *map(_run_row, its_runs)]
+        print("\n".join(["", *_columns(rows)]))
+    rows = [ENTRY_HEADINGS, *(_entry_row(*one) for one in recent)]
+    print("\n".join(["", *_columns(rows)]))
+
+
+def _run_row(one: RunStanding) -> tuple[str, ...]:
+    until = f"{one.steps_held} until {_minute(one.expires_at)}" if one.steps_held else "-"
+    return (
+        _name(one.run),
+        one.lineage,
+        f"{one.epsilon:.3g}",
+        str(one.steps_spent),
+        "released" if one.released else until,
+    )
+
+
+def _entry_row(sequence: int, at: float, kind: str, entry: Entry) -> tuple[str, ...]:
+    return str(sequence), _minute(at), kind, _subject(entry)
+
+
+def _subject(entry: Entry) -> str:
+    work, run = getattr(entry, "work", None), getattr(entry, "run", None)
+    if work is not None:
+        charge = getattr(entry, "charge", None)
+        steps = f", {charge.steps} steps" if charge else ""
+        return f"{_name(work)} round {work.round} {work.kind}{steps}"
+    if run is not None:
+        return _name(run)
+    return str(getattr(entry, "lineage", "") or getattr(entry, "reason", ""))
+
+
+def _plain(
+    about: dict[str, Any],
+    standings: Sequence[LineageStanding],
+    courses: dict[str, tuple[float, ...]],
+    its_runs: Sequence[RunStanding],
+    recent: Sequence[tuple[int, float, str, Entry]],
+) -> dict[str, Any]:
+    return {
+        **about,
+        "lineages": [{**encode(one), "course": courses[one.lineage]} for one in standings],
+        "runs": [encode(one) for one in its_runs],
+        "recent": [
+            {"sequence": sequence, "at": at, "kind": kind, "entry": encode(entry)}
+            for sequence, at, kind, entry in recent
+        ],
+    }
+
+
+def _name(of: RunKey | WorkKey) -> str:
+    """Name a run; its id is the coordinator's choice, so nothing in it may steer the terminal."""
+    name = f"{of.coordinator}/{of.run_id}"
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
+def _minute(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

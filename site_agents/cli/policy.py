@@ -1,0 +1,91 @@
+"""`site-agent policy`: check the policy file, or explain what would happen to an order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedfactory.cli.arguments import Arguments
+from fedfactory.contracts.refusals import REFUSALS
+from site_agents.cli.approvals import columns
+from site_agents.cli.home import add_home, find_home
+from site_agents.config import POLICY_FILE, load_agent_config
+from site_agents.explanation import Explanation, Step, explain, read_delivery
+from site_agents.policy.facts import shown
+from site_agents.policy_check import misfits
+from site_agents.policy_file import load_policy
+
+
+def main(words: Sequence[str]) -> int:
+    """Check or explain; return 0 if the policy fits, or the order is allowed, else 1."""
+    parser = Arguments(
+        prog="site-agent policy",
+        description="What this site allows: its home's policy.yaml; see docs/policy.md.",
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="check | explain")
+    check = actions.add_parser("check", help="read the file, and hold it against agent.yaml")
+    add_home(check)
+    one = actions.add_parser(
+        "explain",
+        help="say what would happen to an order now, and which clause decides",
+        description="Exit code 0: allowed; 1: refused. The agent keeps refused orders in"
+        " HOME/refused.",
+    )
+    add_home(one)
+    one.add_argument("order", type=Path, metavar="ORDER.json", help="a delivery, as it came")
+    asked = parser.parse_args(words)
+    home = find_home(asked.home)
+    return _check(home) if asked.action == "check" else _explain(home, asked.order)
+
+
+def _check(home: Path) -> int:
+    policy = load_policy(home / POLICY_FILE)
+    config = load_agent_config(home, [])
+    for found in (misfit := misfits(policy, config.data)):
+        print(found)
+    if misfit:
+        return 1
+    dp = "required" if policy.dp_required else "optional"
+    print(f"{home / POLICY_FILE} holds: version {policy.version}")
+    print(f"tasks: {', '.join(policy.tasks) or 'none'}; differential privacy: {dp}")
+    return 0
+
+
+def _explain(home: Path, path: Path) -> int:
+    config = load_agent_config(home, [])
+    delivery = read_delivery(path)
+    if isinstance(delivery, Step):
+        print("\n".join(_verdict(delivery)))
+        return 1
+    told = explain(config, delivery)
+    print("\n".join(_told(told)))
+    return 0 if told.decides is None else 1
+
+
+def _told(told: Explanation) -> list[str]:
+    order = told.sending.order
+    rows = [("ASKED", "CODE", "VERDICT"), *(_row(step) for step in told.steps)]
+    if told.decides is not None:
+        verdict = _verdict(told.decides)
+    elif told.waits_for_person:
+        verdict = ["ALLOWED; its result waits for a person before it leaves (egress)"]
+    else:
+        verdict = ["ALLOWED; its result leaves by itself (egress)"]
+    return [
+        f"{order.kind} {shown(order.task)}, round {order.round} of run {shown(order.run_id)}",
+        *verdict,
+        "",
+        *columns(rows),
+    ]
+
+
+def _verdict(decides: Step) -> list[str]:
+    return [
+        f"REFUSED {decides.code}: {REFUSALS[decides.code]}",
+        f"decided by {decides.key}: {decides.finding}",
+    ]
+
+
+def _row(step: Step) -> tuple[str, str, str]:
+    verdict = f"{step.outcome}: {step.finding}" if step.finding else step.outcome
+    return (step.key, step.code, verdict)

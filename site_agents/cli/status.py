@@ -1,0 +1,80 @@
+"""`site-agent status`: what the site's agent does now and did last; also while it is down."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from fedfactory.cli.arguments import Arguments
+from fedfactory.contracts.codec import encode
+from site_agents import control
+from site_agents.approvals import Approvals
+from site_agents.cli.home import add_home, find_home
+from site_agents.control import ControlState
+from site_agents.lease import Holder, holder_of
+from site_agents.status import Status, read_status
+
+
+def main(words: Sequence[str]) -> int:
+    """Print the status; return the exit code, 0 whether the agent runs or not."""
+    parser = Arguments(prog="site-agent status", description=__doc__)
+    add_home(parser)
+    parser.add_argument("--json", action="store_true", help="as one JSON object, for programs")
+    asked = parser.parse_args(words)
+    home = find_home(asked.home)
+    holder, status, word = holder_of(home), read_status(home), control.state(home)
+    waiting = len(Approvals(home).waiting())
+    if asked.json:
+        whole = {
+            "agent": asdict(holder) if holder else None,
+            "control": asdict(word),
+            "waiting_for_approval": waiting,
+            "last_known": encode(status) if status else None,
+        }
+        print(json.dumps(whole, indent=1))
+        return 0
+    print("\n".join(status_lines(holder, status, word, waiting, time.time())))
+    return 0
+
+
+def status_lines(
+    holder: Holder | None, status: Status | None, word: ControlState, waiting: int, now: float
+) -> list[str]:
+    """Return the lines for a person; `waiting` counts results, `now` is Unix seconds. Pure."""
+    if holder is None:
+        lines = ["agent       not running (site-agent run)"]
+    else:
+        since = _ago(holder.since, now)
+        lines = [f"agent       {holder.mode}, process {holder.pid} on {holder.host}, for {since}"]
+    if holder is not None and status is not None:
+        since = _ago(status.connection_since, now)
+        lines.append(f"connection  {status.connection} for {since}  {status.detail}".rstrip())
+    if word.name != "running":
+        said = f"{word.name} by {word.by}, {_ago(word.at, now)} ago: {word.reason}"
+        lines.append(f"control     {said}; site-agent resume")
+    if waiting:
+        lines.append(f"approvals   {waiting} wait for a person: site-agent approvals")
+    if status is None:
+        return [*lines, "orders      none yet"]
+    for order in status.in_hand if holder else ():
+        what = "waits for approval" if order.waits_for_approval else "in hand"
+        lines.append(
+            f"{what:<11} {order.run_id} round {order.round} {order.kind},"
+            f" for {_ago(order.since, now)}"
+        )
+    for done in status.done:
+        lines.append(
+            f"done        {done.run_id} round {done.round} {done.kind}: {done.outcome},"
+            f" {_ago(done.at, now)} ago"
+        )
+    return lines
+
+
+def _ago(then: float, now: float) -> str:
+    seconds = max(0, int(now - then))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"

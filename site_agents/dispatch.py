@@ -1,0 +1,152 @@
+"""Orders in hand: each is answered by a thread of its own, and its reply sent when there is a line.
+
+What an order means is the pipeline's matter. Here is only who waits for what: a thread for its
+worker, a finished order for a person, a reply for the connection to come back.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from fedfactory.contracts.codec import from_json, to_json
+from fedfactory.contracts.errors import FedfactoryError, ProtocolError, UsageError
+from fedfactory.contracts.orders import WorkKey
+from fedfactory.contracts.plans import Delivery
+from fedfactory.contracts.updates import Reply
+from site_agents.flower_seam import Incoming
+from site_agents.pipeline import Pending
+from site_agents.status import StatusBoard
+
+log = logging.getLogger("site_agents.dispatch")
+
+# Orders that are worked on or wait; beyond it they stay with the coordinator.
+MOST_IN_HAND: Final = 32
+SEND_TRIES: Final = 5
+
+
+@dataclass(slots=True)
+class _Answer:
+    """A reply on its way. `tries` counts failed sendings."""
+
+    incoming: Incoming
+    text: str
+    tries: int = 0
+
+
+class Dispatcher:
+    """`answer` is the pipeline's, `send` puts a reply on the wire; `changed` wakes the agent."""
+
+    def __init__(
+        self,
+        *,
+        answer: Callable[[str], Reply | Pending | None],
+        send: Callable[[Incoming, str], None],
+        board: StatusBoard,
+        changed: Callable[[], None],
+    ) -> None:
+        self._answer = answer
+        self._send = send
+        self._board = board
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._working = 0
+        self._waiting: list[Incoming] = []  # for a person
+        self._unsent: list[_Answer] = []
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more order may be taken."""
+        with self._lock:
+            return self._working + len(self._waiting) + len(self._unsent) < MOST_IN_HAND
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is worked on and every reply is sent; orders may wait for a person."""
+        with self._lock:
+            return not self._working and not self._unsent
+
+    @property
+    def is_working(self) -> bool:
+        """Whether an order is worked on."""
+        with self._lock:
+            return self._working > 0
+
+    def submit(self, incoming: Incoming) -> None:
+        """Begin to answer a message; returns at once."""
+        with self._lock:
+            self._working += 1
+        # A thread that hangs must not keep a stopped agent alive: no pool, whose threads would.
+        threading.Thread(target=self._work, args=(incoming,), name="order", daemon=True).start()
+
+    def ask_again(self) -> None:
+        """Somebody decided something: take up the orders that wait for a person."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for incoming in waiting:
+            self.submit(incoming)
+
+    def send_unsent(self) -> None:
+        """Send what a lost connection left behind. Raises what `send` raises."""
+        while True:
+            with self._lock:
+                if not self._unsent:
+                    return
+                answer = self._unsent[0]
+            try:
+                self._send(answer.incoming, answer.text)
+            except FedfactoryError:
+                answer.tries += 1
+                if answer.tries >= SEND_TRIES:
+                    # SuperLink has forgotten the message: the coordinator asks again if it cares.
+                    log.warning("a reply could not be sent in %d sessions", SEND_TRIES)
+                    self._drop(answer)
+                raise
+            self._drop(answer)
+
+    def _drop(self, answer: _Answer) -> None:
+        with self._lock:
+            self._unsent.remove(answer)
+
+    def _work(self, incoming: Incoming) -> None:
+        try:
+            self._reply(incoming)
+        except Exception:
+            # A fault of ours: the order stays unanswered, the agent lives on and its log says why.
+            log.exception("an order could not be answered")
+        with self._lock:
+            self._working -= 1
+        self._changed()
+
+    def _reply(self, incoming: Incoming) -> None:
+        work = _work_of(incoming.text)
+        if work is not None:
+            self._board.begins(work)
+        reply = self._answer(incoming.text)
+        if isinstance(reply, Pending):
+            with self._lock:
+                self._waiting.append(incoming)
+            if work is not None:
+                self._board.waits(work)
+            return
+        if reply is None:
+            return
+        answer = _Answer(incoming, to_json(reply))
+        try:
+            self._send(incoming, answer.text)
+        except FedfactoryError as error:
+            log.warning("a reply waits for the connection: %s", error)
+            with self._lock:
+                self._unsent.append(answer)
+        self._board.ends(reply.work, "update" if reply.refusal is None else reply.refusal.code)
+
+
+def _work_of(text: str) -> WorkKey | None:
+    """Return what an order says it is, for people to see; believed by nobody."""
+    try:
+        return from_json(Delivery, text).sending.order.key()
+    except (ProtocolError, UsageError):
+        return None

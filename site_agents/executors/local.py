@@ -1,0 +1,212 @@
+"""The local executor: a warm worker for each device, beside the agent.
+
+One job at a time per device. A job that is no training takes a free device, else a worker on the
+CPU that is started when first needed: an evaluation never waits for a training to end.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from fedfactory.contracts.errors import EnvironmentFailedError, FedfactoryError
+from fedfactory.contracts.orders import Scalar
+from site_agents.executors.devices import find_devices
+from site_agents.executors.executor import (
+    JobTimeoutError,
+    NeverBegunError,
+    NoDataError,
+    WorkerLostError,
+    WorkStoppedError,
+)
+from site_agents.executors.warm_worker import WarmWorker
+from site_agents.jobs.job import JOB, RESULT, Job, JobResult, read_result, write_file
+from site_agents.jobs.settings import SourceFacts, SourceOptions, WorkerSettings
+
+log = logging.getLogger("site_agents.executors")
+
+DESCRIBE_TIMEOUT_S: Final = 600.0
+CLOSE_TIMEOUT_S: Final = 5.0
+Sources = Callable[[], Mapping[str, SourceOptions]]
+
+
+class LocalExecutor:
+    """Workers on this machine. `sources` says what data there is now, whenever a job begins.
+
+    A worker whose site has since changed its sources is started anew before the next job.
+    """
+
+    def __init__(
+        self, *, site: str, sources: Sources, threads: int, devices: Sequence[str], log: Path
+    ) -> None:
+        self._site = site
+        self._sources = sources
+        self._threads = threads
+        self._asked = tuple(devices)
+        self._log = log
+        self._changed = threading.Condition()
+        self._workers: list[WarmWorker] | None = None  # by device; None until they are known
+        self._aside: WarmWorker | None = None
+        self._lent: list[WarmWorker] = []
+        self._stops = 0
+        self._drains = 0
+        self._is_started = False
+        self._closed = False
+
+    def start(self) -> None:
+        """See Executor: finds the devices and warms the first one's worker."""
+        with self._changed:
+            if self._is_started:
+                return
+            self._is_started = True
+        threading.Thread(target=self._prepare, name="devices", daemon=True).start()
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of the workers there are."""
+        with self._changed:
+            return [worker.pid for worker in self._all() if worker.pid is not None]
+
+    def describe(
+        self, source: str, task: str, task_parameters: Mapping[str, Scalar]
+    ) -> SourceFacts:
+        """See Executor."""
+        request = {"describe": source, "task": task, "parameters": dict(task_parameters)}
+        answer = self._ask(request, DESCRIBE_TIMEOUT_S, needs_device=False)
+        if "failure" in answer:
+            raise NoDataError(
+                f"data source '{source}' cannot be read for task '{task}': see {self._log}"
+            )
+        return SourceFacts(**answer["facts"])
+
+    def run(self, job: Job, folder: Path, timeout_s: float) -> JobResult:
+        """See Executor."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / RESULT).unlink(missing_ok=True)
+        write_file(folder / JOB, job)
+        self._ask({"job": str(folder)}, timeout_s, needs_device=job.kind == "train")
+        return read_result(folder)
+
+    def drain(self) -> None:
+        """See Executor."""
+        with self._changed:
+            self._drains += 1
+            self._changed.notify_all()
+
+    def stop_work(self) -> None:
+        """See Executor."""
+        with self._changed:
+            self._stops += 1
+            for worker in self._lent:
+                worker.interrupt()
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """See Executor."""
+        with self._changed:
+            self._closed = True
+        self.stop_work()
+        end = time.monotonic() + CLOSE_TIMEOUT_S
+        with self._changed:
+            while self._lent and self._changed.wait(max(0.0, end - time.monotonic())):
+                pass
+            for worker in self._all():
+                worker.close()
+
+    def _ask(
+        self, request: Mapping[str, Any], timeout_s: float, *, needs_device: bool
+    ) -> dict[str, Any]:
+        end = time.monotonic() + timeout_s
+        with self._changed:
+            stops = self._stops
+        self.start()
+        with self._worker(needs_device=needs_device, end=end) as worker:
+            try:
+                worker.wait_ready()
+            except (WorkerLostError, JobTimeoutError) as error:
+                raise NeverBegunError(f"a worker did not get ready; see {self._log}") from error
+            if self._stops != stops:
+                raise NeverBegunError
+            try:
+                return worker.ask(request, max(0.0, end - time.monotonic()))
+            except (WorkerLostError, JobTimeoutError) as error:
+                if self._stops != stops:
+                    raise WorkStoppedError from error
+                raise
+
+    @contextmanager
+    def _worker(self, *, needs_device: bool, end: float) -> Iterator[WarmWorker]:
+        """Lend a worker that nobody else uses, its data sources those of now."""
+        sources = self._sources()
+        worker = self._take(needs_device=needs_device, end=end)
+        try:
+            if worker.settings.sources != sources:
+                worker.close()
+                worker.settings = self._settings(worker.settings.device, sources)
+            yield worker
+        finally:
+            with self._changed:
+                self._lent.remove(worker)
+                self._changed.notify_all()
+
+    def _take(self, *, needs_device: bool, end: float) -> WarmWorker:
+        with self._changed:
+            asked = (self._stops, self._drains)
+            while not self._closed and asked == (self._stops, self._drains):
+                worker = self._free(needs_device=needs_device)
+                if worker is not None:
+                    self._lent.append(worker)
+                    return worker
+                if not self._changed.wait(max(0.0, end - time.monotonic())):
+                    raise NeverBegunError("no device became free in the time the order has")
+            raise NeverBegunError
+
+    def _free(self, *, needs_device: bool) -> WarmWorker | None:
+        if self._workers is None:  # the devices are still being found
+            return None
+        for worker in self._workers:
+            if worker not in self._lent:
+                return worker
+        if needs_device:
+            return None
+        if self._aside is None:
+            self._aside = self._make("cpu")
+        return self._aside if self._aside not in self._lent else None
+
+    def _prepare(self) -> None:
+        try:
+            devices = find_devices(self._asked)
+        except EnvironmentFailedError as error:
+            log.error("%s; using the CPU", error)  # noqa: TRY400  the message is for a person
+            devices = ("cpu",)
+        log.info("devices: %s", ", ".join(devices))
+        with self._changed:
+            self._workers = [self._make(device) for device in devices]
+            if not self._closed:
+                self._warm(self._workers[0])
+            self._changed.notify_all()
+
+    def _warm(self, worker: WarmWorker) -> None:
+        try:
+            sources = self._sources()
+        except FedfactoryError:
+            return  # as long as the site's policy does not hold, no work comes
+        worker.settings = self._settings(worker.settings.device, sources)
+        worker.start()
+
+    def _all(self) -> list[WarmWorker]:
+        return [*(self._workers or []), *([self._aside] if self._aside else [])]
+
+    def _make(self, device: str) -> WarmWorker:
+        """Return a worker that is not yet started; it gets its data sources when it is lent."""
+        return WarmWorker(self._settings(device, {}), log=self._log)
+
+    def _settings(self, device: str, sources: Mapping[str, SourceOptions]) -> WorkerSettings:
+        return WorkerSettings(
+            site=self._site, sources=sources, threads=self._threads, device=device
+        )

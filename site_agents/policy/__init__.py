@@ -1,0 +1,40 @@
+"""What a site allows: the values, how they are read and written, and the judgement. Pure."""
+
+from site_agents.policy.clauses import CLAUSES, Clause
+from site_agents.policy.facts import Facts, Finding
+from site_agents.policy.judgement import Verdict, examine, judge, needs_approval
+from site_agents.policy.nodes import PolicyFileError
+from site_agents.policy.reader import parse_policy
+from site_agents.policy.text import policy_text
+from site_agents.policy.values import (
+    AcknowledgedRisk,
+    DataRule,
+    Hours,
+    OneOf,
+    Policy,
+    Range,
+    TaskRule,
+    WithoutDp,
+)
+
+__all__ = [
+    "CLAUSES",
+    "AcknowledgedRisk",
+    "Clause",
+    "DataRule",
+    "Facts",
+    "Finding",
+    "Hours",
+    "OneOf",
+    "Policy",
+    "PolicyFileError",
+    "Range",
+    "TaskRule",
+    "Verdict",
+    "WithoutDp",
+    "examine",
+    "judge",
+    "needs_approval",
+    "parse_policy",
+    "policy_text",
+]

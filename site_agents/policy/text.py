@@ -1,0 +1,217 @@
+"""Writes a policy as the commented YAML that an administrator goes on from. Pure.
+
+What it writes, the reader reads back as the same policy. The defaults are what a site begins with:
+nothing that it did not choose, and differential privacy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import yaml
+
+from fedfactory.contracts.orders import Scalar
+from site_agents.policy.reader import ANY_HOUR
+from site_agents.policy.values import (
+    Allowed,
+    DataRule,
+    EgressMode,
+    Hours,
+    OneOf,
+    Policy,
+    Range,
+    TaskRule,
+    WithoutDp,
+)
+
+DEFAULT_TRAINING: Final[Mapping[str, Range]] = {
+    "local_epochs": Range(1, 20),
+    "batch_size": Range(1, 4096),
+}
+DEFAULT_METRICS: Final[Mapping[str, float]] = {"loss": 0.0001, "accuracy": 0.0001}
+_PLAIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9_/-]*(\.[A-Za-z0-9_/-]+)*")
+_NOT_PLAIN: Final = ("true", "false", "null")
+
+
+def policy_text(
+    *,
+    coordinators: Mapping[str, str],
+    operators: Mapping[str, str],
+    data: Mapping[str, DataRule],
+    tasks: Mapping[str, str],
+    without_dp: WithoutDp | None = None,
+    epsilon_per_run: float = 3.0,
+    epsilon_per_lineage: float = 10.0,
+    delta: float = 1e-5,
+    max_evaluations: int = 200,
+    training: Mapping[str, Range] = DEFAULT_TRAINING,
+    metrics: Mapping[str, float] = DEFAULT_METRICS,
+    rounds: int = 200,
+    gpu_hours_per_run: float = 24.0,
+    hours: Hours | None = None,
+    max_model_bytes: int = 2_000_000_000,
+    egress: EgressMode = "automatic",
+) -> str:
+    """Return the text of a policy.yaml for a site's choices.
+
+    `coordinators` and `operators` map names to key fingerprints, `tasks` each task to the name of
+    its data set in `data`. `without_dp` allows runs without differential privacy.
+
+    Raises:
+        ValueRangeError: a choice is out of range, or choices do not fit each other.
+    """
+    return render(
+        Policy(
+            coordinators=coordinators,
+            operators=operators,
+            data=data,
+            tasks={task: TaskRule(source=name, parameters={}) for task, name in tasks.items()},
+            training=training,
+            without_dp=without_dp,
+            epsilon_per_run=epsilon_per_run,
+            epsilon_per_lineage=epsilon_per_lineage,
+            delta=delta,
+            max_evaluations=max_evaluations,
+            metrics=metrics,
+            rounds=rounds,
+            gpu_hours_per_run=gpu_hours_per_run,
+            hours=hours,
+            max_model_bytes=max_model_bytes,
+            egress=egress,
+        )
+    )
+
+
+def render(policy: Policy) -> str:
+    """Return a policy as commented YAML."""
+    return "\n".join(
+        [
+            "# What is allowed at this site. Read again at each order: a change takes effect at",
+            "# the next one, and an agent whose policy does not hold takes no work. Unknown keys",
+            "# are errors. `site-agent policy check` reads it, docs/policy.md explains it.",
+            "",
+            "# Who may ask: the name that orders carry, and the fingerprint of the key that signs.",
+            *_section("coordinators", [_entry(n, k) for n, k in policy.coordinators.items()]),
+            "# Whose signature over a run's plan counts.",
+            *_section("operators", [_entry(n, k) for n, k in policy.operators.items()]),
+            "",
+            *_data(policy),
+            "",
+            *_tasks(policy),
+            "",
+            "# How much training in one round; what is not named is as the task allows.",
+            *_section("training", [f"{k}: {_allowed(v)}" for k, v in policy.training.items()]),
+            "",
+            *_privacy(policy),
+            "",
+            "# The metrics that may leave, each rounded to a multiple of its number (0: as it is).",
+            *_section("metrics", [f"{_word(n)}: {g!r}" for n, g in policy.metrics.items()]),
+            "",
+            *_limits(policy),
+            "",
+            "# What leaves, leaves by itself: automatic. A person approves the first result of a",
+            "# run: first_round; every result: every_round; the last round's alone: final_only.",
+            f"egress: {policy.egress}",
+            "",
+        ]
+    )
+
+
+def _data(policy: Policy) -> list[str]:
+    rows = [
+        f"{_word(name)}: {{lineage: {_word(rule.lineage)}, public_size: {rule.public_size},"
+        f" unit: {_word(rule.unit)}}}"
+        for name, rule in policy.data.items()
+    ]
+    return [
+        "# The data sets of agent.yaml. lineage: the population whose privacy budget is used; data",
+        "# that may share records shares a lineage. public_size: how many units it has, a number",
+        "# that may be known to everyone. unit: row, or the column that tells whose the rows are.",
+        *_section("data", rows),
+    ]
+
+
+def _tasks(policy: Policy) -> list[str]:
+    lines = [
+        "# The tasks that may run, and the data set that serves each. Parameters may be narrowed:",
+        "# parameters: {model: [mlp, cnn], hidden: {from: 16, to: 512}}",
+    ]
+    rows = []
+    for name, rule in policy.tasks.items():
+        ranges = ", ".join(f"{_word(k)}: {_allowed(v)}" for k, v in rule.parameters.items())
+        below = f", parameters: {{{ranges}}}" if ranges else ""
+        rows.append(f"{_word(name)}: {{source: {_word(rule.source)}{below}}}")
+    return lines + _section("tasks", rows)
+
+
+def _privacy(policy: Policy) -> list[str]:
+    lines = [
+        "# required: every run asks for differential privacy. optional needs acknowledged_risk,",
+        "# min_examples and min_local_steps, for without it updates can reveal records.",
+        "privacy:",
+    ]
+    if (rule := policy.without_dp) is None:
+        lines.append("  dp: required")
+    else:
+        risk = rule.acknowledged_risk
+        lines += [
+            "  dp: optional",
+            "  acknowledged_risk:",
+            f"    by: {_word(risk.by)}",
+            f"    on: {_word(risk.on)}",
+            f"    reason: {_word(risk.reason)}",
+            f"  min_examples: {rule.min_examples}",
+            f"  min_local_steps: {rule.min_local_steps}",
+        ]
+    return [
+        *lines,
+        "  # Caps on epsilon at this delta: for one run, and for all runs ever of one lineage.",
+        f"  epsilon_per_run: {policy.epsilon_per_run!r}",
+        f"  epsilon_per_lineage: {policy.epsilon_per_lineage!r}",
+        f"  delta: {policy.delta!r} # well below 1 / public_size",
+        f"  max_evaluations: {policy.max_evaluations} # of one run",
+    ]
+
+
+def _limits(policy: Policy) -> list[str]:
+    hours = policy.hours
+    return [
+        "limits:",
+        f"  rounds: {policy.rounds}",
+        f"  gpu_hours_per_run: {policy.gpu_hours_per_run!r}",
+        "  # When orders are taken: any, or a window as in 20:00-06:00 and time_zone: Europe/Paris",
+        f'  hours: "{hours.text() if hours else ANY_HOUR}"',
+        *([f"  time_zone: {_word(hours.time_zone)}"] if hours else []),
+        f"  max_model_bytes: {policy.max_model_bytes}",
+    ]
+
+
+def _section(name: str, rows: Sequence[str]) -> list[str]:
+    return [f"{name}:", *(f"  {row}" for row in rows)] if rows else [f"{name}: {{}}"]
+
+
+def _entry(name: str, value: str) -> str:
+    return f"{_word(name)}: {_word(value)}"
+
+
+def _allowed(allowed: Allowed) -> str:
+    if isinstance(allowed, OneOf):
+        return "[" + ", ".join(_scalar(value) for value in allowed.values) + "]"
+    return f"{{from: {allowed.low!r}, to: {allowed.high!r}}}"
+
+
+def _scalar(value: Scalar) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return _word(value) if isinstance(value, str) else repr(value)
+
+
+def _word(text: str) -> str:
+    """Return a text plain where no reader could take it for anything else, else quoted."""
+    if _PLAIN.fullmatch(text) and text.lower() not in _NOT_PLAIN:
+        return text
+    return str(yaml.safe_dump(text, default_style='"', width=10**9)).strip()

@@ -1,0 +1,52 @@
+"""Whether a policy fits the rest of its site: its data sources and the installed tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from fedfactory.contracts.errors import FedfactoryError
+from fedfactory.tasks.table import load_task
+from site_agents.policy import OneOf, Policy, TaskRule
+
+
+def misfits(policy: Policy, sources: Collection[str]) -> list[str]:
+    """Return what does not fit, one sentence each; `sources` are the names in agent.yaml.
+
+    Such a policy holds and never allows too much; orders are refused where it does not fit.
+    """
+    found = [
+        f"data.{name}: agent.yaml has no data source of that name"
+        for name in policy.data
+        if name not in sources
+    ]
+    found += [
+        f"privacy.delta: {policy.delta:g} is not below 1 / data.{name}.public_size, and then says"
+        " nothing of a single record"
+        for name, rule in policy.data.items()
+        if policy.delta * rule.public_size >= 1
+    ]
+    for name, rule in policy.tasks.items():
+        found += _of_task(name, rule)
+    for role in ("coordinators", "operators"):
+        if not getattr(policy, role):
+            found.append(f"{role}: no key is pinned, so every order is refused")
+    return found
+
+
+def _of_task(name: str, rule: TaskRule) -> list[str]:
+    try:
+        schema = load_task(name).parameters
+    except FedfactoryError as error:
+        return [f"tasks.{name}: {error}"]
+    found = []
+    for parameter, allowed in rule.parameters.items():
+        key = f"tasks.{name}.parameters.{parameter}"
+        if parameter not in schema:
+            found.append(f"{key}: the task has no such parameter; it has {', '.join(schema)}")
+        elif isinstance(allowed, OneOf):
+            found += [
+                f"{key}: the task takes no {value!a}, but {schema[parameter].expected()}"
+                for value in allowed.values
+                if not schema[parameter].accepts(value)
+            ]
+    return found

@@ -1,0 +1,70 @@
+"""The policy file on disk, and the clock on its wall: what the pure policy is asked with."""
+
+from __future__ import annotations
+
+import os
+import stat
+from datetime import UTC, datetime, tzinfo
+from pathlib import Path
+from typing import Final
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from site_agents.policy import Policy, PolicyFileError, parse_policy
+
+MAX_BYTES: Final = 256 * 1024
+
+
+def load_policy(path: Path) -> Policy:
+    """Return the policy as the file says it now.
+
+    Read whole each time (a few milliseconds), so that a change takes effect at the next order.
+
+    Raises:
+        PolicyFileError: there is no file, everybody may write to it, or it does not hold; says
+            file, line and column.
+    """
+    return parse_policy(_read(path), name=str(path), known_zone=_is_zone)
+
+
+def local_minute(policy: Policy, now: float) -> int:
+    """Return the minute of the day (0..1439) at Unix time `now`, in the policy's time zone."""
+    zone = _zone(policy.hours.time_zone) if policy.hours else UTC
+    local = datetime.fromtimestamp(now, zone)
+    return 60 * local.hour + local.minute
+
+
+def _read(path: Path) -> str:
+    try:
+        # Without waiting: a pipe in its place would hold up the agent for ever.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(handle, "rb") as file:
+            mode = os.fstat(handle).st_mode
+            raw = file.read(MAX_BYTES + 1) if stat.S_ISREG(mode) else b""
+    except OSError as error:
+        raise PolicyFileError(
+            f"{path} cannot be read ({error.strerror}): `site-agent init` makes a site's home"
+        ) from error
+    if not stat.S_ISREG(mode):
+        raise PolicyFileError(f"{path} is no regular file")
+    if mode & stat.S_IWOTH:
+        raise PolicyFileError(f"{path}: everybody may write to it; chmod o-w {path}")
+    if len(raw) > MAX_BYTES:
+        raise PolicyFileError(f"{path}: larger than {MAX_BYTES} bytes")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise PolicyFileError(f"{path}:{line}:1: not UTF-8 text") from error
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        _zone(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
+
+
+def _zone(name: str) -> tzinfo:
+    # A machine without a time zone database still knows UTC.
+    return UTC if name == "UTC" else ZoneInfo(name)

@@ -1,0 +1,192 @@
+"""A site's agent in a real federation: the administrator's word, signals, ticks, the doctor."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from site_agents.status import Status, read_status
+from tests.federation.conftest import Federation, Launcher
+
+pytestmark = pytest.mark.federation
+
+
+@pytest.fixture(scope="module")
+def running(launch_shared: Launcher) -> Federation:
+    federation = launch_shared("rounds=5000", "local_epochs=1", "evaluate=false", "round.quorum=1")
+    federation.wait_for_round(2)
+    return federation
+
+
+def agent_of(federation: Federation, site: str) -> psutil.Process:
+    return next(p for p in federation.find("site_agents.cli.main") if home_of(p).name == site)
+
+
+def home_of(agent: psutil.Process) -> Path:
+    words = agent.cmdline()
+    return Path(words[words.index("--home") + 1])
+
+
+def site_agent(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "site_agents.cli.main", words[0], "--home", str(home)]
+    return subprocess.run(
+        [*command, *words[1:]], check=False, capture_output=True, text=True, timeout=120
+    )
+
+
+def within(seconds: float, found: Callable[[], bool]) -> None:
+    end = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def status_of(home: Path) -> Status:
+    status = read_status(home)
+    assert status is not None
+    return status
+
+
+def outcomes(home: Path) -> list[str]:
+    return [one.outcome for one in status_of(home).done]
+
+
+@pytest.mark.parametrize(("word", "code"), [("pause", "paused"), ("kill", "killed")])
+def test_a_word_holds_within_a_second_until_it_is_taken_back(
+    running: Federation, word: str, code: str
+) -> None:
+    home = home_of(agent_of(running, "cesga"))
+    within(10, lambda: outcomes(home)[0] == "update")
+    assert site_agent(home, word, "--reason", "upgrade").returncode == 0
+    # The next answer is a refusal by that code; no later one is an update.
+    within(2, lambda: outcomes(home)[0] == code)
+    time.sleep(1.0)
+    assert set(outcomes(home)[:2]) == {code}
+    shown = json.loads(site_agent(home, "status", "--json").stdout)
+    assert (shown["control"]["name"], shown["control"]["reason"]) == (code, "upgrade")
+    assert site_agent(home, "resume").returncode == 0
+    within(5, lambda: outcomes(home)[0] == "update")
+
+
+def test_one_agent_to_a_home(running: Federation) -> None:
+    agent = agent_of(running, "cesga")
+    home = home_of(agent)
+    tick, run = site_agent(home, "tick"), site_agent(home, "run")
+    assert (tick.returncode, run.returncode) == (0, 1)
+    for refused in (tick, run):
+        assert f"process {agent.pid} " in refused.stderr
+    assert agent.is_running()
+
+
+def test_the_doctor_beside_a_running_agent(running: Federation) -> None:
+    home = home_of(agent_of(running, "lumi"))
+    before = status_of(home).connection_since
+    found = site_agent(home, "doctor")
+    lines = [line.split(maxsplit=2) for line in found.stdout.splitlines() if line[:1] != " "]
+    levels = {(area, level) for level, area, _ in lines}
+    assert {("tls", "ok"), ("identity", "warn"), ("books", "ok"), ("data", "ok")} <= levels
+    assert any(area == "clock" and "of the gateway's" in text for _, area, text in lines)
+    assert not any(level == "fail" for level, _, _ in lines), found.stdout
+    assert found.returncode == 0
+    assert status_of(home).connection_since == before  # it disturbed nothing
+
+
+def test_sigterm_drains_and_a_tick_takes_over(running: Federation) -> None:
+    agent = agent_of(running, "cyfronet")
+    home = home_of(agent)
+    within(10, lambda: outcomes(home)[0] == "update")
+    worker = next(child for child in agent.children() if "site_agents.worker" in child.cmdline())
+    agent.send_signal(signal.SIGTERM)
+    gone, _ = psutil.wait_procs([agent, worker], 20)
+    assert len(gone) == 2
+    assert status_of(home).in_hand == ()
+    assert status_of(home).connection == "stopped"
+    assert "not running" in site_agent(home, "status").stdout
+
+    done = status_of(home).done[0]
+    assert site_agent(home, "drain", "--reason", "a test").returncode == 0
+    assert site_agent(home, "tick").returncode == 0  # drained: it takes nothing
+    assert status_of(home).done[0] == done
+    assert site_agent(home, "resume").returncode == 0
+
+    before = status_of(home).done[0]
+    # Rounds follow one another without end here: the tick is told to drain once it works.
+    tick = subprocess.Popen(
+        [sys.executable, "-m", "site_agents.cli.main", "tick", "--home", str(home)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        within(30, lambda: status_of(home).done[0] != before and outcomes(home)[0] == "update")
+        tick.send_signal(signal.SIGTERM)
+        _, log = tick.communicate(timeout=30)
+        assert tick.returncode == 0, log
+    finally:
+        tick.kill()
+        tick.wait()
+    assert psutil.Process(running.process.pid).is_running()
+
+
+def test_a_word_and_a_second_signal_reach_work_under_way(launch: Launcher) -> None:
+    federation = launch("rounds=1", "local_epochs=100000", "evaluate=false", "round.quorum=1")
+    within(60, lambda: len(federation.find("site_agents.worker")) == 3)
+    stopped, killed = (agent_of(federation, site) for site in ("cesga", "lumi"))
+    for agent in (stopped, killed):
+        within(60, partial(has_in_hand, home_of(agent)))
+    time.sleep(2.0)  # until they train
+
+    home = home_of(killed)
+    assert site_agent(home, "kill", "--reason", "a test").returncode == 0
+    within(1.0, lambda: outcomes(home) == ["killed"])
+    assert killed.is_running()
+
+    stopped.send_signal(signal.SIGTERM)
+    time.sleep(1.5)
+    assert stopped.is_running()  # the order under way goes on
+    assert has_in_hand(home_of(stopped))
+    stopped.send_signal(signal.SIGTERM)
+    gone, _ = psutil.wait_procs([stopped], 10)
+    assert gone
+
+
+def has_in_hand(home: Path) -> bool:
+    status = read_status(home)
+    return status is not None and bool(status.in_hand)
+
+
+def test_an_idle_agent_costs_next_to_nothing(launch: Launcher) -> None:
+    """One site's worker is held; the other agents wait for the round to end."""
+    federation = launch("rounds=50", "local_epochs=1", "evaluate=false")
+    federation.wait_for_round(2)
+    agent = agent_of(federation, "lumi")
+    held = next(
+        child
+        for child in agent_of(federation, "cesga").children()
+        if "site_agents.worker" in child.cmdline()
+    )
+    held.suspend()
+    try:
+        time.sleep(3.0)
+        begun, began = _cpu_s(agent), time.monotonic()
+        time.sleep(6.0)
+        share = (_cpu_s(agent) - begun) / (time.monotonic() - began)
+    finally:
+        held.resume()
+    assert share < 0.01
+    assert agent.memory_info().rss < 200e6
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times: Any = process.cpu_times()
+    return float(times.user + times.system)

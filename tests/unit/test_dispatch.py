@@ -1,0 +1,187 @@
+"""Who waits for what: orders for a worker, results for a person, replies for the connection."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from fedfactory.contracts.codec import from_json
+from fedfactory.contracts.errors import EnvironmentFailedError
+from fedfactory.contracts.orders import WorkKey
+from fedfactory.contracts.updates import Refusal, Reply
+from site_agents import dispatch
+from site_agents.dispatch import Dispatcher
+from site_agents.flower_seam import Incoming
+from site_agents.pipeline import Pending
+from site_agents.status import StatusBoard, read_status
+
+
+def incoming(text: str) -> Incoming:
+    # The message itself is the seam's matter: the dispatcher hands it back as it came.
+    return Incoming(text=text, message=cast("Any", object()))
+
+
+def reply_to(text: str) -> Reply:
+    work = WorkKey(
+        coordinator="hub", run_id=text, round=1, kind="train", site="cesga", order_digest="sha256:1"
+    )
+    return Reply(update=None, refusal=Refusal(work=work, code="paused"), anchor=None)
+
+
+class Line:
+    """A connection that can be cut."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+        self.cut = False
+
+    def send(self, message: Incoming, text: str) -> None:
+        if self.cut:
+            raise EnvironmentFailedError("cut")
+        reply = from_json(Reply, text)
+        assert reply.work.run_id == message.text
+        self.sent.append(message.text)
+
+
+class Bench:
+    """A dispatcher with a pipeline of the test's own."""
+
+    def __init__(self, home: Path, answer: Callable[[str], Reply | Pending | None]) -> None:
+        self.home = home
+        self.line = Line()
+        self.changes = threading.Semaphore(0)
+        self.dispatcher = Dispatcher(
+            answer=answer,
+            send=self.line.send,
+            board=StatusBoard(home),
+            changed=self.changes.release,
+        )
+
+    def submit(self, text: str) -> None:
+        self.dispatcher.submit(incoming(text))
+
+    def settled(self, orders: int = 1) -> None:
+        for _ in range(orders):
+            assert self.changes.acquire(timeout=10)
+
+
+def test_a_slow_order_does_not_hold_up_a_quick_one(tmp_path: Path):
+    slow = threading.Event()
+
+    def answer(text: str) -> Reply:
+        if text == "train":
+            assert slow.wait(10)
+        return reply_to(text)
+
+    bench = Bench(tmp_path, answer)
+    bench.submit("train")
+    bench.submit("evaluate")
+    bench.settled()
+    assert bench.line.sent == ["evaluate"]
+    assert bench.dispatcher.is_working
+    assert not bench.dispatcher.is_idle
+    slow.set()
+    bench.settled()
+    assert bench.line.sent == ["evaluate", "train"]
+    assert bench.dispatcher.is_idle
+
+
+def test_what_waits_for_a_person_is_taken_up_when_they_decided(tmp_path: Path):
+    decided = False
+
+    def answer(text: str) -> Reply | Pending:
+        return reply_to(text) if decided else Pending(work_id="w")
+
+    bench = Bench(tmp_path, answer)
+    bench.submit("a")
+    bench.settled()
+    assert bench.line.sent == []
+    assert bench.dispatcher.is_idle  # nothing keeps the agent from draining
+    bench.dispatcher.ask_again()
+    bench.settled()
+    assert bench.line.sent == []
+    decided = True
+    bench.dispatcher.ask_again()
+    bench.settled()
+    assert bench.line.sent == ["a"]
+    bench.dispatcher.ask_again()
+    assert bench.dispatcher.is_idle
+
+
+def test_a_reply_waits_for_the_connection_and_is_sent_once(tmp_path: Path):
+    bench = Bench(tmp_path, reply_to)
+    bench.line.cut = True
+    bench.submit("a")
+    bench.settled()
+    assert not bench.dispatcher.is_working
+    assert not bench.dispatcher.is_idle
+    with pytest.raises(EnvironmentFailedError):
+        bench.dispatcher.send_unsent()
+    bench.line.cut = False
+    bench.dispatcher.send_unsent()
+    bench.dispatcher.send_unsent()
+    assert bench.line.sent == ["a"]
+    assert bench.dispatcher.is_idle
+
+
+def test_a_reply_that_superlink_forgot_is_given_up(tmp_path: Path):
+    bench = Bench(tmp_path, reply_to)
+    bench.line.cut = True
+    bench.submit("a")
+    bench.settled()
+    for _ in range(dispatch.SEND_TRIES):
+        with pytest.raises(EnvironmentFailedError):
+            bench.dispatcher.send_unsent()
+    bench.dispatcher.send_unsent()
+    assert bench.dispatcher.is_idle
+
+
+def test_a_fault_of_ours_costs_one_order_and_not_the_agent(tmp_path: Path):
+    def answer(text: str) -> Reply | None:
+        if text == "fault":
+            raise ZeroDivisionError
+        return reply_to(text) if text == "b" else None
+
+    bench = Bench(tmp_path, answer)
+    for text in ("fault", "no order", "b"):
+        bench.submit(text)
+    bench.settled(3)
+    assert bench.line.sent == ["b"]
+    assert bench.dispatcher.is_idle
+    status = read_status(tmp_path)
+    assert status is not None
+    assert [(one.run_id, one.outcome) for one in status.done] == [("b", "paused")]
+
+
+def test_there_is_room_for_so_many_and_no_more(tmp_path: Path):
+    end = threading.Event()
+
+    def answer(text: str) -> Reply:
+        assert end.wait(10)
+        return reply_to(text)
+
+    bench = Bench(tmp_path, answer)
+    taken = 0
+    while bench.dispatcher.has_room:
+        bench.submit(str(taken))
+        taken += 1
+    assert taken == dispatch.MOST_IN_HAND
+    end.set()
+    bench.settled(taken)
+    assert bench.dispatcher.has_room
+
+
+def test_an_order_that_hangs_keeps_no_process_alive(tmp_path: Path):
+    def hang(text: str) -> None:
+        time.sleep(60)
+
+    bench = Bench(tmp_path, hang)
+    bench.submit("a")
+    hanging = [thread for thread in threading.enumerate() if thread.name == "order"]
+    assert hanging
+    assert all(thread.daemon for thread in hanging)

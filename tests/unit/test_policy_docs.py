@@ -1,0 +1,57 @@
+"""docs/policy.md says what the code does: its clauses, codes, example and egress modes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fedfactory.contracts.refusals import REFUSALS
+from site_agents.cli.main import COMMANDS
+from site_agents.policy import CLAUSES, parse_policy
+from site_agents.policy.text import render
+from site_agents.policy.values import EGRESS_MODES
+
+PAGE = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
+
+
+def table_under(heading: str) -> list[tuple[str, ...]]:
+    """The rows of the first table after a line that holds `heading`."""
+    lines = PAGE[PAGE.index(heading) :].splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    rows = []
+    for line in lines[first:]:
+        if not line.startswith("|"):
+            break
+        rows.append(tuple(cell.strip() for cell in line.strip("|").split("|")))
+    return rows[2:]
+
+
+def test_the_table_is_the_clauses():
+    expected = [
+        (f"`{c.key}`", (c.check.__doc__ or "").strip().splitlines()[0], f"`{c.code}`")
+        for c in CLAUSES
+    ]
+    assert table_under("## Every clause") == expected
+
+
+def test_every_code_that_a_site_may_answer_with_by_policy_is_explained():
+    codes = set(re.findall(r"`([a-z_]+)`", PAGE)) & REFUSALS.keys()
+    assert codes >= {clause.code for clause in CLAUSES}
+    assert codes >= {"no_policy", "policy_egress", "paused", "killed", "budget_exhausted"}
+
+
+def test_the_example_is_a_policy_as_the_agent_writes_it():
+    example = PAGE.split("```yaml\n")[1].split("```")[0]
+    policy = parse_policy(example, name="policy.yaml", known_zone=lambda zone: "/" in zone)
+    assert render(policy) == example
+    assert policy.dp_required
+
+
+def test_the_egress_modes_are_all_there():
+    assert [row[0] for row in table_under("## Letting results leave")] == [
+        f"`{mode}`" for mode in EGRESS_MODES
+    ]
+
+
+def test_every_command_it_names_is_one():
+    assert set(re.findall(r"site-agent ([a-z]+)", PAGE)) <= COMMANDS.keys()
