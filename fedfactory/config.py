@@ -74,6 +74,7 @@ class RunConfig:
     round: RoundRules
     rounds: int
     training: TrainParameters
+    max_update_norm_l2: float | None
     seed: int
     evaluate: bool
     baselines: bool
@@ -119,6 +120,7 @@ def run_config(values: Mapping[str, Any], composed_yaml: str) -> RunConfig:
             proximal_mu=0.0,
             max_steps=values["max_steps"],
         ),
+        max_update_norm_l2=_norm(values["max_update_norm_l2"]),
         seed=_whole("seed", values["seed"], 0, MAX_SEED),
         # Under differential privacy an evaluation is a release of its own, made only if paid for.
         evaluate=values["evaluate"]
@@ -144,6 +146,12 @@ def privacy_plan(values: Mapping[str, Any]) -> PrivacyPlan | None:
             "privacy.grad_sample_mode", fields["grad_sample_mode"], get_args(GradSampleMode)
         )
     return PrivacyPlan(**fields)
+
+
+def _norm(value: float | None) -> float | None:
+    if value is not None and not _positive(value):
+        raise ValueRangeError("max_update_norm_l2", value, "a number above 0, or null")
+    return value
 
 
 def _known(group: str, name: str) -> str:

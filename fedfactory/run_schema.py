@@ -105,6 +105,7 @@ class RunSchema:
     lr: float = MISSING
     momentum: float = MISSING
     max_steps: int | None = MISSING
+    max_update_norm_l2: float | None = MISSING
     seed: int = MISSING
     evaluate: bool = MISSING
     baselines: bool = MISSING

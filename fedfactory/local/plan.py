@@ -87,7 +87,7 @@ def run_terms(
         evaluate=config.evaluate,
         privacy=config.privacy,
         max_model_bytes=int(MODEL_ROOM * initial.bytes),
-        max_update_norm_l2=None,
+        max_update_norm_l2=config.max_update_norm_l2,
         nonce=nonce,
         not_after=now + min(LONGEST_RUN_S, START_TIMEOUT_S + phases * config.round.deadline_s),
     )

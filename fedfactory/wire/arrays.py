@@ -74,6 +74,7 @@ class ArrayWriter:
     def __init__(self, path: Path, spec: ModelSpec) -> None:
         self._path = path
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._partial.touch(mode=0o600)  # an update is nobody else's to read
         self._file = self._partial.open("wb")
         self._hash = hashlib.sha256()
         self._written = 0

@@ -30,7 +30,7 @@ DEFAULT_TRAINING: Final[Mapping[str, Range]] = {
     "local_epochs": Range(1, 20),
     "batch_size": Range(1, 4096),
 }
-DEFAULT_METRICS: Final[Mapping[str, float]] = {"loss": 0.0001, "accuracy": 0.0001}
+DEFAULT_METRICS: Final[Mapping[str, float]] = {"loss": 0.0001, "accuracy": 0.0001, "mae": 0.0001}
 _PLAIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9_/-]*(\.[A-Za-z0-9_/-]+)*")
 _NOT_PLAIN: Final = ("true", "false", "null")
 

@@ -105,6 +105,8 @@ class Worker:
             write_file(folder / RESULT, _done(outcome, workload.spec, began))
 
     def _workload(self, job: Job) -> Workload:
+        if job.source is not None:
+            self._notice_change(job.source)
         key = (job.source, job.task, to_json(job.task_parameters))
         found = self._workloads.get(key)
         if found is None:

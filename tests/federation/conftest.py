@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,3 +116,26 @@ def launch_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher
 
 def overrides(*extra: str, rounds: int = 3) -> Sequence[str]:
     return (f"rounds={rounds}", "local_epochs=1", *extra)
+
+
+def agent_of(federation: Federation, site: str) -> psutil.Process:
+    return next(p for p in federation.find("site_agents.cli.main") if home_of(p).name == site)
+
+
+def home_of(agent: psutil.Process) -> Path:
+    words = agent.cmdline()
+    return Path(words[words.index("--home") + 1])
+
+
+def site_agent(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "site_agents.cli.main", words[0], "--home", str(home)]
+    return subprocess.run(
+        [*command, *words[1:]], check=False, capture_output=True, text=True, timeout=120
+    )
+
+
+def within(seconds: float, found: Callable[[], bool]) -> None:
+    end = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,14 @@ import psutil
 import pytest
 
 from site_agents.status import Status, read_status
-from tests.federation.conftest import Federation, Launcher
+from tests.federation.conftest import (
+    Federation,
+    Launcher,
+    agent_of,
+    home_of,
+    site_agent,
+    within,
+)
 
 pytestmark = pytest.mark.federation
 
@@ -26,29 +32,6 @@ def running(launch_shared: Launcher) -> Federation:
     federation = launch_shared("rounds=5000", "local_epochs=1", "evaluate=false", "round.quorum=1")
     federation.wait_for_round(2)
     return federation
-
-
-def agent_of(federation: Federation, site: str) -> psutil.Process:
-    return next(p for p in federation.find("site_agents.cli.main") if home_of(p).name == site)
-
-
-def home_of(agent: psutil.Process) -> Path:
-    words = agent.cmdline()
-    return Path(words[words.index("--home") + 1])
-
-
-def site_agent(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "site_agents.cli.main", words[0], "--home", str(home)]
-    return subprocess.run(
-        [*command, *words[1:]], check=False, capture_output=True, text=True, timeout=120
-    )
-
-
-def within(seconds: float, found: Callable[[], bool]) -> None:
-    end = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def status_of(home: Path) -> Status:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from rig import LINEAGE, OPEN, TRAINING, Site, changed
 
@@ -118,6 +119,13 @@ def test_a_worker_that_says_it_failed_and_one_whose_result_is_held_back_look_ali
     site.executor.tensors = {"w": site.executor.tensors["w"]}
     assert site.code(round=2) == "work_failed"
     assert list(site.received.iterdir()) == []
+
+
+def test_an_update_beyond_the_planned_norm_is_held_back(make_site, coordinator) -> None:
+    site = make_site(without_dp=OPEN)
+    site.executor.tensors = {n: a + np.float32(9) for n, a in site.executor.tensors.items()}
+    assert site.code(coordinator.terms(privacy=None)) == "egress_refused"
+    assert site.code(coordinator.terms(privacy=None, run_id="r", max_update_norm_l2=None)) is None
 
 
 def test_failing_work_pauses_its_run(site: Site) -> None:

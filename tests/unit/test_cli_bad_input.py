@@ -64,6 +64,7 @@ VALUES = {
     ("privacy=dp_sgd", "privacy.grad_sample_mode=magic"): "known: ghost, hooks",
     ("privacy=dp_sgd", "task.model=cnn_bn"): "privacy=dp_sgd: ",
     ("privacy=dp_sgd", "task=echo"): "privacy=dp_sgd: ",
+    ("max_update_norm_l2=0",): "max_update_norm_l2=0.0: expected a number above 0, or null",
     ("lr=nan",): "lr=nan: expected a number above 0",
     ("lr=inf",): "lr=inf: expected a number above 0",
     ("lr=0",): "lr=0.0: expected a number above 0",
