@@ -26,6 +26,10 @@ test-long: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.dp
+	$(BIN)/python -m bench.ledger
+	$(BIN)/python -m bench.egress
+	$(BIN)/python -m bench.utility
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "fedfactory needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 2; }

@@ -6,6 +6,7 @@ through the gateway's tunnel instead of HTTP. Nothing here decides what work is 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.app.message.message import remove_content_from_message
-from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
@@ -46,8 +47,11 @@ from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD
 
 # Flower admits 10 to 1800 s and calls a node lost after twice the interval.
 HEARTBEAT_S: Final = 10.0
+MOST_PARTS: Final = 8
 _OBJECT_TRIES: Final = 250
 _OBJECT_WAIT_S: Final = 0.02
+
+log = logging.getLogger("site_agents.flower_seam")
 
 RequestT = TypeVar("RequestT")
 ReplyT = TypeVar("ReplyT")
@@ -60,10 +64,13 @@ class FleetUnavailableError(EnvironmentFailedError):
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """One message addressed to this node: its JSON text, and the handle to answer with."""
+    """One message addressed to this node: its JSON text, and the handle to answer with.
+
+    What is no message of Flower's has an empty text, and cannot be answered.
+    """
 
     text: str
-    message: Message
+    message: Message | None
 
 
 class _TunnelInterceptor:
@@ -139,11 +146,12 @@ class FleetNode:
         reply = _call(self._client.PullMessages, PullMessagesRequest(node=self._node))
         if not reply.messages_list:
             return None
-        message_id = reply.messages_list[0].metadata.message_id
-        run_id = message_from_proto(reply.messages_list[0]).metadata.run_id
+        metadata = reply.messages_list[0].metadata
+        message_id, run_id = metadata.message_id, metadata.run_id
+        parts = [tree.object_id for tree in iterate_object_tree(reply.message_object_trees[0])]
+        # An order has three; each may be as large as a gRPC message. More is no order of ours.
         contents = {
-            tree.object_id: self._pull_object(run_id, tree.object_id)
-            for tree in iterate_object_tree(reply.message_object_trees[0])
+            part: self._pull_object(run_id, part) for part in parts if len(parts) <= MOST_PARTS
         }
         _call(
             self._client.ConfirmMessageReceived,
@@ -151,17 +159,19 @@ class FleetNode:
                 node=self._node, run_id=run_id, message_object_id=message_id
             ),
         )
-        message = inflate_object_from_contents(message_id, contents)
-        assert isinstance(message, Message)
-        message.metadata.__dict__["_message_id"] = message_id
         try:
-            text = message.content.config_records[MESSAGE_RECORD][MESSAGE_FIELD]
-        except KeyError:
-            text = ""
-        return Incoming(text=str(text), message=message)
+            message = inflate_object_from_contents(message_id, contents)
+            assert isinstance(message, Message)
+            text = str(message.content.config_records[MESSAGE_RECORD][MESSAGE_FIELD])
+        except Exception as error:  # noqa: BLE001  Flower's, on bytes of a stranger's choosing
+            log.warning("a message of %d parts is no order (%s)", len(parts), type(error).__name__)
+            return Incoming(text="", message=None)
+        message.metadata.__dict__["_message_id"] = message_id
+        return Incoming(text=text, message=message)
 
     def answer(self, incoming: Incoming, text: str) -> None:
         """Send the reply to a message."""
+        assert incoming.message is not None
         content = RecordDict({MESSAGE_RECORD: ConfigRecord({MESSAGE_FIELD: text})})
         reply = Message(content, reply_to=incoming.message)
         with no_object_id_recompute():

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.proto.fleet_pb2 import PullMessagesResponse
+from flwr.proto.message_pb2 import Message, Metadata, ObjectTree, PullObjectResponse
 
 from fedfactory.coordinator.flower_seam import FLEET_PATHS, build_app
 from fedfactory.coordinator.superlink import SuperLink
@@ -92,3 +94,51 @@ def test_the_app_archive_holds_no_logic() -> None:
         "from fedfactory.coordinator.serverapp import app",
         "no_clientapp = None  # sites run their own agent and never load this archive",
     ]
+
+
+class _Hostile:
+    """A SuperLink that gives a message whose parts are what it likes."""
+
+    def __init__(self, parts: int, content: bytes) -> None:
+        metadata = Metadata(
+            message_id="m", run_id=1, dst_node_id=1, message_type="train", group_id="1", ttl=60.0
+        )
+        self.tree = ObjectTree(
+            object_id="m", children=[ObjectTree(object_id=f"p{n}") for n in range(parts - 1)]
+        )
+        self.reply = PullMessagesResponse(
+            messages_list=[Message(metadata=metadata)],
+            message_object_trees=[self.tree],
+        )
+        self._content = content
+        self.pulled = 0
+        self.confirmed = 0
+
+    def PullMessages(self, request: object) -> PullMessagesResponse:  # noqa: N802
+        return self.reply
+
+    def PullObject(self, request: object) -> PullObjectResponse:  # noqa: N802
+        self.pulled += 1
+        return PullObjectResponse(
+            object_found=True, object_available=True, object_content=self._content
+        )
+
+    def ConfirmMessageReceived(self, request: object) -> None:  # noqa: N802
+        self.confirmed += 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "content", "pulled"),
+    [(3, b"", 3), (3, b"ConfigRecord 3 0\x00abc", 3), (3, b"Message 9 9\x00", 3), (5000, b"x", 0)],
+)
+def test_a_message_that_is_none_is_confirmed_and_means_nothing(
+    parts: int, content: bytes, pulled: int
+) -> None:
+    """The agent lives on, takes no more memory than an order, and is not given it again."""
+    node = FleetNode(lambda *_: (500, b""), _key()[0])
+    hostile = _Hostile(parts, content)
+    node._client = hostile
+    incoming = node.pull()
+    assert incoming is not None
+    assert incoming.text == ""
+    assert (hostile.pulled, hostile.confirmed) == (pulled, 1)
