@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from fedfactory.contracts.errors import FedfactoryError
+from fedfactory.durable_file import write_durably
 from fedfactory.identity.enrolment import (
     load_identity,
     load_node_key,
@@ -69,9 +70,16 @@ def come_online(config: AgentConfig, node: FleetNode) -> None:
         FedfactoryError: the gateway or SuperLink does not take the call.
     """
     remembered = config.home / NODE_ID_FILE
-    if remembered.exists():
+    try:
         node.resume(int(remembered.read_text()))
-    remembered.write_text(str(node.activate()))
+    except (OSError, ValueError):
+        log.info("no earlier node id is known")
+    node_id = node.activate()
+    try:
+        write_durably(remembered, str(node_id))
+    except OSError as error:
+        # Without it, one that is killed waits until SuperLink no longer counts it as online.
+        log.warning("%s cannot be written: %s", remembered, error.strerror)
 
 
 def transfer_of(config: AgentConfig, gateway: GatewayClient) -> Transfer:
@@ -119,6 +127,10 @@ class Agent:
         identity = self._config.home / "identity"
         request_identity(identity, Role.SITE, self._config.site, node_key=True)
         board.connection("waiting for a certificate", str(identity))
+        if not (identity / "certificate.pem").exists():
+            log.info(
+                "waits for certificate.pem: %s is for the consortium", identity / "request.json"
+            )
         patience_s = CERTIFICATE_TIMEOUT_S if self._linger_s is None else 0.0
         if not wait_for_certificate(identity, patience_s, self._draining):
             board.connection("stopped")
@@ -152,7 +164,7 @@ class Agent:
         board: StatusBoard,
         watch: Watch,
     ) -> None:
-        backoff_s = FIRST_BACKOFF_S
+        backoff_s, said = FIRST_BACKOFF_S, ""
         while not self._is_done(dispatcher):
             watch.moves()
             lost = threading.Event()
@@ -162,10 +174,13 @@ class Agent:
                 _beside(self._beat, node, lost)
                 log.info("connected to %s", self._config.gateway_address)
                 board.connection("connected", self._config.gateway_address)
-                backoff_s = FIRST_BACKOFF_S
+                backoff_s, said = FIRST_BACKOFF_S, ""
                 self._attend(node, dispatcher, lost, watch)
             except FedfactoryError as error:
-                log.warning("not connected: %s %s", error, error.diagnostic or "")
+                reason = f"{error} {error.diagnostic or ''}".rstrip()
+                if reason != said:
+                    log.warning("not connected, and tries on: %s", reason)
+                said = reason
                 board.connection("connecting", str(error))
                 if self._linger_s is not None and not dispatcher.is_working:
                     raise

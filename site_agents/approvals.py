@@ -22,8 +22,8 @@ from fedfactory.contracts.orders import WorkKey, WorkKind
 from fedfactory.contracts.plans import RunTerms, Sending
 from fedfactory.contracts.privacy import PrivacySpent
 from fedfactory.contracts.updates import Update
+from fedfactory.durable_file import remove_durably, write_durably
 from site_agents.control import CONTROL_FOLDER
-from site_agents.durable_file import remove_durably, write_durably
 from site_agents.jobs.job import job_folder
 
 FOLDER: Final = "approvals"

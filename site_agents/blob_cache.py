@@ -1,9 +1,12 @@
-"""Base models at the site: each distinct array set is fetched once; the newest few are kept."""
+"""Base models at the site, each fetched once; those in use and the newest few are kept."""
 
 from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -22,10 +25,12 @@ class BlobCache:
         self._folder = folder
         self._gateway = gateway
         self._verified: set[str] = set()
+        self._in_use: Counter[Path] = Counter()
         self._lock = threading.Lock()
 
-    def fetch(self, ref: BlobRef) -> Path:
-        """Return the file of a blob, fetched if it is not here.
+    @contextmanager
+    def fetch(self, ref: BlobRef) -> Iterator[Path]:
+        """Yield the file of a blob, fetched if it is not here; it stays as long as it is in use.
 
         Raises what GatewayClient.download raises.
         """
@@ -36,8 +41,13 @@ class BlobCache:
             else:
                 self._gateway.download(ref, path)
             self._verified.add(ref.digest)
+            self._in_use[path] += 1
             self._prune(path)
-        return path
+        try:
+            yield path
+        finally:
+            with self._lock:
+                self._in_use[path] -= 1
 
     def _is_here(self, path: Path, ref: BlobRef) -> bool:
         """Whether the file is there; one left by an earlier process is hashed before it counts."""
@@ -52,4 +62,6 @@ class BlobCache:
         newest_first = sorted(whole, key=lambda path: path.stat().st_mtime_ns, reverse=True)
         cut = [path for path in files if path.name.startswith(".")]
         for path in [*newest_first[KEEP - 1 :], *cut]:
-            path.unlink()
+            if not self._in_use[path]:
+                path.unlink()
+        self._in_use += Counter()  # keeps those above zero

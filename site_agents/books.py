@@ -117,6 +117,10 @@ class Books:
             charges = joined(*({charge.cost: charge.steps} for _, charge in taken))
             return epsilon_of(ledger.accountant, charges, ledger.budget.deltas[taken[0][0]])
 
+    def has_budget(self, lineage: str) -> bool:
+        """Whether a lineage was opened."""
+        return lineage in self._ledger.budget.deltas
+
     def hours(self, key: WorkKey) -> float:
         """Return the hours of work that a run has had here."""
         return self._ledger.budget.seconds.get(run_key(key), 0.0) / 3600
@@ -145,8 +149,7 @@ class Books:
         ledger, run, now = self._ledger, run_of(order), time.time()
         if rule.lineage not in ledger.budget.deltas:
             raise BudgetError(
-                f"lineage '{rule.lineage}' has no budget: open it with"
-                " 'site-agent ledger open-lineage'"
+                f"lineage '{rule.lineage}' has no budget: 'site-agent policy check' says what to do"
             )
         if run not in ledger.budget.runs:
             admitted = admit(
@@ -165,6 +168,8 @@ class Books:
         held = ledger.budget.runs[run]
         if (held.lineage, held.plan_digest) != (rule.lineage, order.plan_digest):
             raise BudgetError("the run was admitted on another lineage or by another plan")
+        if held.released:
+            raise BudgetError("the run is over, and what it held has returned")
         charge = charge_of(
             ledger.budget,
             ledger.accountant,
@@ -176,6 +181,20 @@ class Books:
         if isinstance(charge, Shortfall):
             raise BudgetError(charge.finding)
         return charge
+
+    def release(self, run: RunKey, plan_digest: str) -> bool:
+        """Give back what a run that is over holds; whether it still held anything.
+
+        Raises:
+            LedgerError: the ledger cannot be written.
+        """
+        with self._lock:
+            self._ledger.refresh()
+            held = self._ledger.budget.runs.get(run)
+            if held is None or held.plan_digest != plan_digest or held.released:
+                return False
+            self._ledger.release(run, actor=run.coordinator, reason="the run is over")
+            return True
 
     def refund(self, key: WorkKey) -> None:
         """Take back the newest reservation of work that provably never began."""

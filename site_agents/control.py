@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import EnvironmentFailedError, ProtocolError
-from site_agents.durable_file import write_durably
+from fedfactory.durable_file import write_durably
 
 ControlName = Literal["running", "paused", "draining", "killed"]
 CONTROL_FOLDER: Final = "control"

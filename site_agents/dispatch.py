@@ -15,10 +15,11 @@ from typing import Final
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import FedfactoryError, ProtocolError, UsageError
 from fedfactory.contracts.orders import WorkKey
-from fedfactory.contracts.plans import Delivery
+from fedfactory.contracts.plans import Anchor, Delivery
 from fedfactory.contracts.updates import Reply
 from site_agents.flower_seam import Incoming
 from site_agents.pipeline import Pending
+from site_agents.policy.facts import shown
 from site_agents.status import StatusBoard
 
 log = logging.getLogger("site_agents.dispatch")
@@ -43,7 +44,7 @@ class Dispatcher:
     def __init__(
         self,
         *,
-        answer: Callable[[str], Reply | Pending | None],
+        answer: Callable[[str], Reply | Pending | Anchor | None],
         send: Callable[[Incoming, str], None],
         board: StatusBoard,
         changed: Callable[[], None],
@@ -141,7 +142,10 @@ class Dispatcher:
             log.warning("a reply waits for the connection: %s", error)
             with self._lock:
                 self._unsent.append(answer)
-        self._board.ends(reply.work, "update" if reply.refusal is None else reply.refusal.code)
+        if isinstance(reply, Reply):
+            done, outcome = reply.work, reply.refusal.code if reply.refusal else "update"
+            log.info("run %s round %d %s: %s", shown(done.run_id), done.round, done.kind, outcome)
+            self._board.ends(done, outcome)
 
 
 def _work_of(text: str) -> WorkKey | None:

@@ -217,7 +217,8 @@ def _budget(ledger: Ledger, policy: Policy, sending: Sending, now: float) -> Ste
         return _step("privacy budget", "budget_exhausted", None)
     rule = policy.data[source]
     if rule.lineage not in ledger.budget.deltas:
-        return _step("privacy budget", "budget_exhausted", f"lineage '{rule.lineage}' has none")
+        none = f"lineage '{rule.lineage}' has none: 'site-agent policy check' says what to do"
+        return _step("privacy budget", "budget_exhausted", none)
     caps = Caps(
         epsilon_per_run=policy.epsilon_per_run, epsilon_per_lineage=policy.epsilon_per_lineage
     )

@@ -126,6 +126,10 @@ class FleetNode:
             still_online = error.response.status_code == httpx.codes.PRECONDITION_FAILED
             if not (still_online and self._node.node_id):
                 raise FleetUnavailableError(diagnostic=str(error)) from error
+            # Until a heartbeat it is online only as long as it was before: replies sent later would
+            # be lost.
+            if not self.heartbeat():
+                raise FleetUnavailableError("SuperLink no longer knows this node") from error
         return int(self._node.node_id)
 
     def resume(self, node_id: int) -> None:

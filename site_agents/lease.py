@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -81,8 +82,9 @@ class Lease:
         os.close(self._handle)
 
     def _write(self, text: str) -> None:
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, text.encode(), 0)
+        with suppress(OSError):  # a full disk: the lock holds, and nobody can be told who has it
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, text.encode(), 0)
 
     def __enter__(self) -> Self:
         return self

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Final, Self
 
 from fedfactory.contracts.errors import FedfactoryError
+from fedfactory.durable_file import create_durably, sync_folder
 from fedfactory.privacy.accounting import Cost, Rdp
-from site_agents.durable_file import sync_folder
 from site_agents.ledger_head import HEAD, HeadFile, Told
 from site_agents.ledger_place import LINK, place
 
@@ -117,10 +117,7 @@ class LedgerFile:
             raise LedgerError(f"{folder / FILE} exists already: a site has one ledger for good")
         try:
             for name, content in ((KEY, secrets.token_bytes(KEY_BYTES)), (FILE, b"")):
-                handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with os.fdopen(handle, "wb") as file:
-                    file.write(content)
-                    os.fsync(file.fileno())
+                create_durably(folder / name, content)
             database = _connect(folder / FILE)
             database.executescript(_SCHEMA)
             database.close()

@@ -14,6 +14,7 @@ from typing import Final
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import ProtocolError
+from fedfactory.durable_file import create_durably
 
 HEAD: Final = "ledger.head"
 SLOT_BYTES: Final = 512
@@ -37,12 +38,7 @@ class HeadFile:
     @classmethod
     def create(cls, folder: Path, told: Told) -> None:
         """Make the file, durably but for its name in the folder."""
-        handle = os.open(folder / HEAD, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.pwrite(handle, _slot(told) * 2, 0)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        create_durably(folder / HEAD, _slot(told) * 2)
 
     def write(self, told: Told) -> None:
         """Write what was seen over the older slot."""

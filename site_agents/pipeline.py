@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -22,7 +23,7 @@ from fedfactory.contracts.codec import digest_of, from_json
 from fedfactory.contracts.errors import FedfactoryError, IdentityError, ProtocolError, UsageError
 from fedfactory.contracts.model import BlobRef, TensorSpec
 from fedfactory.contracts.orders import Order, WorkKey
-from fedfactory.contracts.plans import Delivery, Sending
+from fedfactory.contracts.plans import Anchor, Delivery, Sending, SignedEnding
 from fedfactory.contracts.updates import Payload, Refusal, Reply, Update
 from fedfactory.identity.signing import verify
 from fedfactory.privacy.budget import WorkName, run_key, work_name
@@ -35,6 +36,7 @@ from site_agents.audit.entries import refused, released
 from site_agents.books import Books, BooksError, BudgetError
 from site_agents.control import state
 from site_agents.egress import HeldBack, check_metrics, check_update
+from site_agents.ending import end_run
 from site_agents.executors.executor import (
     Executor,
     JobTimeoutError,
@@ -74,9 +76,9 @@ class Pending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """How base models come in and updates go out."""
+    """How base models come in, to stay while they are in use, and updates go out."""
 
-    fetch: Callable[[BlobRef], Path]
+    fetch: Callable[[BlobRef], AbstractContextManager[Path]]
     send: Callable[[Path, BlobRef], None]
 
 
@@ -126,16 +128,15 @@ class Pipeline:
         self._in_hand: Counter[str] = Counter()
         self._failures: Counter[RunKey] = Counter()
 
-    def answer(self, text: str) -> Reply | Pending | None:
-        """Return the reply to one delivery; None if it does not even name its work."""
+    def answer(self, text: str) -> Reply | Pending | Anchor | None:
+        """Return the answer to one message; None if it does not even name its work."""
         if len(text) > MAX_ORDER_CHARS:
             log.warning("a message of %d characters is no order", len(text))
             return None
         try:
             delivery = from_json(Delivery, text)
         except (ProtocolError, UsageError) as error:
-            log.warning("a message is no order: %s", error)
-            return None
+            return self._end(text, error)
         key = delivery.sending.order.key()
         folder = job_folder(self._spool, key).name
         with self._lock:
@@ -150,6 +151,15 @@ class Pipeline:
         finally:
             with self._lock:
                 self._in_hand[folder] -= 1
+
+    def _end(self, text: str, no_order: FedfactoryError) -> Anchor | None:
+        try:
+            signed = from_json(SignedEnding, text)
+        except (ProtocolError, UsageError):
+            log.warning("a message is no order: %s", no_order)
+            return None
+        policy_file = self._home / POLICY_FILE
+        return end_run(signed, site=self._site, policy_file=policy_file, books=self._books)
 
     def _answer(self, delivery: Delivery, key: WorkKey) -> Reply | Pending:
         try:
@@ -241,10 +251,9 @@ class Pipeline:
     # ---- doing it ------------------------------------------------------------------------------
 
     def _work(self, asked: _Asked) -> Update:
-        base = self._transfer.fetch(asked.order.base)
         folder = job_folder(self._spool, asked.key)
         try:
-            charge, result = self._left_behind(asked, folder) or self._execute(asked, base, folder)
+            charge, result = self._left_behind(asked, folder) or self._execute(asked, folder)
             update = self._guard(asked, charge, result, folder)
         except _RefusedError as error:
             if asked.private and error.code in AFTER_DATA:
@@ -263,7 +272,11 @@ class Pipeline:
         result = read_result(folder)
         return None if result.failure else (self._books.charged(asked.key), result)
 
-    def _execute(self, asked: _Asked, base: Path, folder: Path) -> tuple[Charge | None, JobResult]:
+    def _execute(self, asked: _Asked, folder: Path) -> tuple[Charge | None, JobResult]:
+        with self._transfer.fetch(asked.order.base) as base:
+            return self._attempt(asked, base, folder)
+
+    def _attempt(self, asked: _Asked, base: Path, folder: Path) -> tuple[Charge | None, JobResult]:
         """Reserve and run; every attempt is reserved anew, for each may have touched the data."""
         for attempt in range(1, ATTEMPTS + 1):
             charge = self._books.reserve(

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Final
 
 from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.tasks.table import load_task
 from site_agents.policy import OneOf, Policy, TaskRule
 
+OPEN_LINEAGE: Final = (
+    "if it is a population of its own, site-agent ledger open-lineage NAME --reason TEXT; if not,"
+    " name the lineage that it is of"
+)
 
-def misfits(policy: Policy, sources: Collection[str]) -> list[str]:
-    """Return what does not fit, one sentence each; `sources` are the names in agent.yaml.
+
+def misfits(policy: Policy, sources: Collection[str], lineages: Collection[str]) -> list[str]:
+    """Return what does not fit, one sentence each.
+
+    `sources` are the names in agent.yaml, `lineages` those that the ledger has open.
 
     Such a policy holds and never allows too much; orders are refused where it does not fit.
     """
@@ -18,6 +26,11 @@ def misfits(policy: Policy, sources: Collection[str]) -> list[str]:
         f"data.{name}: agent.yaml has no data source of that name"
         for name in policy.data
         if name not in sources
+    ]
+    found += [
+        f"data.{name}.lineage: the ledger has no budget for '{rule.lineage}'; {OPEN_LINEAGE}"
+        for name, rule in policy.data.items()
+        if rule.lineage not in lineages
     ]
     found += [
         f"privacy.delta: {policy.delta:g} is not below 1 / data.{name}.public_size, and then says"

@@ -6,7 +6,6 @@ Only this creates a ledger and an audit chain: an agent that finds none refuses 
 from __future__ import annotations
 
 import getpass
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -16,10 +15,10 @@ from typing import Any, Final
 import yaml
 
 from fedfactory.contracts.errors import UsageError
+from fedfactory.durable_file import create_durably, sync_folder
 from fedfactory.identity.enrolment import request_identity
 from fedfactory.identity.roles import Role
 from site_agents.config import AGENT_FILE, POLICY_FILE, AgentConfig, load_agent_config
-from site_agents.durable_file import sync_folder
 
 IDENTITY: Final = "identity"
 FOLDERS: Final = ("control", "spool", "logs")
@@ -90,8 +89,8 @@ def make_home(
             ledger=ledger,
             second_place=second_place,
         )
-        _write(making / AGENT_FILE, text)
-        _write(making / POLICY_FILE, policy_text)
+        create_durably(making / AGENT_FILE, text.encode())
+        create_durably(making / POLICY_FILE, policy_text.encode())
         _fill(making, made)
         making.replace(home)
         made.clear()
@@ -122,11 +121,3 @@ def _fill(home: Path, made: list[Path]) -> None:
         made.append(config.ledger)
     lineages = {rule.lineage: policy.delta for rule in policy.data.values()}
     Ledger.create(config.ledger, lineages, actor=getpass.getuser())
-
-
-def _write(path: Path, text: str) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -15,6 +15,7 @@ from typing import Final, Literal
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.orders import WorkKey
+from fedfactory.durable_file import write_in_one_piece
 
 STATUS_FILE: Final = "status.json"
 KEEP_DONE: Final = 10
@@ -124,10 +125,7 @@ class StatusBoard:
 
     def _write(self) -> None:
         self._status = replace(self._status, in_hand=tuple(self._in_hand.values()))
-        partial = self._path.with_name(f".{self._path.name}.part")
         try:
-            partial.touch(mode=0o600)
-            partial.write_text(to_json(self._status))
-            partial.replace(self._path)
+            write_in_one_piece(self._path, to_json(self._status))
         except OSError:
             return  # a full disk stops work where it must, at the books; never here

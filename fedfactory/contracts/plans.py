@@ -84,8 +84,26 @@ class Sending:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """A run is over: what it holds of a site's privacy budget and has not reserved returns."""
+
+    coordinator: str
+    run_id: str
+    plan_digest: str
+    site: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedEnding:
+    """What travels to a site when a run is over. The site answers with its Anchor."""
+
+    ending: Ending
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """What travels to a site."""
+    """What travels to a site: an order."""
 
     sending: Sending
     signature: Signature

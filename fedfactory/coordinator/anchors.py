@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.plans import Anchor
+from fedfactory.durable_file import write_durably
 
 
 class Anchors:
@@ -28,7 +29,7 @@ class Anchors:
         return self._known.get(site)
 
     def keep(self, site: str, anchor: Anchor) -> None:
-        """Keep an anchor that a site sent, durably enough to outlive this process, if it is newer.
+        """Keep an anchor that a site sent, durably, if it is newer.
 
         One that names another site or other books, or is older, changes nothing.
         """
@@ -40,8 +41,5 @@ class Anchors:
         )
         if anchor.site != site or not newer or anchor == known:
             return
-        partial = self._folder / f".{site}.part"
-        partial.touch(mode=0o600)
-        partial.write_text(to_json(anchor))
-        partial.replace(self._folder / f"{site}.json")
+        write_durably(self._folder / f"{site}.json", to_json(anchor))
         self._known[site] = anchor

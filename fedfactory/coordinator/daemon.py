@@ -27,6 +27,7 @@ from fedfactory.coordinator.link import LinkServer
 from fedfactory.coordinator.run_files import SUMMARY
 from fedfactory.coordinator.settings import Admission, RunSettings
 from fedfactory.coordinator.superlink import SuperLink
+from fedfactory.durable_file import write_in_one_piece
 from fedfactory.identity.enrolment import load_identity, request_identity, wait_for_certificate
 from fedfactory.identity.roles import Role
 from fedfactory.wire.arenas import limit_arenas
@@ -74,10 +75,8 @@ class Coordinator:
             superlink.stop()
 
     def _announce(self, port: int, superlink: SuperLink) -> None:
-        partial = self._home / ".gateway.json.part"
         told = {"address": f"{self._host}:{port}", "pids": superlink.pids}
-        partial.write_text(json.dumps(told))
-        partial.replace(self._home / "gateway.json")
+        write_in_one_piece(self._home / "gateway.json", json.dumps(told))
 
     def _serve(self, gateway: Gateway, superlink: SuperLink) -> int:
         superlink.wait_ready()

@@ -6,7 +6,7 @@ from collections import Counter
 
 from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.orders import Order, WorkKey, WorkKind
-from fedfactory.contracts.plans import Delivery, Sending
+from fedfactory.contracts.plans import Delivery, Ending, Sending, SignedEnding
 from fedfactory.coordinator.anchors import Anchors
 from fedfactory.coordinator.settings import RunSettings
 from fedfactory.coordinator.site_plan import SitePlan
@@ -41,6 +41,17 @@ class Orders:
             privacy=terms.privacy,
             plan_digest=self._plan_digest,
         )
+
+    def ending(self, site: str) -> SignedEnding:
+        """Return the word for one site that the run is over."""
+        terms = self._signed.terms
+        ending = Ending(
+            coordinator=terms.coordinator,
+            run_id=terms.run_id,
+            plan_digest=self._plan_digest,
+            site=site,
+        )
+        return SignedEnding(ending=ending, signature=self._signer.sign(ending))
 
     def delivery(self, order: Order, expires_at: float) -> Delivery:
         """Return the next sending of an order, good until `expires_at` (Unix seconds)."""

@@ -25,6 +25,7 @@ from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import FedfactoryError, ProtocolError
 from fedfactory.contracts.model import ModelSpec
 from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD, Order, WorkKey, WorkKind
+from fedfactory.contracts.plans import Delivery, SignedEnding
 from fedfactory.contracts.updates import Reply, Update
 from fedfactory.coordinator.aggregation import (
     Aggregation,
@@ -67,6 +68,7 @@ from fedfactory.wire.arrays import ArrayFile
 log = logging.getLogger("fedfactory.runner")
 
 REASON_WAIT_S: Final = 1.0
+ENDING_WAIT_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,10 +211,14 @@ class Runner:
     def _pull_reply(self, message_id: str) -> None:
         for message in self._grid.pull_messages([message_id]):
             asked = self._asked.pop(message.metadata.reply_to_message_id, None)
-            if asked is not None and message.has_content():
+            if asked is None:
+                continue
+            if message.has_content():
                 self._take(asked.key, message)
-            # An error reply is Flower's own (a node went away): the site is asked again when it
-            # is back, or the deadline names it.
+            elif asked.key.site not in self._state.offline:
+                # An error is Flower's own: it had given the node up, and the reply is gone. A site
+                # that is away is asked when it is back.
+                self._feed(SiteConnected(at=time.time(), site=asked.key.site))
 
     def _take(self, key: WorkKey, message: Message) -> None:
         try:
@@ -297,7 +303,7 @@ class Runner:
             for site, plan in plans.items()
         }
         self._link.offer({site: order.base.digest for site, order in orders.items()})
-        messages = [self._message(site, order) for site, order in orders.items()]
+        messages = [self._order_message(site, order) for site, order in orders.items()]
         sent = self._grid.push_messages(messages)
         for order, message_id in zip(orders.values(), sent, strict=True):
             if message_id:  # None: the node never came online; it is asked when it does
@@ -333,15 +339,20 @@ class Runner:
                 self._round_blobs.append(plan.base.digest)
         return True
 
-    def _message(self, site: str, order: Order) -> Message:
+    def _order_message(self, site: str, order: Order) -> Message:
         ttl = self._settings.plan.deadline_s
         delivery = self._orders.delivery(order, time.time() + ttl)
+        return self._message(site, order.kind, delivery, order.round, ttl + 60.0)
+
+    def _message(
+        self, site: str, kind: str, content: Delivery | SignedEnding, group: int, ttl: float
+    ) -> Message:
         return Message(
-            RecordDict({MESSAGE_RECORD: ConfigRecord({MESSAGE_FIELD: to_json(delivery)})}),
+            RecordDict({MESSAGE_RECORD: ConfigRecord({MESSAGE_FIELD: to_json(content)})}),
             dst_node_id=self._roster[site],
-            message_type=order.kind,
-            group_id=str(order.round),
-            ttl=ttl + 60.0,
+            message_type=kind,
+            group_id=str(group),
+            ttl=ttl,
         )
 
     @_perform.register
@@ -387,7 +398,31 @@ class Runner:
     @_perform.register
     def _(self, command: Finish) -> None:
         self._finished = True
+        if self._settings.plan.privacy is not None:
+            try:
+                self._end()
+            except (OSError, httpx.HTTPError, FedfactoryError):
+                log.exception("the sites could not be told that the run is over")
         self._files.model(self._link.blob_path(command.model.digest))
         self._files.summary(
             summary(self._history, command, traffic=self._link.traffic(), model_file=MODEL)
         )
+
+    def _end(self) -> None:
+        """Tell the sites that are connected that the run is over, so that their holds return."""
+        sites = [site for site in self._link.connected() if site in self._settings.plan.sites]
+        messages = [
+            self._message(site, "query", self._orders.ending(site), 0, ENDING_WAIT_S)
+            for site in sites
+        ]
+        waiting = {sent for sent in self._grid.push_messages(messages) if sent}
+        self._link.ring(sites)
+        end = time.monotonic() + ENDING_WAIT_S
+        while waiting and (left := end - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                ring = self._link.events.get(timeout=left)
+                if ring.event == "reply":
+                    for message in self._grid.pull_messages([ring.message]):
+                        waiting.discard(message.metadata.reply_to_message_id)
+                elif ring.event in {"failed", "closed"}:
+                    return

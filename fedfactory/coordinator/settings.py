@@ -10,6 +10,7 @@ from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import Scalar
 from fedfactory.contracts.plans import SignedPlan
+from fedfactory.durable_file import write_in_one_piece
 from fedfactory.rounds.events import RunPlan
 
 
@@ -35,7 +36,7 @@ class RunSettings:
 
     def write(self, path: Path) -> None:
         """Write the settings as JSON, 0600, in one piece."""
-        _write_private(path, to_json(self))
+        write_in_one_piece(path, to_json(self))
 
     @classmethod
     def read(cls, path: Path) -> RunSettings:
@@ -53,16 +54,9 @@ class Admission:
     def write(self, roster: Path) -> None:
         """Put the admission into the coordinator's roster folder, in one piece."""
         roster.mkdir(parents=True, exist_ok=True)
-        _write_private(roster / f"{self.site}.json", to_json(self))
+        write_in_one_piece(roster / f"{self.site}.json", to_json(self))
 
     @classmethod
     def read(cls, path: Path) -> Admission:
         """Read what `write` wrote."""
         return from_json(cls, path.read_text())
-
-
-def _write_private(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    partial.touch(mode=0o600)
-    partial.write_text(text)
-    partial.replace(path)

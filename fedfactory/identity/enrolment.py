@@ -5,7 +5,6 @@ A daemon without an identity leaves `request.json` and waits for `certificate.pe
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import IdentityError
+from fedfactory.durable_file import write_durably
 from fedfactory.identity.roles import Peer, Role
 
 REQUEST: Final = "request.json"
@@ -80,11 +80,11 @@ def request_identity(folder: Path, role: Role, name: str, *, node_key: bool = Fa
         return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())
-    _write(folder / TLS_KEY, _private_pem(key))
+    write_durably(folder / TLS_KEY, _private_pem(key))
     public = None
     if node_key:
         node = ec.generate_private_key(ec.SECP384R1())
-        _write(folder / _NODE_KEY, _private_pem(node))
+        write_durably(folder / _NODE_KEY, _private_pem(node))
         public = node.public_key().public_bytes(
             _PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
@@ -99,7 +99,7 @@ def request_identity(folder: Path, role: Role, name: str, *, node_key: bool = Fa
         csr=csr.public_bytes(_PEM).decode(),
         node_public_key=public.decode() if public else None,
     )
-    _write(folder / REQUEST, to_json(request).encode())
+    write_durably(folder / REQUEST, to_json(request))
 
 
 def read_request(folder: Path) -> Request:
@@ -109,8 +109,8 @@ def read_request(folder: Path) -> Request:
 
 def install_certificate(folder: Path, certificate_pem: bytes, authority_pem: bytes) -> None:
     """Put certificate and authority beside the request; the certificate last: it ends the wait."""
-    _write(folder / _AUTHORITY, authority_pem)
-    _write(folder / _CERTIFICATE, certificate_pem)
+    write_durably(folder / _AUTHORITY, authority_pem)
+    write_durably(folder / _CERTIFICATE, certificate_pem)
 
 
 def wait_for_certificate(folder: Path, timeout_s: float, stop: threading.Event) -> bool:
@@ -176,15 +176,3 @@ def load_node_key(folder: Path) -> bytes:
 
 def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file of ours, 0600, durably and in one piece."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.unlink(missing_ok=True)
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())  # a key that a certificate was signed for must not be lost
-    partial.replace(path)

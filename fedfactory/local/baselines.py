@@ -22,6 +22,7 @@ import numpy as np
 from fedfactory.contracts.codec import from_json
 from fedfactory.contracts.orders import Scalar, TrainParameters
 from fedfactory.contracts.privacy import Mechanism, PrivacyPlan
+from fedfactory.durable_file import write_in_one_piece
 from fedfactory.privacy.accounting import Cost, Limits, Rdp, least_noise
 from fedfactory.privacy.sampling import sampling
 from fedfactory.tasks.examples import Examples, SiteData
@@ -172,9 +173,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         request = from_json(Request, options.config.read_text())
         result = _Bench(request, Path(folder)).run()
-    partial = options.out.with_suffix(".part")
-    partial.write_text(json.dumps(result))
-    partial.replace(options.out)
+    write_in_one_piece(options.out, json.dumps(result))
     return 0
 
 

@@ -1,27 +1,28 @@
 """Sums of per-record gradients by Opacus, each clipped as a whole (flat clipping).
 
 Two ways to the same sum (Abadi et al. 2016, algorithm 1). `hooks` holds every record's gradient;
-`ghost` works out their norms layer by layer and goes back a second time over re-weighted losses
-(Lee and Kifer 2021; Opacus' fast gradient clipping), in far less memory. A record whose gradient is
-not finite contributes zero in both: one infinite value would otherwise make the model infinite,
-and its refusal would tell.
+`ghost` holds a linear layer's as the two factors that it is the product of, in far less memory
+(book-keeping: Bu et al. 2023, "Differentially private optimization on large model at small cost").
+A record whose gradient is not finite, or too long to be of use, contributes zero in both: one
+infinite value would otherwise make the model infinite, and its refusal would tell.
 
-`hooks` clips the very numbers that it adds up. `ghost` clips by norms worked out apart, so the two
-must agree whatever the coordinator put into the model: Opacus' norms of a linear layer, in float32,
-become 0 where squares are too small or terms over a sequence cancel, and 0 is not clipped at all.
-Ours are float64 and refuse sequences. Assumed, beyond that: float32 rounding, about 1e-6 of the
-clipping norm.
+Both add up the very numbers whose norms they clipped. A second backward pass over re-weighted
+losses, as in Opacus' own ghost clipping, does not: with weights of a coordinator's choice, terms
+cancel in one pass and not in the other, and a record gets past the clip by any factor. Assumed,
+beyond float32 rounding (about 1e-6 of the clipping norm): a record's gradient does not depend,
+through rounding, on which others are in its batch.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar, Final, Protocol
+from typing import Any, Final, Protocol
 
 import torch
-from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
+from opacus.grad_sample import GradSampleModule
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
@@ -31,23 +32,12 @@ from fedfactory.tasks.task import ModelMismatchError
 
 # As in Opacus: no division by zero, and a clipped norm just below the bound.
 _NORM_FLOOR: Final = 1e-6
+# A longer gradient's factor would be rounded to few bits, and the clipped norm with it.
+_LONGEST: Final = 1e30
 
 
 class PrivateModelError(ModelMismatchError):
     """The model's gradients cannot be told apart by record."""
-
-
-class ClippedGradients(Protocol):
-    """Gives clipped sums for the network it was opened on, until closed."""
-
-    record_bytes: int
-    """Memory that one record's gradients take."""
-
-    def sums(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        """Return the batch's clipped gradients added up, one tensor a trainable parameter."""
-
-    def close(self) -> None:
-        """Take Opacus' hooks, and what they kept of records, off the network."""
 
 
 def open_gradients(
@@ -59,9 +49,9 @@ def open_gradients(
         PrivateModelError: a layer mixes records, or Opacus has no per-record gradient for it.
     """
     _refuse_mixing_layers(network)
-    kind = _Hooks if mechanism.grad_sample_mode == "hooks" else _Ghost
+    kind = _RowsModule if mechanism.grad_sample_mode == "hooks" else _FactorsModule
     try:
-        return kind(network, objective, mechanism.clip_norm_l2)
+        return ClippedGradients(kind(network), objective, mechanism.clip_norm_l2)
     except NotImplementedError as error:
         raise PrivateModelError(
             "privacy=dp_sgd: a layer of the model has both parameters and buffers, and Opacus gives"
@@ -87,100 +77,165 @@ def _refuse_mixing_layers(network: nn.Module) -> None:
                 )
 
 
-class _Hooks:
-    def __init__(self, network: nn.Module, objective: Objective, clip_norm_l2: float) -> None:
-        self._parameters = trainable(network)
+class _Gradients(Protocol):
+    """All records' gradients of one parameter."""
+
+    def norms(self) -> Tensor:
+        """Return each record's norm, (records,)."""
+
+    def weighted(self, factors: Tensor) -> Tensor:
+        """Return their sum, each times its factor (records,); of factor 0 whatever it holds."""
+
+
+class _Rows:
+    """Gradients as they are: rows (records, ...)."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows.flatten(1)
+
+    def norms(self) -> Tensor:
+        return torch.linalg.vector_norm(self._rows, dim=1)
+
+    def weighted(self, factors: Tensor) -> Tensor:
+        self._rows[factors == 0] = 0.0  # 0 x infinity would be NaN
+        return factors.to(self._rows.dtype) @ self._rows
+
+
+class _Factors:
+    """Gradients of a linear layer's weight, outer products of what came back and what came in.
+
+    backprops: (records, out), activations: (records, in).
+    """
+
+    def __init__(self, backprops: Tensor, activations: Tensor) -> None:
+        self._outer, self._inner = backprops, activations
+        # In float32 squares of small numbers vanish, and a norm of 0 is not clipped at all.
+        self._outer_norms, self._inner_norms = (
+            torch.linalg.vector_norm(part, dim=1, dtype=torch.float64)
+            for part in (backprops, activations)
+        )
+
+    def norms(self) -> Tensor:
+        return self._outer_norms * self._inner_norms
+
+    def weighted(self, factors: Tensor) -> Tensor:
+        # One part of length 1, the other of the clipped gradient's: neither loses bits.
+        lengths = torch.where(self._inner_norms > 0, self._inner_norms, 1.0)
+        inner = (self._inner / lengths[:, None]).to(self._inner.dtype)
+        outer = (self._outer * (factors * lengths)[:, None]).to(self._outer.dtype)
+        for part in (inner, outer):
+            part[factors == 0] = 0.0
+        return outer.T @ inner
+
+
+class _RowsModule(GradSampleModule):  # type: ignore[misc]  # Opacus has no types
+    """Opacus' module, with gradients of every parameter as rows."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network, loss_reduction="sum")
+        self.record_bytes = sum(p.nbytes for p in trainable(network))
+
+    def gradients(self, parameter: nn.Parameter) -> _Gradients:
+        """Return a parameter's gradients of the last backward pass."""
+        rows = getattr(parameter, "grad_sample", None)
+        if not isinstance(rows, Tensor):
+            raise _not_by_record(parameter)
+        return _Rows(rows)
+
+    def forget(self) -> None:
+        """Let go of the last backward pass."""
+        self.zero_grad(set_to_none=True)
+
+
+class _FactorsModule(_RowsModule):
+    """Opacus' module, with gradients of linear layers as factors, of all others as rows."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        self._found: dict[nn.Parameter, _Gradients] = {}
+        uses = Counter(p for layer in network.modules() for p in layer.parameters(recurse=False))
+        for layer in network.modules():
+            for parameter in trainable(layer) if type(layer) is nn.Linear else ():
+                if uses[parameter] > 1:
+                    raise _not_by_record(parameter)
+                self.record_bytes -= parameter.nbytes
+
+    def capture_backprops_hook(
+        self, module: nn.Module, forward_input: Any, forward_output: Any, **how: Any
+    ) -> None:
+        """See Opacus; called once for each use of a layer with parameters."""
+        if type(module) is not nn.Linear:
+            super().capture_backprops_hook(module, forward_input, forward_output, **how)
+            return
+        (activations,), backprops = self.rearrange_grad_samples(
+            module=module, backprops=forward_output[0].detach(), **how
+        )
+        if backprops.dim() != 2:
+            raise PrivateModelError(
+                "privacy=dp_sgd: grad_sample_mode=ghost cannot clip a linear layer over a sequence;"
+                " use privacy.grad_sample_mode=hooks"
+            )
+        self._keep(module.weight, _Factors(backprops, activations))
+        if module.bias is not None:
+            self._keep(module.bias, _Rows(backprops))
+
+    def gradients(self, parameter: nn.Parameter) -> _Gradients:
+        """See _RowsModule."""
+        return self._found.get(parameter) or super().gradients(parameter)
+
+    def forget(self) -> None:
+        """See _RowsModule."""
+        super().forget()
+        self._found.clear()
+
+    def _keep(self, parameter: nn.Parameter, gradients: _Gradients) -> None:
+        if parameter in self._found:
+            raise _not_by_record(parameter)
+        if parameter.requires_grad:
+            self._found[parameter] = gradients
+
+
+class ClippedGradients:
+    """Gives clipped sums for the network it was opened on, until closed.
+
+    `record_bytes` is the memory that one record's gradients take.
+    """
+
+    def __init__(self, module: _RowsModule, objective: Objective, clip_norm_l2: float) -> None:
+        self._module = module
+        self._parameters = trainable(module)
         self._objective = objective
         self._clip = clip_norm_l2
-        self.record_bytes = sum(p.nbytes for p in self._parameters)
-        self._module = GradSampleModule(network, loss_reduction="sum")
+        self.record_bytes = module.record_bytes
 
     def sums(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        """See ClippedGradients."""
+        """Return the batch's clipped gradients added up, one tensor a trainable parameter."""
         losses = self._objective.losses(self._module(x), y)
         with _hooked_first_layer():
             losses.sum().backward()  # type: ignore[no-untyped-call]
-        rows = [_per_record(p, "grad_sample", len(x)).flatten(1) for p in self._parameters]
-        self._module.zero_grad(set_to_none=True)
-        norms = torch.stack([torch.linalg.vector_norm(r, dim=1) for r in rows]).norm(dim=0)
-        factors = _factors(norms, self._clip)
-        lost = ~norms.isfinite()
-        if lost.any():
-            factors[lost] = 0.0
-            for row in rows:
-                row[lost] = 0.0  # 0 x infinity would be NaN
-        return [(factors @ row).view_as(p) for row, p in zip(rows, self._parameters, strict=True)]
+        found = [self._module.gradients(parameter) for parameter in self._parameters]
+        parts = [gradients.norms().double() for gradients in found]
+        for parameter, part in zip(self._parameters, parts, strict=True):
+            if len(part) != len(x):
+                raise _not_by_record(parameter)
+        norms = torch.stack(parts).norm(dim=0)
+        factors = (self._clip / (norms + _NORM_FLOOR)).clamp(max=1.0)
+        factors[~(norms <= _LONGEST)] = 0.0  # also what is no number
+        sums = [
+            gradients.weighted(factors).view_as(parameter)
+            for gradients, parameter in zip(found, self._parameters, strict=True)
+        ]
+        self._module.forget()
+        return sums
 
     def close(self) -> None:
-        """See ClippedGradients."""
-        _unhook(self._module)
-
-
-def _linear_norms(
-    layer: nn.Linear, activations: list[Tensor], backprops: Tensor
-) -> dict[Tensor, Tensor]:
-    """Return each record's gradient norms (batch,): of an outer product, the product of norms."""
-    if backprops.dim() != 2:
-        raise PrivateModelError(
-            "privacy=dp_sgd: grad_sample_mode=ghost cannot clip a linear layer over a sequence;"
-            " use privacy.grad_sample_mode=hooks"
-        )
-    outer = torch.linalg.vector_norm(backprops, dim=1, dtype=torch.float64)
-    inner = torch.linalg.vector_norm(activations[0], dim=1, dtype=torch.float64)
-    norms: dict[Tensor, Tensor] = {layer.weight: outer * inner}
-    if layer.bias is not None:
-        norms[layer.bias] = outer
-    # What float32 cannot hold is infinite from here on, so that its record contributes zero.
-    return {parameter: norm.to(backprops.dtype) for parameter, norm in norms.items()}
-
-
-class _GhostModule(GradSampleModuleFastGradientClipping):  # type: ignore[misc]  # no types
-    """Opacus' module with our norms for linear layers, and per-record gradients for all others."""
-
-    NORM_SAMPLERS: ClassVar = {nn.Linear: _linear_norms}
-
-
-class _Ghost:
-    def __init__(self, network: nn.Module, objective: Objective, clip_norm_l2: float) -> None:
-        self._parameters = trainable(network)
-        self._objective = objective
-        self._clip = clip_norm_l2
-        self._module = _GhostModule(network, loss_reduction="sum")
-        # A layer without a ghost norm holds its records' gradients, one layer at a time.
-        self.record_bytes = max(
-            (
-                sum(p.nbytes for p in layer.parameters(recurse=False))
-                for layer in network.modules()
-                if type(layer) not in _GhostModule.NORM_SAMPLERS
-            ),
-            default=0,
-        )
-
-    def sums(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        """See ClippedGradients."""
-        if not len(x):
-            return [torch.zeros_like(p) for p in self._parameters]
-        losses = self._objective.losses(self._module(x), y)
-        with _hooked_first_layer():
-            losses.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
-        norms = torch.stack([_per_record(p, "_norm_sample", len(x)) for p in self._parameters])
-        norms = norms.norm(dim=0)
-        for parameter in self._parameters:
-            parameter.grad = None
-            del parameter._norm_sample  # type: ignore[attr-defined]  # noqa: SLF001  Opacus' own; left, it would serve other records
-        kept = norms.isfinite()
-        if not kept.all():
-            return self.sums(x[kept], y[kept])
-        weighted = (_factors(norms, self._clip) * losses).sum()
-        self._module.disable_hooks()
-        with _hooked_first_layer():
-            gradients = torch.autograd.grad(weighted, self._parameters)
-        self._module.enable_hooks()
-        return list(gradients)
-
-    def close(self) -> None:
-        """See ClippedGradients."""
-        _unhook(self._module)
+        """Take Opacus' hooks, and what they kept of records, off the network."""
+        self._module.forget()
+        network = self._module.to_standard_module()
+        for layer in network.modules():
+            for name in ("activations", "max_batch_len"):
+                layer.__dict__.pop(name, None)
+        network.zero_grad(set_to_none=True)
 
 
 @contextmanager
@@ -191,24 +246,9 @@ def _hooked_first_layer() -> Iterator[None]:
         yield
 
 
-def _factors(norms: Tensor, clip_norm_l2: float) -> Tensor:
-    return (clip_norm_l2 / (norms + _NORM_FLOOR)).clamp(max=1.0)
-
-
-def _per_record(parameter: nn.Parameter, attribute: str, records: int) -> Tensor:
-    found = getattr(parameter, attribute, None)
-    if not isinstance(found, Tensor) or len(found) != records:
-        raise PrivateModelError(
-            "privacy=dp_sgd: Opacus gave no gradient for each record, for a parameter of shape"
-            f" {tuple(parameter.shape)}; the model uses a layer in a way that it cannot follow"
-            " (more than once, not at all, or with records outside of the first axis)"
-        )
-    return found
-
-
-def _unhook(module: GradSampleModule) -> None:
-    network = module.to_standard_module()
-    for layer in network.modules():
-        for name in ("activations", "max_batch_len"):
-            layer.__dict__.pop(name, None)
-    network.zero_grad(set_to_none=True)
+def _not_by_record(parameter: nn.Parameter) -> PrivateModelError:
+    return PrivateModelError(
+        "privacy=dp_sgd: Opacus gave no gradient for each record, for a parameter of shape"
+        f" {tuple(parameter.shape)}; the model uses a layer in a way that it cannot follow"
+        " (more than once, not at all, or with records outside of the first axis)"
+    )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fedfactory.contracts.errors import EnvironmentFailedError, IntegrityError, UsageError
+from fedfactory.durable_file import create_durably, sync_folder
 from site_agents.audit.entries import recovered
 from site_agents.audit.head_file import (
     HEAD,
@@ -37,7 +38,6 @@ from site_agents.audit.statements import (
     start_of,
 )
 from site_agents.audit.trail import CHAIN, Trail, settle
-from site_agents.durable_file import sync_folder
 
 
 class AuditChain:
@@ -71,12 +71,7 @@ class AuditChain:
             key = make_key(building)
             first = sign_checkpoint(key, 0, start_of(key.public_key()), now())
             for name, content in ((CHAIN, b""), (HEAD, first_heads(first))):
-                file = os.open(building / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                try:
-                    _write_whole(file, content)
-                    os.fsync(file)
-                finally:
-                    os.close(file)
+                create_durably(building / name, content)
             sync_folder(building)
             if folder.is_dir() and any(folder.iterdir()):
                 raise UsageError(f"{folder} is not empty: an audit chain is made once, and kept")

@@ -7,7 +7,6 @@ so that a line cannot be put in, changed or moved without the key.
 from __future__ import annotations
 
 import base64
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedfactory.contracts.errors import IntegrityError
+from fedfactory.durable_file import create_durably
 from site_agents.audit.leaf import sha256
 
 KEY: Final = "audit.key"
@@ -71,11 +71,7 @@ def make_key(folder: Path) -> Ed25519PrivateKey:
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     for name, pem, mode in ((KEY, private, 0o600), (PUBLIC_KEY, public, 0o644)):
-        file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(file, "wb") as out:
-            out.write(pem)
-            out.flush()
-            os.fsync(out.fileno())
+        create_durably(folder / name, pem, mode=mode)
     return key
 
 

@@ -39,17 +39,17 @@ exit codes:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command; return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: _dispatch(words), program="site-agent")
+
+
+def _dispatch(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return 0 if words else 2
-    return guarded(lambda: _dispatch(words[0], words[1:]), program="site-agent")
-
-
-def _dispatch(name: str, words: Sequence[str]) -> int:
-    if name not in COMMANDS:
-        raise UnknownNameError("command", name, COMMANDS)
-    command: Callable[[Sequence[str]], int] = import_module(COMMANDS[name]).main
-    return command(words)
+    if words[0] not in COMMANDS:
+        raise UnknownNameError("command", words[0], COMMANDS)
+    command: Callable[[Sequence[str]], int] = import_module(COMMANDS[words[0]]).main
+    return command(words[1:])
 
 
 def _help() -> str:

@@ -11,6 +11,7 @@ from site_agents.cli.approvals import columns
 from site_agents.cli.home import add_home, find_home
 from site_agents.config import POLICY_FILE, load_agent_config
 from site_agents.explanation import Explanation, Step, explain, read_delivery
+from site_agents.ledger import Ledger
 from site_agents.policy.facts import shown
 from site_agents.policy_check import misfits
 from site_agents.policy_file import load_policy
@@ -23,7 +24,9 @@ def main(words: Sequence[str]) -> int:
         description="What this site allows: its home's policy.yaml; see docs/policy.md.",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="check | explain")
-    check = actions.add_parser("check", help="read the file, and hold it against agent.yaml")
+    check = actions.add_parser(
+        "check", help="read the file, hold it against agent.yaml, tasks, ledger"
+    )
     add_home(check)
     one = actions.add_parser(
         "explain",
@@ -41,7 +44,10 @@ def main(words: Sequence[str]) -> int:
 def _check(home: Path) -> int:
     policy = load_policy(home / POLICY_FILE)
     config = load_agent_config(home, [])
-    for found in (misfit := misfits(policy, config.data)):
+    ledger = Ledger.open(config.ledger)
+    lineages = frozenset(ledger.budget.deltas)
+    ledger.close()
+    for found in (misfit := misfits(policy, config.data, lineages)):
         print(found)
     if misfit:
         return 1

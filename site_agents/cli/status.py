@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Final
 
 from fedfactory.cli.arguments import Arguments
 from fedfactory.contracts.codec import encode
@@ -15,6 +16,8 @@ from site_agents.cli.home import add_home, find_home
 from site_agents.control import ControlState
 from site_agents.lease import Holder, holder_of
 from site_agents.status import Status, read_status
+
+LONGEST_NAME: Final = 80
 
 
 def main(words: Sequence[str]) -> int:
@@ -61,15 +64,21 @@ def status_lines(
     for order in status.in_hand if holder else ():
         what = "waits for approval" if order.waits_for_approval else "in hand"
         lines.append(
-            f"{what:<11} {order.run_id} round {order.round} {order.kind},"
+            f"{what:<11} {_name(order.run_id)} round {order.round} {order.kind},"
             f" for {_ago(order.since, now)}"
         )
     for done in status.done:
         lines.append(
-            f"done        {done.run_id} round {done.round} {done.kind}: {done.outcome},"
+            f"done        {_name(done.run_id)} round {done.round} {done.kind}: {done.outcome},"
             f" {_ago(done.at, now)} ago"
         )
     return lines
+
+
+def _name(run_id: str) -> str:
+    """Show what a message calls its run; nothing in it may steer the terminal."""
+    cut = run_id if len(run_id) <= LONGEST_NAME else f"{run_id[:LONGEST_NAME]}..."
+    return "".join(letter if letter.isprintable() else "?" for letter in cut)
 
 
 def _ago(then: float, now: float) -> str:

@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import DataError, ProtocolError
+from fedfactory.durable_file import write_durably
 
 FOLDER: Final = "data"
 Kind = Literal["first seen", "unchanged", "appended", "changed"]
@@ -84,17 +85,14 @@ def read_version(home: Path, name: str) -> Version | None:
 
 
 def write_version(home: Path, name: str, version: Version) -> None:
-    """Put a version on record, in one piece.
+    """Put a version on record, durably.
 
     Raises:
         DataError: the home cannot be written.
     """
     path = home / FOLDER / f"{name}.json"
-    partial = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        partial.touch(mode=0o600)
-        partial.write_text(to_json(version), encoding="utf-8")
-        partial.replace(path)
+        write_durably(path, to_json(version))
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from error

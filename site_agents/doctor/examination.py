@@ -34,7 +34,7 @@ def examine(home: Path) -> Iterator[Finding]:
     policy, found = examine_policy(config)
     yield from found
     yield from examine_disk(config, policy)
-    yield from examine_books(config)
+    yield from examine_books(config, policy)
     yield from examine_clock()
     from site_agents.doctor.way import examine_way
 

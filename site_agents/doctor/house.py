@@ -22,6 +22,7 @@ from site_agents.executors.warm_worker import WarmWorker
 from site_agents.jobs.settings import WorkerSettings
 from site_agents.lease import holder_of
 from site_agents.policy import Policy
+from site_agents.policy_check import OPEN_LINEAGE
 from site_agents.policy_file import load_policy
 
 PACKAGES: Final = ("fedfactory", "flwr", "grpcio", "torch", "opacus", "dp-accounting")
@@ -106,8 +107,8 @@ def examine_disk(config: AgentConfig, policy: Policy | None) -> Iterator[Finding
         yield ok("disk", text)
 
 
-def examine_books(config: AgentConfig) -> Iterator[Finding]:
-    """Verify ledger and audit chain, and hold both against the second place."""
+def examine_books(config: AgentConfig, policy: Policy | None) -> Iterator[Finding]:
+    """Verify ledger and audit chain, hold both against second place and the policy's lineages."""
     try:
         books = open_books(config)
     except FedfactoryError as error:
@@ -120,6 +121,10 @@ def examine_books(config: AgentConfig) -> Iterator[Finding]:
             "books",
             f"ledger of {anchor.ledger_sequence} entries, audit chain of {anchor.audit_length}",
         )
+        for name, rule in policy.data.items() if policy else ():
+            if not books.has_budget(rule.lineage):
+                text = f"lineage '{rule.lineage}' of data '{name}' has no budget in the ledger"
+                yield fail("books", text, OPEN_LINEAGE)
     except FedfactoryError as error:
         yield fail("books", str(error), _BOOKS_TODO)
     finally:

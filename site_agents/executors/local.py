@@ -86,9 +86,12 @@ class LocalExecutor:
 
     def run(self, job: Job, folder: Path, timeout_s: float) -> JobResult:
         """See Executor."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (folder / RESULT).unlink(missing_ok=True)
-        write_file(folder / JOB, job)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (folder / RESULT).unlink(missing_ok=True)
+            write_file(folder / JOB, job)
+        except OSError as error:
+            raise NeverBegunError(f"{folder} cannot be written: {error.strerror}") from error
         self._ask({"job": str(folder)}, timeout_s, needs_device=job.kind == "train")
         return read_result(folder)
 
@@ -128,8 +131,10 @@ class LocalExecutor:
         with self._worker(needs_device=needs_device, end=end) as worker:
             try:
                 worker.wait_ready()
-            except (WorkerLostError, JobTimeoutError) as error:
-                raise NeverBegunError(f"a worker did not get ready; see {self._log}") from error
+            except (WorkerLostError, JobTimeoutError, OSError) as error:
+                raise NeverBegunError(
+                    f"a worker did not get ready ({error}); see {self._log}"
+                ) from error
             if self._stops != stops:
                 raise NeverBegunError
             try:
@@ -197,7 +202,10 @@ class LocalExecutor:
         except FedfactoryError:
             return  # as long as the site's policy does not hold, no work comes
         worker.settings = self._settings(worker.settings.device, sources)
-        worker.start()
+        try:
+            worker.start()
+        except OSError as error:
+            log.error("a worker cannot be started: %s", error)  # noqa: TRY400  a later job tries
 
     def _all(self) -> list[WarmWorker]:
         return [*(self._workers or []), *([self._aside] if self._aside else [])]

@@ -16,6 +16,7 @@ from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.model import BlobRef, ModelSpec
 from fedfactory.contracts.orders import Scalar, TrainParameters, WorkKey, WorkKind
 from fedfactory.contracts.privacy import Measurement, Mechanism
+from fedfactory.durable_file import write_in_one_piece
 
 JOB: Final = "job.json"
 RESULT: Final = "result.json"
@@ -67,10 +68,7 @@ def job_folder(spool: Path, key: WorkKey) -> Path:
 
 def write_file(path: Path, value: Any) -> None:
     """Write a value as JSON, 0600, in one piece."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.touch(mode=0o600)
-    partial.write_text(to_json(value))
-    partial.replace(path)
+    write_in_one_piece(path, to_json(value))
 
 
 def read_job(folder: Path) -> Job:

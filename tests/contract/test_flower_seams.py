@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -62,6 +63,29 @@ def test_a_registered_node_lives_through_its_calls(superlink: SuperLink) -> None
     node.deactivate()
     assert node.activate() == node_id
     node.close()
+
+
+def test_a_node_that_goes_on_after_a_restart_says_at_once_that_it_lives(
+    superlink: SuperLink,
+) -> None:
+    """SuperLink keeps no reply of a node whose last heartbeat is too old."""
+    private, public = _key()
+    node_id = superlink.client.register_node(public, "b")
+    killed = _node(superlink, private)
+    killed.activate()
+    calls: list[str] = []
+
+    def tunnel(method: str, *call: Any) -> tuple[int, bytes]:
+        calls.append(method)
+        body, *signed = call
+        return superlink.client.forward(method, *signed, body)
+
+    node = FleetNode(tunnel, private)
+    node.resume(node_id)
+    assert node.activate() == node_id
+    assert calls == ["ACTIVATE_NODE", "SEND_NODE_HEARTBEAT"]
+    node.close()
+    killed.close()
 
 
 def test_an_unregistered_key_is_refused(superlink: SuperLink) -> None:

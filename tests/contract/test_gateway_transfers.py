@@ -337,22 +337,28 @@ def test_a_hanging_upload_gives_way_to_the_next(rig, file):
 # ---- the site's cache ------------------------------------------------------------------------
 
 
+def fetched(cache, ref):
+    with cache.fetch(ref) as path:
+        return path.read_bytes()
+
+
 def test_each_array_set_is_fetched_once(rig, tmp_path):
     ref = rig.offer("cesga", DATA)
     cache = BlobCache(tmp_path / "cache", rig.site)
-    assert cache.fetch(ref).read_bytes() == DATA
-    assert cache.fetch(ref).read_bytes() == DATA
+    assert fetched(cache, ref) == DATA
+    assert fetched(cache, ref) == DATA
     again = BlobCache(tmp_path / "cache", rig.site)
-    assert again.fetch(ref).read_bytes() == DATA
+    assert fetched(again, ref) == DATA
     assert rig.gateway.traffic()["cesga"]["down"] == len(DATA)
 
 
 def test_a_cached_file_torn_by_a_crash_is_fetched_again(rig, tmp_path):
     ref = rig.offer("cesga", DATA)
-    path = BlobCache(tmp_path / "cache", rig.site).fetch(ref)
+    assert fetched(BlobCache(tmp_path / "cache", rig.site), ref) == DATA
+    (path,) = (tmp_path / "cache").iterdir()
     for torn in (b"", DATA[:-1], bytes(len(DATA))):
         path.write_bytes(torn)
-        assert BlobCache(tmp_path / "cache", rig.site).fetch(ref).read_bytes() == DATA
+        assert fetched(BlobCache(tmp_path / "cache", rig.site), ref) == DATA
 
 
 def test_the_newest_few_are_kept(rig, tmp_path):
@@ -360,11 +366,23 @@ def test_the_newest_few_are_kept(rig, tmp_path):
     (tmp_path / "cache" / ".dead.part").write_bytes(b"cut, and never asked for again")
     refs = [rig.offer("cesga", bytes([i]) * 100) for i in range(5)]
     for ref in refs:
-        cache.fetch(ref)
-        cache.fetch(refs[0])
+        fetched(cache, ref)
+        fetched(cache, refs[0])
     kept = {path.name for path in (tmp_path / "cache").iterdir()}
     assert kept == {r.digest.removeprefix("sha256:") for r in (refs[0], refs[-1])}
     assert len(kept) == KEEP
+
+
+def test_a_model_stays_as_long_as_a_job_waits_with_it(rig, tmp_path):
+    cache = BlobCache(tmp_path / "cache", rig.site)
+    refs = [rig.offer("cesga", bytes([i]) * 100) for i in range(5)]
+    with cache.fetch(refs[0]) as path:
+        for ref in refs[1:]:
+            fetched(cache, ref)
+        assert path.read_bytes() == bytes([0]) * 100
+    fetched(cache, refs[1])
+    fetched(cache, refs[2])
+    assert not path.exists()
 
 
 # ---- memory ----------------------------------------------------------------------------------

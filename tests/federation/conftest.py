@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Federation:
 
     process: subprocess.Popen[str]
     out: Path
+    restarted: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def wait(self, timeout: float = 120) -> int:
         return self.process.wait(timeout)
@@ -37,10 +38,41 @@ class Federation:
 
     def tree(self) -> list[psutil.Process]:
         """Every process of this federation, by what it runs."""
-        return psutil.Process(self.process.pid).children(recursive=True)
+        roots = [self.process.pid, *(agent.pid for agent in self.restarted if agent.poll() is None)]
+        found = [psutil.Process(pid) for pid in roots]
+        below = [child for root in found for child in root.children(recursive=True)]
+        return [*found[1:], *below]
 
     def find(self, *words: str) -> list[psutil.Process]:
-        return [p for p in self.tree() if all(w in " ".join(p.cmdline()) for w in words)]
+        found = [p for p in self.tree() if p.status() != psutil.STATUS_ZOMBIE]
+        return [p for p in found if all(w in " ".join(p.cmdline()) for w in words)]
+
+    def restart(self, agent: psutil.Process, *before: str, **env: str) -> None:
+        """Kill a site's agent; start it by hand, its command line and environment the same.
+
+        `before` are words to put before the command, `env` variables to add.
+        """
+        words, its_env = agent.cmdline(), agent.environ()
+        agent.kill()
+        while agent.is_running() and agent.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        with (self.out.parent / "restarted.log").open("ab") as log:
+            again = subprocess.Popen(
+                [*before, *words],
+                env={**its_env, **env},
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+            )
+        self.restarted.append(again)
+
+    def end_restarted(self) -> None:
+        """End what `restart` started, and wait for it."""
+        for agent in self.restarted:
+            assert agent.stdin is not None
+            agent.stdin.close()
+        for agent in self.restarted:
+            agent.wait(30)
 
     def summary(self) -> dict[str, Any]:
         return json.loads((self.out / "summary.json").read_text())
@@ -91,6 +123,7 @@ def _sweep(launcher: Launcher) -> list[str]:
             except subprocess.TimeoutExpired:
                 federation.process.kill()
                 federation.process.wait()
+        federation.end_restarted()
     bases = {str(f.out.parent) for f in launcher.started}
     orphans = []
     for process in psutil.process_iter(["cmdline", "environ"]):
@@ -128,9 +161,12 @@ def home_of(agent: psutil.Process) -> Path:
 
 
 def site_agent(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "site_agents.cli.main", words[0], "--home", str(home)]
     return subprocess.run(
-        [*command, *words[1:]], check=False, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "site_agents.cli.main", *words, "--home", str(home)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from typing import Any
 import psutil
 import pytest
 
+from fedfactory.identity.authority import Authority
+from fedfactory.identity.enrolment import install_certificate, read_request
+from fedfactory.identity.roles import Role
 from site_agents.status import Status, read_status
 from tests.federation.conftest import (
     Federation,
@@ -146,6 +151,40 @@ def test_a_word_and_a_second_signal_reach_work_under_way(launch: Launcher) -> No
 def has_in_hand(home: Path) -> bool:
     status = read_status(home)
     return status is not None and bool(status.in_hand)
+
+
+def test_a_gateway_that_is_away_is_said_once(tmp_path: Path) -> None:
+    home, authority = tmp_path / "home", Authority.create_ephemeral()
+    with socket.socket() as taken:  # bound and not listening: every connection is refused
+        taken.bind(("127.0.0.1", 0))
+        gateway = f"127.0.0.1:{taken.getsockname()[1]}"
+        made = site_agent(home, "init", "--site", "cesga", "--gateway", gateway)
+        assert made.returncode == 0, made.stderr
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "site_agents.cli.main", "run", "--home", str(home)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            within(30, lambda: status_of_if_any(home) == "waiting for a certificate")
+            request = read_request(home / "identity")
+            certificate = authority.sign(request.csr_pem, Role.SITE, "cesga", timedelta(days=1))
+            install_certificate(home / "identity", certificate, authority.certificate_pem)
+            within(30, lambda: status_of(home).detail == "the gateway cannot be reached")
+            time.sleep(2.0)  # it tries some five times
+            agent.send_signal(signal.SIGTERM)
+            _, log = agent.communicate(timeout=30)
+        finally:
+            agent.kill()
+            agent.wait()
+    assert agent.returncode == 0, log
+    assert log.count("waits for certificate.pem") == 1
+    assert log.count("not connected") == 1, log
+
+
+def status_of_if_any(home: Path) -> str:
+    status = read_status(home)
+    return status.connection if status else ""
 
 
 def test_an_idle_agent_costs_next_to_nothing(launch: Launcher) -> None:

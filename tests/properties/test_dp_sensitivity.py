@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedfactory.contracts.privacy import GradSampleMode
+from fedfactory.tasks.clipped_gradients import PrivateModelError
 from fedfactory.tasks.objectives import CLASSIFICATION
 from tests.private_descents import (
     MODES,
@@ -112,3 +113,40 @@ def _clipped_sums(
         return torch.cat([part.double().flatten() for part in gradients.sums(x, y)])
     finally:
         gradients.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("power", [6, 12, 20, 30])
+def test_no_cancellation_in_the_coordinators_weights_gets_a_record_past_the_clip(
+    mode: GradSampleMode, power: int
+) -> None:
+    """All classes have one huge weight, so that what goes back below them is rounding alone.
+
+    It vanishes in one backward pass and not in another: whoever clips by the norms of one and adds
+    up the other lets single records through unclipped.
+    """
+    network, x, y = network_and_data("digits mlp", 200)
+    with torch.no_grad():
+        network[4].weight.fill_(10.0**power)
+        network[4].bias.copy_(torch.arange(10) * 0.3)
+        network[2].weight.mul_(10.0**-power)
+        network[2].bias.fill_(10.0**-power)
+    norms = [
+        float(_clipped_sums(network, x[i : i + 1], y[i : i + 1], mode, 1.0).norm())
+        for i in range(len(y))
+    ]
+    assert max(norms) <= ROUNDING
+    assert max(norms) > 0.5
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_weight_used_twice_is_clipped_as_one_or_refused(mode: GradSampleMode) -> None:
+    network, x, y = network_and_data("digits mlp", 6)
+    tied = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Linear(64, 10))
+    tied[2].weight = tied[0].weight
+    if mode == "ghost":
+        with pytest.raises(PrivateModelError, match="more than once"):
+            _clipped_sums(tied, x, y, mode, 1.0)
+        return
+    for i in range(len(y)):
+        assert float(_clipped_sums(tied, x[i : i + 1], y[i : i + 1], mode, 1.0).norm()) <= ROUNDING

@@ -26,7 +26,7 @@ from site_agents.executors.executor import WorkerLostError
 WALKED = (
     "site_agents/pipeline.py", "site_agents/books.py", "site_agents/ledger.py",
     "site_agents/audit/", "site_agents/second_place.py", "site_agents/approvals.py",
-    "site_agents/durable_file.py", "site_agents/jobs/job.py", "fedfactory/privacy/budget.py",
+    "fedfactory/durable_file.py", "site_agents/jobs/job.py", "fedfactory/privacy/budget.py",
     "tests/sites/rig.py",
 )  # fmt: skip
 STEPS = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -77,6 +78,56 @@ def test_an_interrupt_is_130(monkeypatch):
 
     monkeypatch.setattr(local_command, "_local", interrupted)
     assert main(["local"]) == 130
+
+
+@pytest.mark.parametrize(
+    ("module", "word"),
+    [
+        ("fedfactory.cli.main", "--help"),
+        ("fedfactory.cli.main", "version"),
+        ("site_agents.cli.main", "--help"),
+        ("site_agents.cli.main", "sites"),
+    ],
+)
+@pytest.mark.parametrize(("device", "code"), [("a closed pipe", 141), ("/dev/full", 1)])
+def test_output_that_nobody_takes_is_no_traceback(module, word, device, code):
+    if device == "/dev/full":
+        out = os.open(device, os.O_WRONLY)
+    else:
+        reader, out = os.pipe()
+        os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", module, word],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(out)
+    assert done.returncode == code
+    assert done.stderr.count("\n") == (1 if code == 1 else 0), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_the_system_refuses_is_one_line(capsys, tmp_path):
+    assert guarded(lambda: len((tmp_path / "gone").read_text())) == 1
+    assert capsys.readouterr().err == f"fedfactory: {tmp_path}/gone: No such file or directory\n"
+
+
+def test_letters_that_the_terminal_lacks_are_replaced(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from fedfactory.cli.main import guarded; guarded(lambda: print('a\u2588b') or 0)",
+        ],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, b"a?b\n")
 
 
 def test_version(capsys):

@@ -73,14 +73,27 @@ def test_a_sound_house(config: AgentConfig):
 
 
 def test_the_books_are_verified_and_stay_as_they_are(config: AgentConfig):
-    found = list(examine_books(config))
+    found = list(examine_books(config, None))
     assert [(one.level, one.text) for one in found] == [
         ("ok", "ledger of 2 entries, audit chain of 0")
     ]
     (config.home / "ledger.key").unlink()
-    [lost] = examine_books(config)
+    [lost] = examine_books(config, None)
     assert lost.level == "fail"
     assert "do not make new ones" in lost.todo
+
+
+def test_a_lineage_without_a_budget(config: AgentConfig):
+    rewrite(
+        config, (config.home / "policy.yaml").read_text().replace("lineage: mine", "lineage: o")
+    )
+    policy, _ = examine_policy(config)
+    [_, found] = examine_books(config, policy)
+    assert (found.level, found.text) == (
+        "fail",
+        "lineage 'o' of data 'mine' has no budget in the ledger",
+    )
+    assert "open-lineage" in (found.todo or "")
 
 
 def test_rights_holder_and_the_administrators_word(config: AgentConfig):

@@ -251,6 +251,10 @@ def test_a_policy_that_fits_its_site(home, capsys):
             "data.xrays: agent.yaml has no data source of that name",
         ),
         (
+            {"data": {"scans": replace(HERE.data["scans"], lineage="north")}},
+            "data.scans.lineage: the ledger has no budget for 'north'",
+        ),
+        (
             {"tasks": {"digit": TaskRule(source="scans", parameters={})}},
             "tasks.digit: unknown task 'digit'",
         ),

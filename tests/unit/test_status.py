@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,15 @@ def test_a_file_that_does_not_hold_is_no_status(tmp_path: Path):
     (tmp_path / STATUS_FILE).write_text('{"connection": "elsewhere"}')
     assert read_status(tmp_path) is None
     StatusBoard(tmp_path / "gone").connection("connected")  # a full or missing disk stops nothing
+
+
+def test_a_name_of_a_strangers_choosing_steers_no_terminal(tmp_path: Path):
+    board = StatusBoard(tmp_path)
+    board.begins(replace(key_of(1), run_id="\x1b[2J\n" + 500 * "x"))
+    board.ends(replace(key_of(2), run_id="\x1b]0;mine\x07"), "not_authorised")
+    lines = status_lines(HOLDER, read_status(tmp_path), RUNNING, 0, 0.0)
+    assert all(line.isprintable() for line in lines)
+    assert any("?[2J?xxx" in line and len(line) < 130 for line in lines)
 
 
 def test_lines_for_a_person(tmp_path: Path):

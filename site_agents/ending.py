@@ -1,0 +1,37 @@
+"""A coordinator's word that a run is over: what the run still holds of the budget returns.
+
+It can only give back what its own run holds, so it is believed on the coordinator's key alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from fedfactory.contracts.errors import FedfactoryError, IdentityError
+from fedfactory.contracts.plans import Anchor, SignedEnding
+from fedfactory.identity.signing import verify
+from fedfactory.privacy.entries import RunKey
+from site_agents.books import Books
+from site_agents.policy_file import load_policy
+
+log = logging.getLogger("site_agents.ending")
+
+
+def end_run(signed: SignedEnding, *, site: str, policy_file: Path, books: Books) -> Anchor | None:
+    """Release a run, and return where the books stand; None if it is not believed or not known."""
+    ending = signed.ending
+    try:
+        key = verify(ending, signed.signature)
+        if load_policy(policy_file).coordinators.get(ending.coordinator) != key:
+            raise IdentityError("the policy does not pin the key that signs")
+        if ending.site != site:
+            raise IdentityError("it is another site's")
+        run = RunKey(coordinator=ending.coordinator, run_id=ending.run_id)
+        released = books.release(run, ending.plan_digest)
+    except FedfactoryError as error:
+        log.warning("the word that a run is over is not taken: %s", error)
+        return None
+    if released:
+        log.info("a run of %s is over: what it held has returned", ending.coordinator)
+    return books.anchor()
