@@ -91,6 +91,7 @@ def admit_run(ledger: Ledger, run: int) -> None:
         order,
         _terms(run),
         lineage=LINEAGE,
+        unit="row",
         public_size=PUBLIC_SIZE,
         caps=CAPS,
         now=time.time(),

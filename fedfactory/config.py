@@ -66,7 +66,6 @@ class RunConfig:
     task_data: Path | None
     strategy_name: str
     strategy_options: Mapping[str, Any]
-    federation_name: str
     sites: tuple[str, ...]
     partition: Partition
     privacy: PrivacyPlan | None
@@ -101,7 +100,6 @@ def run_config(values: Mapping[str, Any], composed_yaml: str) -> RunConfig:
         task_data=_data_file(data),
         strategy_name=strategy_name,
         strategy_options=_strategy_options(strategy_name, strategy),
-        federation_name=federation["name"],
         sites=sites,
         partition=Partition(
             kind=partition["kind"],

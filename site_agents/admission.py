@@ -53,6 +53,7 @@ def admit(
     terms: RunTerms,
     *,
     lineage: str,
+    unit: str,
     public_size: int,
     caps: Caps,
     now: float,
@@ -76,6 +77,7 @@ def admit(
         run=run,
         plan_digest=order.plan_digest,
         lineage=lineage,
+        unit=unit,
         planned=planned,
         expires_at=terms.not_after,
     )

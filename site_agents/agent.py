@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 from fedfactory.contracts.errors import FedfactoryError
@@ -70,10 +70,8 @@ def come_online(config: AgentConfig, node: FleetNode) -> None:
         FedfactoryError: the gateway or SuperLink does not take the call.
     """
     remembered = config.home / NODE_ID_FILE
-    try:
+    with suppress(OSError, ValueError):  # none yet, or damaged: then as one that was never here
         node.resume(int(remembered.read_text()))
-    except (OSError, ValueError):
-        log.info("no earlier node id is known")
     node_id = node.activate()
     try:
         write_durably(remembered, str(node_id))

@@ -10,100 +10,24 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from fedfactory.contracts.codec import digest_of, from_json, to_json
+from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import ProtocolError, UnknownNameError, UsageError
-from fedfactory.contracts.model import BlobRef, TensorSpec
 from fedfactory.contracts.orders import WorkKey, WorkKind
-from fedfactory.contracts.plans import RunTerms, Sending
-from fedfactory.contracts.privacy import PrivacySpent
-from fedfactory.contracts.updates import Update
 from fedfactory.durable_file import remove_durably, write_durably
 from site_agents.control import CONTROL_FOLDER
 from site_agents.jobs.job import job_folder
+from site_agents.leaving import Leaving
 
 FOLDER: Final = "approvals"
 REQUEST: Final = ".request.json"
 DECISION: Final = ".decision.json"
-ID_DIGITS: Final = 12
 _WORK_ID: Final = re.compile(r"\d{6,}-(train|evaluate)-[0-9a-f]{16}")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leaving:
-    """All that would leave with one update, and the plan that it is held against.
-
-    `update` is the digest of the whole Update; `declared` and `tensors` are what the task declares
-    and what the update's file holds (empty for `evaluate`). `norm_l2` is over all its tensors.
-    `epsilon_charged` is what this work took from `lineage`, `privacy` what holds for the run so
-    far; None without differential privacy.
-    """
-
-    update: str
-    site: str
-    coordinator: str
-    run_id: str
-    round: int
-    kind: WorkKind
-    task: str
-    declared: tuple[TensorSpec, ...]
-    tensors: tuple[TensorSpec, ...]
-    blob: BlobRef | None
-    norm_l2: float | None
-    metrics: Mapping[str, float]
-    examples: int | None
-    source: str | None
-    lineage: str | None
-    epsilon_charged: float | None
-    privacy: PrivacySpent | None
-    plan_digest: str
-    plan: RunTerms
-
-    @property
-    def id(self) -> str:
-        """What a person calls it by: of this very update, another one has another."""
-        return self.update.removeprefix("sha256:")[:ID_DIGITS]
-
-
-def leaving(
-    sending: Sending,
-    update: Update,
-    *,
-    declared: tuple[TensorSpec, ...],
-    tensors: tuple[TensorSpec, ...],
-    norm_l2: float | None,
-    source: str | None,
-    lineage: str | None,
-    epsilon_charged: float | None,
-) -> Leaving:
-    """Return what a person is shown of an update; see Leaving. Pure."""
-    order = sending.order
-    return Leaving(
-        update=digest_of(update),
-        site=order.site,
-        coordinator=order.coordinator,
-        run_id=order.run_id,
-        round=order.round,
-        kind=order.kind,
-        task=order.task,
-        declared=declared,
-        tensors=tensors,
-        blob=update.payload.blob if update.payload else None,
-        norm_l2=norm_l2,
-        metrics=update.metrics,
-        examples=update.examples,
-        source=source,
-        lineage=lineage,
-        epsilon_charged=epsilon_charged,
-        privacy=update.privacy,
-        plan_digest=order.plan_digest,
-        plan=sending.plan.terms,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -158,6 +158,7 @@ class Books:
                 order,
                 terms,
                 lineage=rule.lineage,
+                unit=rule.unit,
                 public_size=rule.public_size,
                 caps=caps,
                 now=now,
@@ -166,8 +167,13 @@ class Books:
                 raise BudgetError(admitted.finding)
             ledger.append(admitted)
         held = ledger.budget.runs[run]
-        if (held.lineage, held.plan_digest) != (rule.lineage, order.plan_digest):
-            raise BudgetError("the run was admitted on another lineage or by another plan")
+        if (held.lineage, held.unit) != (rule.lineage, rule.unit):
+            raise BudgetError(
+                f"the run was admitted on lineage '{held.lineage}' per {held.unit}, and its epsilon"
+                f" is of that; policy.yaml now has '{rule.lineage}' per {rule.unit}"
+            )
+        if held.plan_digest != order.plan_digest:
+            raise BudgetError("the run was admitted by another plan")
         if held.released:
             raise BudgetError("the run is over, and what it held has returned")
         charge = charge_of(
@@ -200,18 +206,18 @@ class Books:
         """Take back the newest reservation of work that provably never began."""
         self._ledger.refund(key)
 
-    def spent(self, key: WorkKey, charge: Charge, rule: DataRule) -> PrivacySpent:
+    def spent(self, key: WorkKey, charge: Charge) -> PrivacySpent:
         """State what guarantee holds for the run after a charge."""
         with self._lock:
-            ledger = self._ledger
-            run: RunKey = run_key(key)
+            ledger, run = self._ledger, run_key(key)
+            admitted = ledger.budget.runs[run]
             return PrivacySpent(
                 epsilon_run=ledger.budget.epsilon_run(ledger.accountant, run),
-                delta=ledger.budget.deltas[rule.lineage],
+                delta=ledger.budget.deltas[admitted.lineage],
                 noise_multiplier=charge.cost.noise_multiplier,
                 sample_rate=charge.cost.sample_rate,
                 steps=charge.steps,
-                unit="row" if rule.unit == "row" else "unit",
+                unit="row" if admitted.unit == "row" else "unit",
                 accountant=ledger.accountant.name,
             )
 

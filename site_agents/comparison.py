@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedfactory.contracts.model import DTYPES, TensorSpec
-from site_agents.approvals import Leaving
+from site_agents.leaving import Leaving
 
 
 @dataclass(frozen=True, slots=True)

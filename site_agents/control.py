@@ -15,6 +15,7 @@ from typing import Final, Literal
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import EnvironmentFailedError, ProtocolError
 from fedfactory.durable_file import write_durably
+from site_agents.failures import FAILURES, forget_failures
 
 ControlName = Literal["running", "paused", "draining", "killed"]
 CONTROL_FOLDER: Final = "control"
@@ -59,13 +60,24 @@ def set(home: Path, name: ControlName, *, by: str, reason: str) -> ControlState:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         write_durably(path, to_json(said))
     except OSError as error:
-        raise EnvironmentFailedError(
-            f"{path} cannot be written ({error.strerror}); to stop the agent at once, end its"
-            " process"
-        ) from error
+        raise _unwritable(path, error) from error
     return said
 
 
 def clear(home: Path, *, by: str, reason: str) -> ControlState:
-    """Let the agent work again, whatever held. Raises EnvironmentFailedError like `set`."""
+    """Let the agent work again, whatever held, and forget work that failed.
+
+    Raises:
+        EnvironmentFailedError: like `set`.
+    """
+    try:
+        forget_failures(home)
+    except OSError as error:
+        raise _unwritable(home / FAILURES, error) from error
     return set(home, "running", by=by, reason=reason)
+
+
+def _unwritable(path: Path, error: OSError) -> EnvironmentFailedError:
+    return EnvironmentFailedError(
+        f"{path} cannot be written ({error.strerror}); to stop the agent at once, end its process"
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -18,13 +19,15 @@ from fedfactory.contracts.plans import Delivery, Sending, Signature
 from fedfactory.contracts.updates import Update
 from fedfactory.identity.signing import verify
 from fedfactory.privacy.entries import Charge, RunAdmitted
-from fedfactory.tasks.table import check_task
+from fedfactory.tasks.table import check_task, load_task
 from site_agents import control
 from site_agents.admission import Caps, Shortfall, admit, charge_of, run_of
 from site_agents.approvals import Approvals, work_id
 from site_agents.config import POLICY_FILE, AgentConfig
+from site_agents.failures import too_many_failures
 from site_agents.ledger import Ledger, WorkConflictError
 from site_agents.policy import Facts, Policy, examine, needs_approval
+from site_agents.policy_check import open_declarations
 from site_agents.policy_file import load_policy, local_minute
 
 MOST_TOLD: Final = 400
@@ -133,6 +136,8 @@ def _to_begin(
     """Yield what is asked of work that is not yet done."""
     yield _word(config.home)
     yield _parameters(sending)
+    yield _declarations(policy, sending)
+    yield _failures(config.home, policy, sending)
     yield from (step for step in clauses if step.outcome == "not known here")
     yield _budget(ledger, policy, sending, time.time())
 
@@ -209,6 +214,24 @@ def _parameters(sending: Sending) -> Step:
     return _step("task schema", "bad_parameters", found)
 
 
+def _declarations(policy: Policy, sending: Sending) -> Step:
+    order = sending.order
+    rule = policy.tasks.get(order.task)
+    found = None
+    if rule is not None and order.privacy is not None:
+        with suppress(FedfactoryError):  # that the task is not known is another step's
+            found = open_declarations(rule, load_task(order.task))
+    return _step(f"tasks.{_safe(order.task)}.parameters", "policy_parameters", found)
+
+
+def _failures(home: Path, policy: Policy, sending: Sending) -> Step:
+    source = policy.source_for(sending.order.task)
+    found = None
+    if source is not None and sending.order.privacy is not None:
+        found = too_many_failures(home, policy.data[source].lineage)
+    return _step("failures", "paused", found)
+
+
 def _budget(ledger: Ledger, policy: Policy, sending: Sending, now: float) -> Step:
     """Hold the order against the budget, without holding or reserving anything of it."""
     order = sending.order
@@ -239,6 +262,7 @@ def _budget(ledger: Ledger, policy: Policy, sending: Sending, now: float) -> Ste
             order,
             sending.plan.terms,
             lineage=rule.lineage,
+            unit=rule.unit,
             public_size=rule.public_size,
             caps=caps,
             now=now,

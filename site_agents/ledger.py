@@ -119,7 +119,8 @@ class Ledger:
             ledger.close()
             raise LedgerError(
                 f"{folder / FILE} was made for another host or file: a second copy would spend the"
-                " same budget twice. If the first is gone for good: site-agent ledger move"
+                " same budget twice. If the first is gone for good:"
+                " site-agent ledger move --reason TEXT"
             )
         return ledger
 

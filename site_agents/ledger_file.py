@@ -89,10 +89,16 @@ class LedgerFile:
                 opened.callback(os.close, self._key_file)
                 self._key = os.read(self._key_file, KEY_BYTES + 1)
                 self._head_file = opened.enter_context(closing(HeadFile(folder)))
-            except OSError as error:
+            except FileNotFoundError as error:
                 raise LedgerError(
-                    f"{error.filename} is missing or cannot be opened ({error.strerror}): only"
-                    f" 'site-agent init' makes a ledger; if this site had one, {LOST}"
+                    f"{error.filename} is missing: only 'site-agent init' makes a ledger; if this"
+                    f" site had one, {LOST}"
+                ) from error
+            except OSError as error:
+                # Nothing of it is lost: no word here of making another.
+                raise LedgerError(
+                    f"{error.filename} cannot be opened ({error.strerror}): let the agent's user"
+                    " write the ledger's files and their folder"
                 ) from error
             if self.place == LINK:
                 raise LedgerError(

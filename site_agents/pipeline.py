@@ -8,6 +8,7 @@ for one, and the audit chain has it.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import threading
 import time
@@ -26,12 +27,13 @@ from fedfactory.contracts.orders import Order, WorkKey
 from fedfactory.contracts.plans import Anchor, Delivery, Sending, SignedEnding
 from fedfactory.contracts.updates import Payload, Refusal, Reply, Update
 from fedfactory.identity.signing import verify
-from fedfactory.privacy.budget import WorkName, run_key, work_name
-from fedfactory.privacy.entries import Charge, RunKey
+from fedfactory.privacy.budget import WorkName, work_name
+from fedfactory.privacy.entries import Charge
 from fedfactory.tasks.table import check_task, load_task
+from fedfactory.tasks.task import Task
 from fedfactory.wire.arrays import ArrayFile, file_ref
 from site_agents.admission import measurement_of, mechanism_of
-from site_agents.approvals import Approvals, Leaving, leaving, work_id
+from site_agents.approvals import Approvals, work_id
 from site_agents.audit.entries import refused, released
 from site_agents.books import Books, BooksError, BudgetError
 from site_agents.control import state
@@ -45,9 +47,12 @@ from site_agents.executors.executor import (
     WorkerLostError,
     WorkStoppedError,
 )
+from site_agents.failures import note_failure, too_many_failures
 from site_agents.jobs.job import RESULT, UPDATE, Job, JobResult, job_folder, read_result
+from site_agents.leaving import Leaving, leaving
 from site_agents.ledger import LedgerError, WorkConflictError
 from site_agents.policy import DataRule, Facts, Policy, PolicyFileError, judge, needs_approval
+from site_agents.policy_check import open_declarations
 from site_agents.policy_file import load_policy, local_minute
 
 log = logging.getLogger("site_agents.pipeline")
@@ -56,7 +61,6 @@ MAX_ORDER_CHARS: Final = 1_000_000
 KEEP_JOBS: Final = 4
 KEEP_REFUSED: Final = 20
 ATTEMPTS: Final = 2
-MOST_FAILURES: Final = 3
 POLICY_FILE: Final = "policy.yaml"
 AFTER_DATA: Final = ("timed_out", "worker_lost", "egress_refused", "work_failed", "bad_model")
 
@@ -126,7 +130,6 @@ class Pipeline:
         self._lock = threading.Lock()
         self._turns: WeakValueDictionary[WorkName, threading.Lock] = WeakValueDictionary()
         self._in_hand: Counter[str] = Counter()
-        self._failures: Counter[RunKey] = Counter()
 
     def answer(self, text: str) -> Reply | Pending | Anchor | None:
         """Return the answer to one message; None if it does not even name its work."""
@@ -222,18 +225,16 @@ class Pipeline:
         if control.name != "running":
             code = "killed" if control.name == "killed" else "paused"
             raise _RefusedError(code, f"{control.name} by {control.by}: {control.reason}")
-        if asked.private and self._failures[run_key(asked.key)] >= MOST_FAILURES:
-            finding = f"{MOST_FAILURES} pieces of this run's work failed: see the worker's log"
-            raise _RefusedError("paused", f"{finding}; restarting the agent lets it go on")
         order = asked.order
         try:
             task = check_task(order.task, order.task_parameters)
         except UsageError as error:
             raise _RefusedError("bad_parameters", ascii(str(error))) from error
-        if asked.private and (obstacle := task.private_obstacle(order.task_parameters)):
-            raise _RefusedError("bad_parameters", obstacle)
-        if asked.private or task.schema(order.task_parameters) is None:
+        if asked.private:
+            self._may_begin_privately(asked, task)
             return  # private data is not touched, not even to count it, before it is paid for
+        if task.schema(order.task_parameters) is None:
+            return
         assert asked.source is not None
         try:
             found = self._executor.describe(asked.source, order.task, order.task_parameters)
@@ -248,6 +249,16 @@ class Pipeline:
             replace(asked.facts, train_examples=found.train, evaluate_examples=found.evaluate),
         )
 
+    def _may_begin_privately(self, asked: _Asked, task: Task) -> None:
+        """Check that work could not fail, seen by all, because of a record that somebody chose."""
+        assert asked.rule is not None
+        if obstacle := task.private_obstacle(asked.order.task_parameters):
+            raise _RefusedError("bad_parameters", obstacle)
+        if left_open := open_declarations(asked.policy.tasks[task.name], task):
+            raise _RefusedError("policy_parameters", left_open)
+        if too_many := too_many_failures(self._home, asked.rule.lineage):
+            raise _RefusedError("paused", too_many)
+
     # ---- doing it ------------------------------------------------------------------------------
 
     def _work(self, asked: _Asked) -> Update:
@@ -257,7 +268,7 @@ class Pipeline:
             update = self._guard(asked, charge, result, folder)
         except _RefusedError as error:
             if asked.private and error.code in AFTER_DATA:
-                self._failures[run_key(asked.key)] += 1
+                self._note_failure(asked)
                 # Which way work on private data failed says something of the data.
                 raise _RefusedError("work_failed", str(error)) from error
             raise
@@ -265,11 +276,26 @@ class Pipeline:
         self._prune()
         return update
 
+    def _note_failure(self, asked: _Asked) -> None:
+        assert asked.rule is not None
+        try:
+            with self._lock:
+                note_failure(self._home, asked.rule.lineage)
+        except (ProtocolError, OSError) as error:
+            log.error("the failure could not be counted: %s", error)  # noqa: TRY400
+
     def _left_behind(self, asked: _Asked, folder: Path) -> tuple[Charge | None, JobResult] | None:
         """Return what an agent left that ended after the work and before its commit: it is paid."""
         if not (self._books.is_begun(asked.key) and (folder / RESULT).is_file()):
             return None
-        result = read_result(folder)
+        try:
+            result = read_result(folder)
+            whole = result.update is None or file_ref(folder / UPDATE) == result.update
+        except (ProtocolError, OSError):
+            whole = False
+        if not whole:
+            log.warning("%s: what an earlier agent left is not whole: it is done anew", folder)
+            return None
         return None if result.failure else (self._books.charged(asked.key), result)
 
     def _execute(self, asked: _Asked, folder: Path) -> tuple[Charge | None, JobResult]:
@@ -328,7 +354,9 @@ class Pipeline:
         self, asked: _Asked, charge: Charge | None, result: JobResult, folder: Path
     ) -> Update:
         order, policy = asked.order, asked.policy
-        metrics = check_metrics(result.metrics, policy.metrics)
+        # Of private training no metric leaves: what a task says of it would be without noise.
+        found_metrics = {} if charge and order.kind == "train" else result.metrics
+        metrics = check_metrics(found_metrics, policy.metrics)
         if isinstance(metrics, HeldBack):
             raise _RefusedError("egress_refused", metrics.finding)
         payload = None
@@ -340,18 +368,18 @@ class Pipeline:
             if isinstance(found, HeldBack):
                 raise _RefusedError("egress_refused", found.finding)
             payload = Payload(form="delta", blob=result.update)
-        examples, spent = result.examples, None
+        examples, seconds, spent = result.examples, round(result.seconds, 3), None
         if charge is not None:
             assert asked.rule is not None
-            # The true count stays: under differential privacy it is a function of the records.
-            examples = asked.rule.public_size
-            spent = self._books.spent(asked.key, charge, asked.rule)
+            # True count and exact time stay: under differential privacy they follow the records.
+            examples, seconds = asked.rule.public_size, float(math.ceil(result.seconds))
+            spent = self._books.spent(asked.key, charge)
         return Update(
             work=asked.key,
             payload=payload,
             examples=examples,
             metrics=metrics,
-            seconds=round(result.seconds, 3),
+            seconds=seconds,
             privacy=spent,
         )
 

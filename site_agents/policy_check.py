@@ -7,6 +7,7 @@ from typing import Final
 
 from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.tasks.table import load_task
+from fedfactory.tasks.task import Task
 from site_agents.policy import OneOf, Policy, TaskRule
 
 OPEN_LINEAGE: Final = (
@@ -38,20 +39,45 @@ def misfits(policy: Policy, sources: Collection[str], lineages: Collection[str])
         for name, rule in policy.data.items()
         if policy.delta * rule.public_size >= 1
     ]
-    for name, rule in policy.tasks.items():
-        found += _of_task(name, rule)
+    found += task_misfits(policy)
     for role in ("coordinators", "operators"):
         if not getattr(policy, role):
             found.append(f"{role}: no key is pinned, so every order is refused")
     return found
 
 
-def _of_task(name: str, rule: TaskRule) -> list[str]:
+def task_misfits(policy: Policy) -> list[str]:
+    """Return what of the policy does not fit the installed tasks, one sentence each."""
+    return [
+        found
+        for name, rule in policy.tasks.items()
+        for found in _of_task(name, rule, private=policy.dp_required)
+    ]
+
+
+def open_declarations(rule: TaskRule, task: Task) -> str | None:
+    """Return why an order under differential privacy may not declare what it reads; None if it may.
+
+    A record that does not fit makes the work fail, and that is seen: whoever chose the columns,
+    ranges and categories would ask the records one question after another, and pay for none.
+    """
+    free = [name for name in task.declarations if not isinstance(rule.parameters.get(name), OneOf)]
+    if not free:
+        return None
+    return (
+        f"tasks.{task.name}.parameters leaves {', '.join(free)} open: under differential privacy"
+        " the site says what is read; name it in policy.yaml, as 'site-agent data check' accepts it"
+    )
+
+
+def _of_task(name: str, rule: TaskRule, *, private: bool) -> list[str]:
     try:
-        schema = load_task(name).parameters
+        task = load_task(name)
     except FedfactoryError as error:
         return [f"tasks.{name}: {error}"]
-    found = []
+    schema = task.parameters
+    free = open_declarations(rule, task) if private else None
+    found = [] if free is None else [free]
     for parameter, allowed in rule.parameters.items():
         key = f"tasks.{name}.parameters.{parameter}"
         if parameter not in schema:

@@ -5,7 +5,6 @@ Only this creates a ledger and an audit chain: an agent that finds none refuses 
 
 from __future__ import annotations
 
-import getpass
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from fedfactory.durable_file import create_durably, sync_folder
 from fedfactory.identity.enrolment import request_identity
 from fedfactory.identity.roles import Role
 from site_agents.config import AGENT_FILE, POLICY_FILE, AgentConfig, load_agent_config
+from site_agents.person import person
 
 IDENTITY: Final = "identity"
 FOLDERS: Final = ("control", "spool", "logs")
@@ -120,4 +120,4 @@ def _fill(home: Path, made: list[Path]) -> None:
         config.ledger.mkdir(mode=0o700, parents=True)
         made.append(config.ledger)
     lineages = {rule.lineage: policy.delta for rule in policy.data.values()}
-    Ledger.create(config.ledger, lineages, actor=getpass.getuser())
+    Ledger.create(config.ledger, lineages, actor=person())

@@ -82,7 +82,8 @@ class Watch:
         word = control.state(self._home)
         now = (word.name, self._decisions())
         if now[0] != self._seen[0]:
-            log.warning("%s by %s: %s", word.name, word.by, word.reason)
+            reason = word.reason or "no reason given"
+            log.warning("%s by %s: %s", word.name, word.by, reason)
         if word.name == "killed":
             self._executor.stop_work()
         if word.name == "draining":

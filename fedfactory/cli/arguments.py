@@ -14,3 +14,10 @@ class Arguments(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found, with the way to the help."""
         raise UsageError(f"{message} ({self.prog} --help tells what there is)")
+
+
+def count(word: str) -> int:
+    """Read a number of things, as argparse's `type`."""
+    if not (word.isascii() and word.isdigit() and int(word)):
+        raise argparse.ArgumentTypeError(f"'{word}': expected a whole number above 0")
+    return int(word)

@@ -73,7 +73,10 @@ def guarded(command: Callable[[], int], *, program: str = "fedfactory") -> int:
 
 def _discard_output() -> None:
     """Let nothing that is still unwritten fail again when the interpreter ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _help() -> str:

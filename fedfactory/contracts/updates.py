@@ -26,7 +26,8 @@ class Payload:
 class Update:
     """Finished work. `payload` is None for `evaluate`; `seconds` is the time the work took.
 
-    `examples` counts the records used; under differential privacy it is the site's public size.
+    `examples` counts the records used; under differential privacy it is the site's public size, and
+    `seconds` are whole ones.
     `privacy` states what guarantee holds, None without differential privacy.
     """
 

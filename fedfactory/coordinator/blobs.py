@@ -35,10 +35,6 @@ class BlobStore:
         """Return where the blob of that digest lies, or would lie."""
         return blob_path(self.root, digest)
 
-    def has(self, digest: str) -> bool:
-        """Whether the blob is here, whole."""
-        return self.path(digest).exists()
-
     def receive(self, site: str, ref: BlobRef, pieces: Iterable[bytes | memoryview]) -> None:
         """Store a stream of bytes as the blob `ref`, uploaded by `site`.
 

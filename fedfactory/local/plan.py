@@ -17,7 +17,14 @@ from fedfactory.local.baselines import Request
 from fedfactory.rounds.events import RunPlan
 from fedfactory.tasks.table import check_task
 from site_agents.data.local_share import Share
-from site_agents.policy import AcknowledgedRisk, DataRule, WithoutDp, policy_text
+from site_agents.policy import (
+    AcknowledgedRisk,
+    DataRule,
+    OneOf,
+    TaskRule,
+    WithoutDp,
+    policy_text,
+)
 from strategies import make_strategy
 
 COORDINATOR: Final = "local"
@@ -170,7 +177,14 @@ def site_policy(config: RunConfig, share: Share | None, *, coordinator: str, ope
                 unit="row" if schema is None or schema.windows is None else "unit",
             )
         },
-        tasks={config.task_name: SOURCE},
+        tasks={
+            config.task_name: TaskRule(
+                source=SOURCE,
+                parameters={
+                    name: OneOf((config.task_parameters[name],)) for name in task.declarations
+                },
+            )
+        },
         without_dp=None if privacy else ACKNOWLEDGED,
         epsilon_per_run=epsilon,
         epsilon_per_lineage=epsilon,

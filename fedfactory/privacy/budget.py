@@ -34,6 +34,7 @@ class Run:
     """One run's part of a lineage."""
 
     lineage: str
+    unit: str
     plan_digest: str
     planned: tuple[Charge, ...]
     expires_at: float
@@ -161,7 +162,9 @@ def _admitted(budget: Budget, entry: RunAdmitted) -> None:
     _require(entry.run not in budget.runs, "a run is admitted once")
     for charge in entry.planned:
         _require_charge(charge)
-    budget.runs[entry.run] = Run(entry.lineage, entry.plan_digest, entry.planned, entry.expires_at)
+    budget.runs[entry.run] = Run(
+        entry.lineage, entry.unit, entry.plan_digest, entry.planned, entry.expires_at
+    )
 
 
 def _released(budget: Budget, entry: RunReleased) -> None:

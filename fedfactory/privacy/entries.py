@@ -60,12 +60,14 @@ class LineageOpened:
 class RunAdmitted:
     """A run was admitted by its signed plan, all of it held until `expires_at` (Unix seconds).
 
-    `planned` is the training of all rounds, then, if the run evaluates, its evaluations.
+    `unit` is what its epsilon is of: "row", or the site's column that names the units. `planned` is
+    the training of all rounds, then, if the run evaluates, its evaluations.
     """
 
     run: RunKey
     plan_digest: str
     lineage: str
+    unit: str
     planned: tuple[Charge, ...]
     expires_at: float
 

@@ -20,6 +20,7 @@ ASSUMPTIONS: Final = (
     "this run alone: what a site's lineage spent before and elsewhere is in the site's own ledger",
     "noise and sampling from ChaCha20 keyed by each site's operating system",
     "float64 Gaussians, sums of four, are taken as continuous",
+    "a record's gradient is taken not to depend, by rounding, on the others in its batch",
     "participation, timing and sizes are not hidden",
 )
 

@@ -83,8 +83,11 @@ class _Gradients(Protocol):
     def norms(self) -> Tensor:
         """Return each record's norm, (records,)."""
 
+    def drop(self, lost: Tensor) -> None:
+        """Make the gradients of lost records (records,) zero: 0 x infinity would be NaN."""
+
     def weighted(self, factors: Tensor) -> Tensor:
-        """Return their sum, each times its factor (records,); of factor 0 whatever it holds."""
+        """Return their sum, each times its factor (records,)."""
 
 
 class _Rows:
@@ -94,11 +97,15 @@ class _Rows:
         self._rows = rows.flatten(1)
 
     def norms(self) -> Tensor:
-        return torch.linalg.vector_norm(self._rows, dim=1)
+        norms: Tensor = torch.linalg.vector_norm(self._rows, dim=1)
+        return norms
+
+    def drop(self, lost: Tensor) -> None:
+        self._rows[lost] = 0.0
 
     def weighted(self, factors: Tensor) -> Tensor:
-        self._rows[factors == 0] = 0.0  # 0 x infinity would be NaN
-        return factors.to(self._rows.dtype) @ self._rows
+        total: Tensor = factors.to(self._rows.dtype) @ self._rows
+        return total
 
 
 class _Factors:
@@ -108,24 +115,31 @@ class _Factors:
     """
 
     def __init__(self, backprops: Tensor, activations: Tensor) -> None:
-        self._outer, self._inner = backprops, activations
         # In float32 squares of small numbers vanish, and a norm of 0 is not clipped at all.
-        self._outer_norms, self._inner_norms = (
+        lengths = [
             torch.linalg.vector_norm(part, dim=1, dtype=torch.float64)
             for part in (backprops, activations)
-        )
+        ]
+        self._norms: Tensor = lengths[0] * lengths[1]
+        self._lengths = torch.where(lengths[1] > 0, lengths[1], 1.0)
+        self._outer, self._inner = backprops, activations
 
     def norms(self) -> Tensor:
-        return self._outer_norms * self._inner_norms
+        return self._norms
+
+    def drop(self, lost: Tensor) -> None:
+        keep = ~lost[:, None]
+        self._outer, self._inner = (
+            torch.where(keep, part, 0.0) for part in (self._outer, self._inner)
+        )
+        self._lengths = torch.where(lost, 1.0, self._lengths)
 
     def weighted(self, factors: Tensor) -> Tensor:
         # One part of length 1, the other of the clipped gradient's: neither loses bits.
-        lengths = torch.where(self._inner_norms > 0, self._inner_norms, 1.0)
-        inner = (self._inner / lengths[:, None]).to(self._inner.dtype)
-        outer = (self._outer * (factors * lengths)[:, None]).to(self._outer.dtype)
-        for part in (inner, outer):
-            part[factors == 0] = 0.0
-        return outer.T @ inner
+        inner = self._inner / self._lengths[:, None]
+        outer = self._outer * (factors * self._lengths)[:, None]
+        total: Tensor = outer.to(self._outer.dtype).T @ inner.to(self._inner.dtype)
+        return total
 
 
 class _RowsModule(GradSampleModule):  # type: ignore[misc]  # Opacus has no types
@@ -188,7 +202,7 @@ class _FactorsModule(_RowsModule):
         super().forget()
         self._found.clear()
 
-    def _keep(self, parameter: nn.Parameter, gradients: _Gradients) -> None:
+    def _keep(self, parameter: Any, gradients: _Gradients) -> None:
         if parameter in self._found:
             raise _not_by_record(parameter)
         if parameter.requires_grad:
@@ -219,8 +233,12 @@ class ClippedGradients:
             if len(part) != len(x):
                 raise _not_by_record(parameter)
         norms = torch.stack(parts).norm(dim=0)
+        lost = ~(norms <= _LONGEST)  # also what is no number
+        if lost.any():
+            norms[lost] = 0.0
+            for gradients in found:
+                gradients.drop(lost)
         factors = (self._clip / (norms + _NORM_FLOOR)).clamp(max=1.0)
-        factors[~(norms <= _LONGEST)] = 0.0  # also what is no number
         sums = [
             gradients.weighted(factors).view_as(parameter)
             for gradients, parameter in zip(found, self._parameters, strict=True)

@@ -17,7 +17,7 @@ from fedfactory.contracts.model import BlobRef, ModelSpec
 from fedfactory.contracts.orders import Scalar, TrainParameters
 from fedfactory.contracts.privacy import Measurement, Mechanism
 from fedfactory.tasks.examples import DataSchema, Examples, SiteData
-from fedfactory.tasks.parameters import Parameter, check_parameters
+from fedfactory.tasks.parameters import Parameter, Text, check_parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +83,11 @@ class Task(ABC):
         """
         del parameters
         return None
+
+    @property
+    def declarations(self) -> tuple[str, ...]:
+        """The parameters that are free text: they declare which records fit, as columns do."""
+        return tuple(name for name, kind in self.parameters.items() if isinstance(kind, Text))
 
     def private_obstacle(self, parameters: Mapping[str, Scalar]) -> str | None:
         """Return why these parameters cannot be trained by DP-SGD, and what can; None if they can.

@@ -115,6 +115,14 @@ class ExecutorContract:
             executor.run(job_of(base, epochs=LONG_EPOCHS), tmp_path / "1", 0.5)
         assert executor.run(job_of(base), tmp_path / "2", 120).failure is None
 
+    def test_a_folder_that_cannot_be_written_holds_no_job(
+        self, executor: Executor, base: Path, tmp_path: Path
+    ) -> None:
+        """What could not be asked for has not begun: no data was touched."""
+        (tmp_path / "file").touch()
+        with pytest.raises(NeverBegunError):
+            executor.run(job_of(base), tmp_path / "file" / "job", 120)
+
     def test_jobs_on_one_device_follow_one_another(
         self, executor: Executor, base: Path, tmp_path: Path
     ) -> None:

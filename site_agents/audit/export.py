@@ -57,6 +57,24 @@ def export_line(line: Line, scope: Scope) -> dict[str, Any]:
     return {**link, "fields": shown, "withheld": hidden}
 
 
+def check_export(folder: Path, path: Path, scope: Scope) -> None:
+    """Find what would fail before the export is recorded, which is before it is written.
+
+    Raises:
+        UsageError: `path` is there already or cannot be written, or a field to withhold is in no
+            line: a misspelt name would show what was to be withheld.
+        IntegrityError: the chain does not hold.
+    """
+    if path.exists():
+        raise UsageError(f"{path} is there already: name another file")
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{path} cannot be written: its folder is missing or not yours to write")
+    names: set[str] = set()
+    read(folder, lambda line: names.update(line.fields()))
+    if unknown := sorted(scope.withhold - names):
+        raise UnknownNameError("field to withhold", unknown[0], names)
+
+
 def write_export(folder: Path, path: Path, scope: Scope, at: str) -> int:
     """Check the chain in `folder` and export it to `path`; return how many lines.
 
@@ -64,14 +82,12 @@ def write_export(folder: Path, path: Path, scope: Scope, at: str) -> int:
     all lines before it, the index of the last and the head after it. `at` is the time, UTC.
 
     Raises:
-        UsageError: `path` is there already, no line is that new, or a field to withhold is in none.
+        UsageError: no line is that new.
         IntegrityError: the chain does not hold.
         EnvironmentFailedError: the file cannot be written.
     """
     key = read_key(folder)
     public = key.public_key()
-    if path.exists():
-        raise UsageError(f"{path} is there already: name another file")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("xb") as out:
@@ -103,7 +119,6 @@ class _Lines:
         self._out = out
         self._scope = scope
         self._digest = hashlib.sha256()
-        self._names: set[str] = set()
         self._last: Line | None = None
         self.count = 0
 
@@ -111,7 +126,6 @@ class _Lines:
         if self._last is None and line.at < self._scope.since:
             return
         exported = export_line(line, self._scope)
-        self._names.update(exported["withheld"] or (), exported["fields"] or ())
         text = to_json(exported).encode() + b"\n"
         self._digest.update(text)
         self._out.write(text)
@@ -122,7 +136,4 @@ class _Lines:
         """Return the digest of all lines, and the last."""
         if self._last is None:
             raise UsageError("no entry to export: the chain has none since then")
-        if unknown := sorted(self._scope.withhold - self._names):
-            # A misspelt name would show what was to be withheld.
-            raise UnknownNameError("field to withhold", unknown[0], self._names)
         return "sha256:" + self._digest.hexdigest(), self._last

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
-import getpass
 from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from fedfactory.cli.arguments import Arguments
+from fedfactory.cli.arguments import Arguments, count
 from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.errors import IntegrityError, UsageError
 from fedfactory.contracts.plans import Anchor
 from site_agents.audit.chain import now
-from site_agents.audit.export import Scope, write_export
+from site_agents.audit.export import Scope, check_export, write_export
 from site_agents.audit.line import Line
 from site_agents.audit.reading import Found, read, verify
 from site_agents.audit.statements import PUBLIC_KEY
 from site_agents.cli.home import add_home, find_home
 from site_agents.cli.recording import record
 from site_agents.config import load_agent_config
+from site_agents.person import person
 from site_agents.second_place import SYSLOG, SecondPlace
 
 FOLDER: Final = "audit"
@@ -53,7 +52,7 @@ def _arguments() -> Arguments:
         "verify", help="find any edit, deletion, reordering or truncation, and say where"
     )
     show = actions.add_parser("show", help="print the newest entries")
-    show.add_argument("--last", type=_count, default=SHOWN, metavar="N", help=f"how many ({SHOWN})")
+    show.add_argument("--last", type=count, default=SHOWN, metavar="N", help=f"how many ({SHOWN})")
     export = actions.add_parser(
         "export",
         help="write a signed file that docs/verify_audit.py checks; the export is recorded",
@@ -68,12 +67,6 @@ def _arguments() -> Arguments:
     for action in (check, show, export):
         add_home(action)
     return parser
-
-
-def _count(word: str) -> int:
-    if not (word.isascii() and word.isdigit() and int(word)):
-        raise argparse.ArgumentTypeError(f"'{word}': expected a whole number above 0")
-    return int(word)
 
 
 def _time(word: str | None) -> str:
@@ -135,15 +128,16 @@ def _told(line: Line) -> str:
 
 
 def _export(home: Path, file: Path, scope: Scope) -> None:
+    check_export(home / FOLDER, file, scope)
     # Recorded first: the file then ends with the record of itself.
     record(
         home,
         "exported",
-        actor=getpass.getuser(),
+        actor=person(),
         since=scope.since,
         run=scope.run,
         withheld=sorted(scope.withhold),
     )
-    count = write_export(home / FOLDER, file, scope, now())
-    print(f"{count} entries in {file}")
+    lines = write_export(home / FOLDER, file, scope, now())
+    print(f"{lines} entries in {file}")
     print(f"to check them: python verify_audit.py {file} {home / FOLDER / PUBLIC_KEY}")

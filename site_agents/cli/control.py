@@ -13,10 +13,10 @@ from fedfactory.cli.arguments import Arguments
 from fedfactory.contracts.errors import FedfactoryError
 from site_agents import control
 from site_agents.cli.home import add_home, find_home
-from site_agents.cli.person import person
 from site_agents.cli.recording import record
 from site_agents.control import ControlName
 from site_agents.lease import holder_of
+from site_agents.person import person
 
 COMMANDS: Final[Mapping[ControlName, tuple[str, str]]] = {
     "paused": ("pause", "paused"),

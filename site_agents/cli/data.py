@@ -104,8 +104,8 @@ def _check(asked: Namespace, settings: Sequence[str]) -> int:
         unit=rule.unit if rule else None,
         notes=tuple(_notes(rule, fits)),
     )
-    write_version(home, asked.name, found)
     print(json.dumps(asdict(checked), indent=1) if asked.json else "\n".join(_lines(checked)))
+    write_version(home, asked.name, found)
     return int(bool(checked.notes) or any(fit.problem for fit in fits))
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from fedfactory.contracts.errors import EnvironmentFailedError
 from site_agents.approvals import Approvals
 from site_agents.cli.approvals import shown
-from site_agents.cli.person import person
 from site_agents.cli.recording import record
+from site_agents.lease import holder_of
+from site_agents.person import person
 
 
 def decide(home: Path, asked: str, *, approved: bool, reason: str) -> int:
@@ -39,5 +40,6 @@ def decide(home: Path, asked: str, *, approved: bool, reason: str) -> int:
             f"the decision cannot be written ({error.strerror}): nothing was decided"
         ) from error
     word = "approved: it leaves" if approved else "denied: the coordinator is told so"
-    print(f"\n{word} when the agent next looks, within a second")
+    soon = "within a second" if holder_of(home) else "when an agent runs here; none does now"
+    print(f"\n{word} {soon}")
     return 0

@@ -13,11 +13,12 @@ from site_agents.config import AGENT_FILE
 VARIABLE: Final = "FEDFACTORY_HOME"
 
 
-def add_home(parser: argparse.ArgumentParser) -> None:
-    """Add --home to a command that acts on a site."""
+def add_home(parser: argparse.ArgumentParser, *, also_before: bool = False) -> None:
+    """Add --home to a command that acts on a site; `also_before`: its parent has it, too."""
     parser.add_argument(
         "--home",
         type=Path,
+        default=argparse.SUPPRESS if also_before else None,
         metavar="DIR",
         help=f"the site's home (default: ${VARIABLE}, else this folder if it holds {AGENT_FILE})",
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fedfactory.cli.arguments import Arguments
+from fedfactory.cli.arguments import Arguments, count
 from fedfactory.contracts.errors import UsageError
 from site_agents.cli.home import VARIABLE
 
@@ -34,8 +34,12 @@ def main(words: Sequence[str]) -> int:
     site = asked.site or ask("--site", "name of this site (site-agent sites lists them)")
     gateway = asked.gateway or ask("--gateway", "the consortium's gateway, host:port")
     options, rules = _data(asked, ask)
+    from fedfactory.tasks.table import load_task
     from site_agents.policy import policy_text
     from site_agents.setup import make_home
+
+    for task in asked.task:
+        load_task(task)  # one that is not installed is a slip
 
     smallest = min((DELTA, *(DELTA_OF_SIZE / rule.public_size for rule in rules.values())))
     text = policy_text(
@@ -70,7 +74,7 @@ def _data(
 
     name, path = _pair(asked.data, "--data NAME=PATH")
     question = f"how many units '{name}' has, a number that everyone may know"
-    size = asked.public_size or _whole(ask("--public-size", question))
+    size = asked.public_size or _size(ask("--public-size", question))
     rule = DataRule(lineage=asked.lineage or name, public_size=size, unit=asked.unit or "row")
     options = data_options(Path(path).absolute())
     return {name: {**options, "unit": asked.unit} if asked.unit else options}, {name: rule}
@@ -116,7 +120,7 @@ def _parser() -> Arguments:
     )
     parser.add_argument("--data", metavar="NAME=PATH", help="a data set; more in agent.yaml later")
     parser.add_argument(
-        "--public-size", type=int, metavar="N", help="how many units it has, known to everyone"
+        "--public-size", type=count, metavar="N", help="how many units it has, known to everyone"
     )
     parser.add_argument("--lineage", metavar="NAME", help="its population (default: its own name)")
     parser.add_argument(
@@ -156,10 +160,11 @@ def _pair(word: str, expected: str) -> tuple[str, str]:
     return name, value
 
 
-def _whole(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise UsageError(f"--public-size: '{text}': expected a whole number")
-    return int(text)
+def _size(answer: str) -> int:
+    try:
+        return count(answer)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"--public-size: {error}") from error
 
 
 def _next_steps(home: Path) -> list[str]:

@@ -10,16 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from fedfactory.cli.arguments import Arguments
+from fedfactory.cli.arguments import Arguments, count
 from fedfactory.contracts.codec import encode, from_json
-from fedfactory.contracts.errors import FedfactoryError, UsageError
+from fedfactory.contracts.errors import FedfactoryError, UnknownNameError, UsageError
 from fedfactory.contracts.orders import WorkKey
 from fedfactory.privacy.entries import ENTRIES, Entry, RunKey
 from site_agents.cli.home import add_home, find_home
-from site_agents.cli.person import person
 from site_agents.cli.recording import record
 from site_agents.config import POLICY_FILE, load_agent_config
+from site_agents.lease import LeaseHeldError, holder_of
 from site_agents.ledger import Ledger
+from site_agents.person import person
 from site_agents.policy_file import load_policy
 from site_agents.standing import LineageStanding, RunStanding, course, lineages, runs
 
@@ -37,7 +38,7 @@ def main(words: Sequence[str]) -> int:
     home = find_home(asked.home)
     folder = load_agent_config(home, []).ledger
     if asked.what is None:
-        return _show(home, folder, as_json=asked.json, count=asked.recent)
+        return _show(home, folder, as_json=asked.json, newest=asked.recent)
     by = person()
     if asked.what == "open-lineage":
         return _open_lineage(home, folder, asked.name, by=by, reason=asked.reason)
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add_home(parser)
     parser.add_argument("--json", action="store_true", help="everything, for a program")
     parser.add_argument(
-        "--recent", type=int, default=RECENT, metavar="N", help=f"newest entries ({RECENT})"
+        "--recent", type=count, default=RECENT, metavar="N", help=f"newest entries ({RECENT})"
     )
     commands = parser.add_subparsers(dest="what", metavar="COMMAND", parser_class=Arguments)
     for name, argument, told in (
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         ("move", None, "take host, file and clock for right as they are now"),
     ):
         command = commands.add_parser(name, help=told, description=told)
+        add_home(command, also_before=True)
         if argument is not None:
             command.add_argument(argument, metavar=argument.upper())
         command.add_argument("--reason", required=True, metavar="TEXT", help="kept for good")
@@ -74,10 +76,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _open_lineage(home: Path, folder: Path, name: str, *, by: str, reason: str) -> int:
-    delta = load_policy(home / POLICY_FILE).delta
+    policy = load_policy(home / POLICY_FILE)
+    delta, named = policy.delta, {rule.lineage for rule in policy.data.values()}
+    if name not in named:
+        # A slip here would stand in the ledger for good.
+        raise UnknownNameError(f"lineage in {POLICY_FILE}", name, named)
     ledger = Ledger.open(folder)
     try:
-        if not name or name in ledger.budget.deltas:
+        if name in ledger.budget.deltas:
             raise UsageError(f"lineage '{name}' is open already: its budget is the one it has")
         record(home, "lineage_opened", actor=by, reason=reason, lineage=name, delta=delta)
         ledger.open_lineage(name, delta, actor=by, reason=reason)
@@ -108,6 +114,8 @@ def _release(home: Path, folder: Path, asked: str, *, by: str, reason: str) -> i
 
 
 def _move(home: Path, folder: Path, *, by: str, reason: str) -> int:
+    if (holder := holder_of(home)) is not None:
+        raise LeaseHeldError(home, holder)
     Ledger.move(folder, actor=by, reason=reason)  # it keeps who and why itself, too
     record(home, "ledger_moved", actor=by, reason=reason, ledger=str(folder))
     print("the ledger holds here and now; any other copy of it must not be used again")
@@ -131,7 +139,7 @@ def find_run(known: Sequence[RunKey], asked: str) -> RunKey:
 # ---- what shows it -------------------------------------------------------------------------------
 
 
-def _show(home: Path, folder: Path, *, as_json: bool, count: int) -> int:
+def _show(home: Path, folder: Path, *, as_json: bool, newest: int) -> int:
     cap = _cap(home)
     ledger = Ledger.open(folder)
     try:
@@ -145,7 +153,7 @@ def _show(home: Path, folder: Path, *, as_json: bool, count: int) -> int:
         its_runs = runs(ledger.budget, ledger.accountant, now)
         recent = [
             (row.sequence, row.at, row.kind, entry)
-            for row, entry in list(zip(rows, entries, strict=True))[-count:]
+            for row, entry in list(zip(rows, entries, strict=True))[-newest:]
         ]
         if as_json:
             about = {

@@ -10,26 +10,26 @@ from typing import Final
 from fedfactory.cli.main import guarded
 from fedfactory.contracts.errors import UnknownNameError
 
-# Each module has `main(words) -> exit code`; the first line of its docstring is its line of help.
+# Each module `site_agents.cli.<command>` has `main(words) -> exit code`.
 COMMANDS: Final[Mapping[str, str]] = {
-    "init": "site_agents.cli.init",
-    "doctor": "site_agents.cli.doctor",
-    "run": "site_agents.cli.run",
-    "tick": "site_agents.cli.tick",
-    "status": "site_agents.cli.status",
-    "data": "site_agents.cli.data",
-    "policy": "site_agents.cli.policy",
-    "approvals": "site_agents.cli.approvals",
-    "approve": "site_agents.cli.approve",
-    "deny": "site_agents.cli.deny",
-    "pause": "site_agents.cli.pause",
-    "resume": "site_agents.cli.resume",
-    "drain": "site_agents.cli.drain",
-    "kill": "site_agents.cli.kill",
-    "ledger": "site_agents.cli.ledger",
-    "audit": "site_agents.cli.audit",
-    "sites": "site_agents.cli.sites",
-    "probe": "site_agents.cli.probe",
+    "init": "make a site's home: configuration, policy, keys, ledger, audit chain",
+    "doctor": "look over this site and its way to the gateway, and say what to do",
+    "run": "run the site's agent until SIGTERM, which lets it finish its orders",
+    "tick": "one pass for cron: take the orders there are, work, answer, end",
+    "status": "show what the agent does now and did last; also while it is down",
+    "data": "check a data source of the site, or generate a table to try a task with",
+    "policy": "check the policy file, or explain what would happen to an order",
+    "approvals": "list what waits for a person, or show one against its plan",
+    "approve": "let one result leave, after 'approvals' showed it",
+    "deny": "keep one result here for good",
+    "pause": "begin no new work; what is under way ends and leaves",
+    "resume": "let the agent work again after pause, drain or kill",
+    "drain": "begin no new work, and end the agent when what is under way has left",
+    "kill": "stop all work where it is, and let no result leave",
+    "ledger": "show what the privacy budget has spent, holds and has left; manage it",
+    "audit": "check, show or export the record of what left the site",
+    "sites": "list the machines of the catalogue, or every fact of one",
+    "probe": "look at this machine and write a patch for its file in the catalogue",
 }
 EXIT_CODES: Final = """\
 exit codes:
@@ -48,13 +48,13 @@ def _dispatch(words: Sequence[str]) -> int:
         return 0 if words else 2
     if words[0] not in COMMANDS:
         raise UnknownNameError("command", words[0], COMMANDS)
-    command: Callable[[Sequence[str]], int] = import_module(COMMANDS[words[0]]).main
+    command: Callable[[Sequence[str]], int] = import_module(f"site_agents.cli.{words[0]}").main
     return command(words[1:])
 
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {_line_of_help(module)}" for name, module in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
     return "\n".join(
         [
             "usage: site-agent COMMAND [ARGUMENT ...]",
@@ -70,12 +70,6 @@ def _help() -> str:
             EXIT_CODES,
         ]
     )
-
-
-def _line_of_help(module: str) -> str:
-    """Return the first line of a command's docstring, without the name that it begins with."""
-    first = (import_module(module).__doc__ or "").strip().partition("\n")[0]
-    return first.rpartition("`: ")[2].rstrip(".")
 
 
 if __name__ == "__main__":

@@ -55,8 +55,9 @@ def status_lines(
         since = _ago(status.connection_since, now)
         lines.append(f"connection  {status.connection} for {since}  {status.detail}".rstrip())
     if word.name != "running":
-        said = f"{word.name} by {word.by}, {_ago(word.at, now)} ago: {word.reason}"
-        lines.append(f"control     {said}; site-agent resume")
+        reason = f": {word.reason}" if word.reason else ""
+        said = f"{word.name} by {word.by}, {_ago(word.at, now)} ago{reason}"
+        lines.append(f"control     {said}; site-agent resume takes it back")
     if waiting:
         lines.append(f"approvals   {waiting} wait for a person: site-agent approvals")
     if status is None:

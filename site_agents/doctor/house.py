@@ -22,7 +22,7 @@ from site_agents.executors.warm_worker import WarmWorker
 from site_agents.jobs.settings import WorkerSettings
 from site_agents.lease import holder_of
 from site_agents.policy import Policy
-from site_agents.policy_check import OPEN_LINEAGE
+from site_agents.policy_check import OPEN_LINEAGE, task_misfits
 from site_agents.policy_file import load_policy
 
 PACKAGES: Final = ("fedfactory", "flwr", "grpcio", "torch", "opacus", "dp-accounting")
@@ -68,7 +68,7 @@ def examine_home(config: AgentConfig) -> Iterator[Finding]:
 
 
 def examine_policy(config: AgentConfig) -> tuple[Policy | None, list[Finding]]:
-    """Read the policy; hold its names against agent.yaml's."""
+    """Read the policy; hold its names against agent.yaml's and the installed tasks'."""
     try:
         policy = load_policy(config.home / POLICY_FILE)
     except FedfactoryError as error:
@@ -81,6 +81,8 @@ def examine_policy(config: AgentConfig) -> tuple[Policy | None, list[Finding]]:
     for name in sorted(set(config.data) - set(policy.data)):
         text = f"data '{name}' is in {AGENT_FILE} and not in {POLICY_FILE}: nothing may use it"
         found.append(warn("policy", text, f"give its lineage and public_size in {POLICY_FILE}"))
+    todo = f"mend it in {POLICY_FILE}, then: site-agent policy check"
+    found += [fail("policy", text, todo) for text in task_misfits(policy)]
     for what in ("coordinators", "operators", "tasks"):
         if not getattr(policy, what):
             text = f"{what}: none, so every order is refused"

@@ -57,8 +57,8 @@ class Executor(Protocol):
             WorkerLostError: its process died; another takes the next job.
             JobTimeoutError: it took longer than `timeout_s` and was ended.
             WorkStoppedError: `stop_work` ended it.
-            NeverBegunError: no device was free within `timeout_s`, a worker did not get ready, or
-                `drain` or `stop_work` came while it waited.
+            NeverBegunError: the folder cannot be written, no device was free within `timeout_s`, a
+                worker did not get ready, or `drain` or `stop_work` came while it waited.
         """
 
     def drain(self) -> None:

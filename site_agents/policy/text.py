@@ -40,7 +40,7 @@ def policy_text(
     coordinators: Mapping[str, str],
     operators: Mapping[str, str],
     data: Mapping[str, DataRule],
-    tasks: Mapping[str, str],
+    tasks: Mapping[str, str | TaskRule],
     without_dp: WithoutDp | None = None,
     epsilon_per_run: float = 3.0,
     epsilon_per_lineage: float = 10.0,
@@ -56,8 +56,8 @@ def policy_text(
 ) -> str:
     """Return the text of a policy.yaml for a site's choices.
 
-    `coordinators` and `operators` map names to key fingerprints, `tasks` each task to the name of
-    its data set in `data`. `without_dp` allows runs without differential privacy.
+    `coordinators` and `operators` map names to key fingerprints, `tasks` each task to its rule, or
+    to the name of its data set in `data`. `without_dp` allows runs without differential privacy.
 
     Raises:
         ValueRangeError: a choice is out of range, or choices do not fit each other.
@@ -67,7 +67,10 @@ def policy_text(
             coordinators=coordinators,
             operators=operators,
             data=data,
-            tasks={task: TaskRule(source=name, parameters={}) for task, name in tasks.items()},
+            tasks={
+                task: rule if isinstance(rule, TaskRule) else TaskRule(source=rule, parameters={})
+                for task, rule in tasks.items()
+            },
             training=training,
             without_dp=without_dp,
             epsilon_per_run=epsilon_per_run,

@@ -110,6 +110,19 @@ def test_a_worker_that_does_not_get_ready_has_not_begun(
     executor.close()
 
 
+def test_a_worker_without_a_log_does_not_begin_and_a_later_job_does(
+    tmp_path: Path, base: Path
+) -> None:
+    log = tmp_path / "worker.log"
+    log.mkdir()
+    executor = _executor(tmp_path)
+    with pytest.raises(NeverBegunError, match=r"worker\.log"):
+        executor.run(job_of(base), tmp_path / "1", 120)
+    log.rmdir()
+    assert executor.run(job_of(base), tmp_path / "2", 120).failure is None
+    executor.close()
+
+
 def test_a_worker_sees_no_secret_of_the_agents_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,8 @@ from flwr.proto.message_pb2 import Message, Metadata, ObjectTree, PullObjectResp
 
 from fedfactory.coordinator.flower_seam import FLEET_PATHS, build_app
 from fedfactory.coordinator.superlink import SuperLink
+from site_agents.agent import NODE_ID_FILE, come_online
+from site_agents.config import AGENT_FILE, load_agent_config
 from site_agents.flower_seam import FleetNode, FleetUnavailableError
 
 PEM = serialization.Encoding.PEM
@@ -86,6 +88,21 @@ def test_a_node_that_goes_on_after_a_restart_says_at_once_that_it_lives(
     assert calls == ["ACTIVATE_NODE", "SEND_NODE_HEARTBEAT"]
     node.close()
     killed.close()
+
+
+@pytest.mark.parametrize("left", [None, "", "12x"])
+def test_a_node_id_that_a_crash_tore_is_asked_for_anew(
+    superlink: SuperLink, tmp_path: Path, left: str | None
+) -> None:
+    (tmp_path / AGENT_FILE).write_text("site: lumi\ngateway: localhost:1\n")
+    if left is not None:
+        (tmp_path / NODE_ID_FILE).write_text(left)
+    private, public = _key()
+    node_id = superlink.client.register_node(public, f"torn {left}")
+    node = _node(superlink, private)
+    come_online(load_agent_config(tmp_path, []), node)
+    assert (tmp_path / NODE_ID_FILE).read_text() == str(node_id)
+    node.close()
 
 
 def test_an_unregistered_key_is_refused(superlink: SuperLink) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,14 @@ STRATEGIES: dict[str, tuple[int, dict[str, Any]]] = {
 @pytest.fixture(autouse=True)
 def _identity() -> None:
     assume_app_identity()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen_garbage() -> Iterator[None]:
+    """Flower collects garbage after every array: not through all that earlier tests left."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -244,7 +244,7 @@ def test_an_update_altered_on_disk_is_refused_each_time(rig, file):
     file.write_bytes(bytes(len(DATA)))
     with pytest.raises(IntegrityError, match="other bytes"):
         rig.site.upload(file, REF)
-    assert not rig.store.has(REF.digest)
+    assert not rig.store.path(REF.digest).exists()
     assert rig.gateway.traffic()["cesga"]["up"] == 4 * len(DATA)
 
 

@@ -129,6 +129,7 @@ def admission(budget, key, charge, now):
         run=key,
         plan_digest="plan",
         lineage=LINEAGE,
+        unit="row",
         planned=(charge,),
         expires_at=LATER - 1,
     )
@@ -277,7 +278,14 @@ def begun(*entries):
     charge = Charge(cost=COSTS[0], steps=5)
     run = RunKey(coordinator="lead", run_id="run-0")
     budget.apply(
-        RunAdmitted(run=run, plan_digest="p", lineage=LINEAGE, planned=(charge,), expires_at=LATER)
+        RunAdmitted(
+            run=run,
+            plan_digest="p",
+            lineage=LINEAGE,
+            unit="row",
+            planned=(charge,),
+            expires_at=LATER,
+        )
     )
     table = {
         "reserve": WorkReserved(work=work("run-0", 1), lineage=LINEAGE, charge=charge),

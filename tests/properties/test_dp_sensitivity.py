@@ -141,7 +141,7 @@ def test_no_cancellation_in_the_coordinators_weights_gets_a_record_past_the_clip
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_weight_used_twice_is_clipped_as_one_or_refused(mode: GradSampleMode) -> None:
-    network, x, y = network_and_data("digits mlp", 6)
+    _, x, y = network_and_data("digits mlp", 6)
     tied = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Linear(64, 10))
     tied[2].weight = tied[0].weight
     if mode == "ghost":

@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from rig import Coordinator, Site
 
 from site_agents.executors.executor import WorkerLostError
+from site_agents.jobs.job import RESULT, UPDATE
+from site_agents.ledger import LedgerError
 
 WALKED = (
     "site_agents/pipeline.py", "site_agents/books.py", "site_agents/ledger.py",
@@ -43,7 +45,7 @@ class _Lines:
         self.count = 0
         self._last = last
 
-    def __enter__(self) -> _Lines:
+    def __enter__(self) -> Self:
         sys.settrace(self._on_call)
         return self
 
@@ -223,4 +225,28 @@ def test_a_worker_killed_twice_is_charged_twice(walk: Walk) -> None:
     site.executor.fault = lambda job: None
     assert site.answer(walk.again).update is not None
     assert site.steps_spent() == STEPS + 1 + 3 * STEPS
+    site.close()
+
+
+@pytest.mark.parametrize("file", [RESULT, UPDATE])
+def test_what_a_power_failure_left_torn_is_done_anew(
+    walk: Walk, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk.reset()
+    site = walk.site
+    site.open()
+
+    def lose_power(*work: object) -> None:
+        raise LedgerError("the power failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(site.books, "commit", lose_power)
+        assert site.answer(walk.text).refusal.code == "books_broken"
+    site.close()
+    (left,) = site.home.glob(f"spool/jobs/000002-train-*/{file}")
+    left.write_bytes(left.read_bytes()[:-10])
+    site.open()
+    assert site.answer(walk.again).update is not None
+    assert site.executions() == 2 + 2
+    assert site.steps_spent() == STEPS + 1 + 2 * STEPS
     site.close()

@@ -41,6 +41,7 @@ def admitted(run="run-1", *, steps=10, cost=COST, lineage=LINEAGE, expires_at=No
         run=run_key(run),
         plan_digest="plan",
         lineage=lineage,
+        unit="row",
         planned=(Charge(cost=cost, steps=steps),),
         expires_at=time.time() + 1e6 if expires_at is None else expires_at,
     )

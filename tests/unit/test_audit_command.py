@@ -198,16 +198,20 @@ def test_show_of_one_run(home: Path, capsys: Any) -> None:
         ("export", "out.jsonl", "--since", "yesterday"),
         ("export", "out.jsonl", "--withhold", "epsilon_chargd"),
         ("export", "out.jsonl", "--since", "2100-01-01"),
+        ("export", "."),
+        ("export", "no/such/folder/out.jsonl"),
     ],
 )
 def test_bad_words_are_one_line_and_leave_no_file(
     home: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, words: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    before = sorted(tmp_path.iterdir())
+    before, chain = sorted(tmp_path.iterdir()), _chain_file(home).read_bytes()
     assert main(["audit", *words, *(["--home", str(home)] if words else [])]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert sorted(tmp_path.iterdir()) == before
+    if "2100-01-01" not in words:  # what was never exported is not recorded as exported
+        assert _chain_file(home).read_bytes() == chain
 
 
 # ---- export --------------------------------------------------------------------------------------

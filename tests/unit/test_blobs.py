@@ -53,7 +53,7 @@ def test_what_is_received_lies_under_its_digest_for_us_alone(store):
 def test_other_bytes_than_announced_are_refused(store, sent, finding):
     with pytest.raises(IntegrityError, match=finding):
         store.receive("cesga", REF, cut(sent))
-    assert not store.has(REF.digest)
+    assert not store.path(REF.digest).exists()
     assert not store.claim("cesga", REF.digest)
 
 
@@ -73,7 +73,7 @@ def test_opening_drops_what_a_crash_left(tmp_path):
     (tmp_path / ".7.part").write_bytes(b"half")
     again = BlobStore(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [REF.digest.removeprefix("sha256:")]
-    assert again.has(REF.digest)
+    assert again.path(REF.digest).exists()
 
 
 def test_adopting_moves_the_file(store, tmp_path):
@@ -99,9 +99,9 @@ def test_a_site_cannot_have_the_base_model_thrown_away(store, tmp_path):
     store.adopt(source, REF)
     store.receive("hostile", REF, [DATA])
     assert not store.discard(REF.digest)  # the ServerApp refuses the update
-    assert store.has(REF.digest)
+    assert store.path(REF.digest).exists()
     assert store.discard(REF.digest)
-    assert not store.has(REF.digest)
+    assert not store.path(REF.digest).exists()
 
 
 def test_uploads_nobody_claimed_do_not_pile_up(store):
@@ -111,8 +111,10 @@ def test_uploads_nobody_claimed_do_not_pile_up(store):
     refs = [ref_of(bytes([i])) for i in range(10)]
     for i, ref in enumerate(refs):
         store.receive("cesga", ref, [bytes([i])])
-    assert [store.has(ref.digest) for ref in refs] == [False] * 6 + [True] * UNCLAIMED_PER_SITE
-    assert store.has(claimed.digest)
+    assert [store.path(ref.digest).exists() for ref in refs] == [False] * 6 + [
+        True
+    ] * UNCLAIMED_PER_SITE
+    assert store.path(claimed.digest).exists()
 
 
 def test_a_site_can_claim_only_what_it_sent(store):

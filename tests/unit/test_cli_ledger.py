@@ -13,6 +13,7 @@ from site_agents.audit import AuditChain
 from site_agents.cli.ledger import BAR, bar, find_run, spark
 from site_agents.cli.main import main
 from site_agents.config import load_agent_config
+from site_agents.lease import Lease
 from site_agents.ledger import Ledger
 from site_agents.policy import DataRule, policy_text
 from site_agents.setup import make_home
@@ -93,6 +94,14 @@ def test_json_says_it_all(home, capsys):
 
 def test_a_lineage_is_opened_once_with_the_policys_delta(home, capsys):
     before, _ = audited(home)
+    for slip in ("machines", ""):  # a name that the policy does not have would stand for good
+        assert "unknown lineage" in said(
+            home, capsys, "open-lineage", slip, "--reason", "a new hall", code=2
+        )
+    assert audited(home)[0] == before
+    policy = home / "policy.yaml"
+    second = "  pumps: {lineage: machines, public_size: 40, unit: machine}\n"
+    policy.write_text(policy.read_text().replace("data:\n", f"data:\n{second}"))
     told = said(home, capsys, "open-lineage", "machines", "--reason", "a new hall")
     assert "'machines' is open" in told
     ledger = Ledger.open(home)
@@ -134,10 +143,22 @@ def test_a_copied_ledger_is_moved_by_a_person(home, capsys):
     os.replace(path.with_name("copy"), path)
     refused = said(home, capsys, code=1)
     assert "site-agent ledger move" in refused
-    told = said(home, capsys, "move", "--reason", "the disk was replaced")
+    assert main(["ledger", "move", "--home", str(home), "--reason", "the disk was replaced"]) == 0
+    told = capsys.readouterr().out
     assert "must not be used again" in told
     assert "the disk was replaced" in said(home, capsys)
     assert "ledger_moved" in audited(home)[1]
+
+
+def test_nobody_moves_the_ledger_of_an_agent_that_runs(home, capsys):
+    with Lease(home, "run"):
+        assert "stop it first" in said(home, capsys, "move", "--reason", "x", code=1)
+    assert audited(home)[0] == 0
+
+
+@pytest.mark.parametrize("number", ["0", "-3", "x"])
+def test_a_count_that_is_none(home, capsys, number):
+    assert "whole number above 0" in said(home, capsys, "--recent", number, code=2)
 
 
 @pytest.mark.parametrize("what", [["open-lineage", "x"], ["release", "run-1"], ["move"]])

@@ -164,7 +164,7 @@ def test_the_sources_of_the_docs_open() -> None:
     opened = [
         open_source(name, options, "lineage")
         for block in blocks
-        for name, options in yaml.safe_load(block)["data"].items()
+        for name, options in yaml.safe_load(block).get("data", {}).items()
         if "kind" in options
     ]
     assert len(opened) == 5

@@ -83,6 +83,13 @@ def test_the_books_are_verified_and_stay_as_they_are(config: AgentConfig):
     assert "do not make new ones" in lost.todo
 
 
+def test_a_task_whose_orders_would_all_be_refused(config: AgentConfig):
+    rewrite(config, (config.home / "policy.yaml").read_text().replace("  digits:", "  tabular:"))
+    _, [found, _] = examine_policy(config)
+    assert (found.level, found.area) == ("fail", "policy")
+    assert found.text.startswith("tasks.tabular.parameters leaves")
+
+
 def test_a_lineage_without_a_budget(config: AgentConfig):
     rewrite(
         config, (config.home / "policy.yaml").read_text().replace("lineage: mine", "lineage: o")

@@ -77,3 +77,16 @@ def test_a_holder_that_has_not_said_who_it_is_still_holds(tmp_path: Path):
 def test_a_home_that_cannot_be_written_is_named(tmp_path: Path):
     with pytest.raises(EnvironmentFailedError, match=r"agent\.lock cannot be written"):
         Lease(tmp_path / "missing", "run")
+
+
+def test_a_full_disk_hides_who_holds_it_and_nothing_more(tmp_path: Path):
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+    other = subprocess.Popen(
+        [sys.executable, "-c", full + HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(LeaseHeldError, match="has not said who it is"):
+        Lease(tmp_path, "run")
+    _kill(other)
+    Lease(tmp_path, "run").close()

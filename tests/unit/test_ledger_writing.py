@@ -237,6 +237,7 @@ def test_a_read_only_disk(tmp_path):
     assert len(said) == 2
     assert all(str(tmp_path) in line for line in said)
     assert "Read-only file system" in said[0]
+    assert not any("init" in line for line in said)  # nothing is lost: nobody makes a new one
 
 
 LIMITED = """

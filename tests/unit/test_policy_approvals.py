@@ -14,10 +14,11 @@ from fedfactory.contracts.errors import UsageError
 from fedfactory.contracts.model import BlobRef, TensorSpec
 from fedfactory.contracts.privacy import PrivacySpent
 from fedfactory.contracts.updates import Payload, Update
-from site_agents.approvals import DECISION, REQUEST, Approvals, Leaving, leaving, work_id
+from site_agents.approvals import DECISION, REQUEST, Approvals, work_id
 from site_agents.audit import AuditChain
 from site_agents.cli.main import main
 from site_agents.comparison import compare, tensor_lines
+from site_agents.leaving import Leaving, leaving
 from tests.policy_orders import TERMS, sending_of
 
 TENSORS = (

@@ -259,6 +259,10 @@ def test_a_policy_that_fits_its_site(home, capsys):
             "tasks.digit: unknown task 'digit'",
         ),
         (
+            {"tasks": {"tabular": TaskRule(source="scans", parameters={})}},
+            "tasks.tabular.parameters leaves",
+        ),
+        (
             {"tasks": {"digits": TaskRule(source="scans", parameters={"depth": Range(1, 2)})}},
             "tasks.digits.parameters.depth: the task has no such parameter; it has model",
         ),

@@ -15,6 +15,7 @@ from site_agents.assembly import open_books, sources_of
 from site_agents.cli.main import main
 from site_agents.config import AgentConfig, load_agent_config
 from site_agents.ledger import Ledger
+from site_agents.person import person
 from site_agents.policy import DataRule, policy_text
 from site_agents.policy_file import load_policy
 from site_agents.setup import make_home
@@ -26,6 +27,8 @@ POLICY = policy_text(
     data={"mine": DataRule(lineage="people", public_size=500, unit="row")},
     tasks={"digits": "mine"},
 )
+MINE = ("--data", "a=b.csv")
+SLIP = ("--public-size", "9", "--task", "digit")
 
 
 def made(home: Path, **changed: object) -> AgentConfig:
@@ -117,6 +120,20 @@ def test_a_ledger_elsewhere(tmp_path: Path):
     assert not (tmp_path / "other").exists()
 
 
+def test_the_books_name_the_user_whatever_the_environment_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "somebody-else")
+    home = str(made(tmp_path / "home").home)
+    assert main(["audit", "export", str(tmp_path / "out"), "--home", home]) == 0
+    assert main(["audit", "show", "--home", home]) == 0
+    assert main(["ledger", "--json", "--home", home]) == 0
+    shown = capsys.readouterr().out
+    assert "somebody-else" not in shown
+    assert shown.count(person()) >= 2
+
+
 def test_init_by_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data = tmp_path / "t.csv"
     data.write_text("age,label\n1,2\n")
@@ -174,6 +191,14 @@ def test_init_asks_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (
             ["--home", "{}", "--site", "cesga", "--gateway", "h:1", "--coordinator", "hub=MD5"],
             "coordinators",
+        ),
+        (
+            ["--home", "{}", "--site", "cesga", "--gateway", "h:1", *MINE, "--public-size", "0"],
+            "whole number above 0",
+        ),
+        (
+            [*("--home", "{}", "--site", "cesga", "--gateway", "h:1"), *MINE, *SLIP],
+            "did you mean 'digits'",
         ),
     ],
 )

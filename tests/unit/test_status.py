@@ -90,7 +90,7 @@ def test_lines_for_a_person(tmp_path: Path):
     assert lines == [
         "agent       run, process 7 on login1, for 2 h",
         "connection  connected for 2 h  hub:443",
-        "control     paused by ana, 2 h ago: upgrade; site-agent resume",
+        "control     paused by ana, 2 h ago: upgrade; site-agent resume takes it back",
         "approvals   2 wait for a person: site-agent approvals",
         "in hand     r1 round 3 train, for 2 h",
         "done        r1 round 2 train: update, 61 min ago",

@@ -1,0 +1,10 @@
+"""Loaded by every Python process of one test: agents' heartbeats come later than SuperLink waits."""
+
+from __future__ import annotations
+
+import sys
+
+if "site_agents.cli.main" in sys.orig_argv:
+    import site_agents.agent
+
+    site_agents.agent.HEARTBEAT_S = 23.0
