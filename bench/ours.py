@@ -45,7 +45,7 @@ def idle_agent_share(seconds: float) -> float:
         _wait_for_round_1(process, out)
         time.sleep(2)
         worker = _child(process, PARTS["worker"], "--site lumi")
-        agent = _child(process, PARTS["agent"], "site=cesga")
+        agent = _child(process, PARTS["agent"], "/cesga ")
         worker.suspend()
         try:
             time.sleep(3)
