@@ -24,6 +24,7 @@ from fedfactory.privacy.accounting import (
 from fedfactory.privacy.budget import Budget
 from fedfactory.privacy.entries import Charge, RunAdmitted, RunKey
 from fedfactory.privacy.sampling import evaluation_size, sampling
+from site_agents.policy import DataRule, Policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,69 @@ class Shortfall:
     """Why a plan is not admitted. `finding` stays at the site."""
 
     finding: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stake:
+    """What the policy says of the data an order works on, and of its budget, as it is now."""
+
+    lineage: str
+    unit: str
+    public_size: int
+    caps: Caps
+
+
+def stake_of(policy: Policy, rule: DataRule) -> Stake:
+    """Return what a policy says of one of its data sets and its budget."""
+    caps = Caps(
+        epsilon_per_run=policy.epsilon_per_run, epsilon_per_lineage=policy.epsilon_per_lineage
+    )
+    return Stake(lineage=rule.lineage, unit=rule.unit, public_size=rule.public_size, caps=caps)
+
+
+def next_entry(
+    budget: Budget,
+    accountant: Accountant,
+    order: Order,
+    terms: RunTerms,
+    stake: Stake,
+    now: float,
+) -> RunAdmitted | Charge | Shortfall:
+    """Return what the ledger takes next for an order under differential privacy.
+
+    Its run's admission while the run is not admitted, then what the order itself reserves; or why
+    neither may be.
+    """
+    if stake.lineage not in budget.deltas:
+        return Shortfall(
+            finding=f"lineage '{stake.lineage}' has no budget: 'site-agent policy check' says what"
+            " to do"
+        )
+    held = budget.runs.get(run_of(order))
+    if held is None:
+        return admit(
+            budget,
+            accountant,
+            order,
+            terms,
+            lineage=stake.lineage,
+            unit=stake.unit,
+            public_size=stake.public_size,
+            caps=stake.caps,
+            now=now,
+        )
+    if (held.lineage, held.unit) != (stake.lineage, stake.unit):
+        return Shortfall(
+            finding=f"the run was admitted on lineage '{held.lineage}' per {held.unit}, and its"
+            f" epsilon is of that; policy.yaml now has '{stake.lineage}' per {stake.unit}"
+        )
+    if held.plan_digest != order.plan_digest:
+        return Shortfall(finding="the run was admitted by another plan")
+    if held.released:
+        return Shortfall(finding="the run is over, and what it held has returned")
+    return charge_of(
+        budget, accountant, order, public_size=stake.public_size, caps=stake.caps, now=now
+    )
 
 
 def run_of(order: Order) -> RunKey:

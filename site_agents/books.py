@@ -19,8 +19,8 @@ from fedfactory.contracts.privacy import PrivacySpent
 from fedfactory.contracts.updates import Update
 from fedfactory.privacy.accounting import epsilon_of, joined
 from fedfactory.privacy.budget import run_key, work_name
-from fedfactory.privacy.entries import Charge, RunKey
-from site_agents.admission import Caps, Shortfall, admit, charge_of, run_of
+from fedfactory.privacy.entries import Charge, RunAdmitted, RunKey
+from site_agents.admission import Shortfall, next_entry, stake_of
 from site_agents.audit import AuditChain
 from site_agents.ledger import Ledger
 from site_agents.policy import DataRule, Policy
@@ -107,15 +107,16 @@ class Books:
         newest = self._ledger.budget.works[work_name(key)].reservations[-1]
         return newest[1] if newest else None
 
-    def epsilon_of_work(self, key: WorkKey) -> float | None:
-        """Return the epsilon of all that one unit of work reserved, alone; None without DP."""
+    def paid(self, key: WorkKey) -> tuple[str, float] | None:
+        """Return which lineage paid for one unit of work, and its epsilon alone; None without DP."""
         with self._lock:
             ledger = self._ledger
             taken = [r for r in ledger.budget.works[work_name(key)].reservations if r is not None]
             if not taken:
                 return None
             charges = joined(*({charge.cost: charge.steps} for _, charge in taken))
-            return epsilon_of(ledger.accountant, charges, ledger.budget.deltas[taken[0][0]])
+            lineage = taken[0][0]
+            return lineage, epsilon_of(ledger.accountant, charges, ledger.budget.deltas[lineage])
 
     def has_budget(self, lineage: str) -> bool:
         """Whether a lineage was opened."""
@@ -143,50 +144,15 @@ class Books:
             return charge
 
     def _charge(self, order: Order, terms: RunTerms, policy: Policy, rule: DataRule) -> Charge:
-        caps = Caps(
-            epsilon_per_run=policy.epsilon_per_run, epsilon_per_lineage=policy.epsilon_per_lineage
-        )
-        ledger, run, now = self._ledger, run_of(order), time.time()
-        if rule.lineage not in ledger.budget.deltas:
-            raise BudgetError(
-                f"lineage '{rule.lineage}' has no budget: 'site-agent policy check' says what to do"
-            )
-        if run not in ledger.budget.runs:
-            admitted = admit(
-                ledger.budget,
-                ledger.accountant,
-                order,
-                terms,
-                lineage=rule.lineage,
-                unit=rule.unit,
-                public_size=rule.public_size,
-                caps=caps,
-                now=now,
-            )
-            if isinstance(admitted, Shortfall):
-                raise BudgetError(admitted.finding)
-            ledger.append(admitted)
-        held = ledger.budget.runs[run]
-        if (held.lineage, held.unit) != (rule.lineage, rule.unit):
-            raise BudgetError(
-                f"the run was admitted on lineage '{held.lineage}' per {held.unit}, and its epsilon"
-                f" is of that; policy.yaml now has '{rule.lineage}' per {rule.unit}"
-            )
-        if held.plan_digest != order.plan_digest:
-            raise BudgetError("the run was admitted by another plan")
-        if held.released:
-            raise BudgetError("the run is over, and what it held has returned")
-        charge = charge_of(
-            ledger.budget,
-            ledger.accountant,
-            order,
-            public_size=rule.public_size,
-            caps=caps,
-            now=now,
-        )
-        if isinstance(charge, Shortfall):
-            raise BudgetError(charge.finding)
-        return charge
+        ledger, stake, now = self._ledger, stake_of(policy, rule), time.time()
+        found = next_entry(ledger.budget, ledger.accountant, order, terms, stake, now)
+        if isinstance(found, RunAdmitted):
+            ledger.admit(found)
+            found = next_entry(ledger.budget, ledger.accountant, order, terms, stake, now)
+        if isinstance(found, Shortfall):
+            raise BudgetError(found.finding)
+        assert isinstance(found, Charge)
+        return found
 
     def release(self, run: RunKey, plan_digest: str) -> bool:
         """Give back what a run that is over holds; whether it still held anything.

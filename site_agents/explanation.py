@@ -18,10 +18,9 @@ from fedfactory.contracts.errors import FedfactoryError, IdentityError, Protocol
 from fedfactory.contracts.plans import Delivery, Sending, Signature
 from fedfactory.contracts.updates import Update
 from fedfactory.identity.signing import verify
-from fedfactory.privacy.entries import Charge, RunAdmitted
 from fedfactory.tasks.table import check_task, load_task
 from site_agents import control
-from site_agents.admission import Caps, Shortfall, admit, charge_of, run_of
+from site_agents.admission import Shortfall, next_entry, stake_of
 from site_agents.approvals import Approvals, work_id
 from site_agents.config import POLICY_FILE, AgentConfig
 from site_agents.failures import too_many_failures
@@ -238,35 +237,14 @@ def _budget(ledger: Ledger, policy: Policy, sending: Sending, now: float) -> Ste
     source = policy.source_for(order.task)
     if order.privacy is None or source is None:
         return _step("privacy budget", "budget_exhausted", None)
-    rule = policy.data[source]
-    if rule.lineage not in ledger.budget.deltas:
-        none = f"lineage '{rule.lineage}' has none: 'site-agent policy check' says what to do"
-        return _step("privacy budget", "budget_exhausted", none)
-    caps = Caps(
-        epsilon_per_run=policy.epsilon_per_run, epsilon_per_lineage=policy.epsilon_per_lineage
+    cost = next_entry(
+        ledger.budget,
+        ledger.accountant,
+        order,
+        sending.plan.terms,
+        stake_of(policy, policy.data[source]),
+        now,
     )
-    cost: Charge | RunAdmitted | Shortfall
-    if run_of(order) in ledger.budget.runs:
-        cost = charge_of(
-            ledger.budget,
-            ledger.accountant,
-            order,
-            public_size=rule.public_size,
-            caps=caps,
-            now=now,
-        )
-    else:
-        cost = admit(
-            ledger.budget,
-            ledger.accountant,
-            order,
-            sending.plan.terms,
-            lineage=rule.lineage,
-            unit=rule.unit,
-            public_size=rule.public_size,
-            caps=caps,
-            now=now,
-        )
     short = cost.finding if isinstance(cost, Shortfall) else None
     return _step("privacy budget", "budget_exhausted", short)
 

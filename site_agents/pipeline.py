@@ -169,10 +169,11 @@ class Pipeline:
             asked = self._authorise(delivery, key)
             self._books.check(delivery.sending.receipt)
             update = self._books.finished(key)
+            fresh = update is None
             if update is None:
                 self._may_begin(asked)
                 update = self._work(asked)
-            return self._release(asked, update)
+            return self._release(asked, update, fresh=fresh)
         except WorkConflictError as error:
             raise _RefusedError("conflict", "another order for this round was begun") from error
         except (BooksError, LedgerError) as error:
@@ -385,8 +386,11 @@ class Pipeline:
 
     # ---- letting it go -------------------------------------------------------------------------
 
-    def _release(self, asked: _Asked, update: Update) -> Reply | Pending:
-        """Write down what leaves, then send the arrays; the reply itself follows."""
+    def _release(self, asked: _Asked, update: Update, *, fresh: bool) -> Reply | Pending:
+        """Write down what leaves, then send the arrays; the reply itself follows.
+
+        `fresh`: the guard read the file just now. Else hours may have passed, and it is read again.
+        """
         if state(self._home).name == "killed":
             raise _RefusedError("killed", "the administrator stopped all work")
         work = work_id(asked.key)
@@ -394,15 +398,16 @@ class Pipeline:
         if actor is None:
             return Pending(work_id=work)
         path, blob = self._spool / work / UPDATE, update.payload.blob if update.payload else None
-        if blob is not None and file_ref(path) != blob:
+        if blob is not None and not fresh and file_ref(path) != blob:
             raise _RefusedError("egress_refused", "the file is no longer the one that was cleared")
+        lineage, epsilon = self._paid(asked)
         anchor = self._books.record(
             released(
                 update,
                 destination=asked.facts.coordinator_key,
                 delivery=asked.sending.number,
-                lineage=asked.rule.lineage if asked.rule else None,
-                epsilon_charged=self._books.epsilon_of_work(asked.key),
+                lineage=lineage,
+                epsilon_charged=epsilon,
                 policy=asked.policy.version,
                 clause=f"egress: {asked.policy.egress}",
                 actor=actor,
@@ -412,6 +417,10 @@ class Pipeline:
             self._transfer.send(path, blob)
         self._approvals.settle(work)
         return Reply(update=update, refusal=None, anchor=anchor)
+
+    def _paid(self, asked: _Asked) -> tuple[str | None, float | None]:
+        """Return the lineage that paid and with which epsilon; without DP, the data's and None."""
+        return self._books.paid(asked.key) or (asked.rule.lineage if asked.rule else None, None)
 
     def _let_go(self, work: str, asked: _Asked, update: Update) -> str | None:
         """Return who let the result go: the agent, or a person; None while nobody has decided."""
@@ -442,6 +451,7 @@ class Pipeline:
             with ArrayFile(folder / UPDATE) as file:
                 tensors = file.spec.tensors
             declared, norm = spec.update_spec().tensors, found.norm_l2
+        lineage, epsilon = self._paid(asked)
         return leaving(
             asked.sending,
             update,
@@ -449,8 +459,8 @@ class Pipeline:
             tensors=tensors,
             norm_l2=norm,
             source=asked.source,
-            lineage=asked.rule.lineage if asked.rule else None,
-            epsilon_charged=self._books.epsilon_of_work(asked.key),
+            lineage=lineage,
+            epsilon_charged=epsilon,
         )
 
     def _refusal(self, delivery: Delivery, key: WorkKey, why: _RefusedError) -> Reply:

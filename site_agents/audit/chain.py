@@ -207,8 +207,8 @@ class AuditChain:
         try:
             write_head(self._head_file, checkpoint)
         except OSError as error:
-            # Whether the checkpoint is on disk is unknown now: opening the chain anew finds out.
-            self._unusable = f"audit/{HEAD} could not be written ({error.strerror})"
+            # Whether the checkpoint is on disk is unknown now: reading both files anew finds out.
+            self._heads_seen = b""
             raise _unwritable(self._folder / HEAD, error) from error
 
     def _cut_to(self, size: int) -> None:

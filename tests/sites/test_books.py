@@ -11,9 +11,11 @@ import pytest
 from rig import Site
 
 from fedfactory.contracts.plans import Anchor
+from site_agents.approvals import Approvals
 from site_agents.assembly import open_books
 from site_agents.books import BooksError
 from site_agents.config import load_agent_config
+from site_agents.policy import DataRule
 from site_agents.second_place import SecondPlace
 
 OTHER = "sha256:" + "3" * 64
@@ -108,3 +110,40 @@ def test_two_agents_on_one_home_keep_one_history(site: Site) -> None:
     books.check(site.books.anchor())
     assert books.anchor() == site.books.anchor()
     books.close()
+
+
+def test_a_head_that_could_not_be_written_once_is_made_good(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line is there, its acknowledgement not: nothing left, and the next order goes on."""
+    from site_agents.audit import chain
+
+    plain, failures = chain.write_head, [OSError(5, "Input/output error")]
+
+    def write_head(*arguments: object) -> None:
+        if failures:
+            raise failures.pop()
+        plain(*arguments)
+
+    monkeypatch.setattr(chain, "write_head", write_head)
+    assert site.code() == "books_broken"
+    assert list(site.received.iterdir()) == []
+    assert site.code() is None
+    assert site.executions() == 1
+    site.restart()
+    assert site.code(round=2) is None
+
+
+def test_the_audit_names_the_lineage_that_paid(make_site: Callable[..., Site]) -> None:
+    site = make_site(egress="every_round")
+    site.answer(site.delivery())
+    approvals = Approvals(site.home)
+    approvals.decide(approvals.waiting()[0], approved=True, by="mia", reason="seen")
+    site.write_policy(
+        data={"cohort": DataRule(lineage="others", public_size=500, unit="row")},
+        egress="every_round",
+    )
+    assert site.code() is None
+    last = (site.home / "audit" / "chain.jsonl").read_text().splitlines()[-1]
+    assert '"patients"' in last
+    assert '"others"' not in last

@@ -66,6 +66,15 @@ def test_finished_work_is_answered_again_for_nothing_also_after_a_restart(site: 
     assert (site.executions(), site.steps_spent()) == (1, STEPS)
 
 
+def test_finished_work_whose_file_is_another_now_stays(site: Site) -> None:
+    site.ask()
+    (file,) = (site.home / "spool" / "jobs").glob("*/update.safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    left = {p.name for p in site.received.iterdir()}
+    assert site.code() == "egress_refused"
+    assert {p.name for p in site.received.iterdir()} == left
+
+
 def test_another_order_for_begun_work_is_a_conflict(site: Site) -> None:
     site.ask()
     assert site.code(seed=2) == "conflict"
