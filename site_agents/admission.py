@@ -65,6 +65,7 @@ def next_entry(
     accountant: Accountant,
     order: Order,
     terms: RunTerms,
+    *,
     stake: Stake,
     now: float,
 ) -> RunAdmitted | Charge | Shortfall:

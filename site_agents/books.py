@@ -108,7 +108,7 @@ class Books:
         return newest[1] if newest else None
 
     def paid(self, key: WorkKey) -> tuple[str, float] | None:
-        """Return which lineage paid for one unit of work, and its epsilon alone; None without DP."""
+        """Return which lineage paid for a unit of work, and its epsilon alone; None without DP."""
         with self._lock:
             ledger = self._ledger
             taken = [r for r in ledger.budget.works[work_name(key)].reservations if r is not None]
@@ -145,10 +145,10 @@ class Books:
 
     def _charge(self, order: Order, terms: RunTerms, policy: Policy, rule: DataRule) -> Charge:
         ledger, stake, now = self._ledger, stake_of(policy, rule), time.time()
-        found = next_entry(ledger.budget, ledger.accountant, order, terms, stake, now)
+        found = next_entry(ledger.budget, ledger.accountant, order, terms, stake=stake, now=now)
         if isinstance(found, RunAdmitted):
             ledger.admit(found)
-            found = next_entry(ledger.budget, ledger.accountant, order, terms, stake, now)
+            found = next_entry(ledger.budget, ledger.accountant, order, terms, stake=stake, now=now)
         if isinstance(found, Shortfall):
             raise BudgetError(found.finding)
         assert isinstance(found, Charge)

@@ -20,7 +20,7 @@ from fedfactory.contracts.updates import Update
 from fedfactory.identity.signing import verify
 from fedfactory.tasks.table import check_task, load_task
 from site_agents import control
-from site_agents.admission import Shortfall, next_entry, stake_of
+from site_agents.admission import Shortfall, next_entry, run_of, stake_of
 from site_agents.approvals import Approvals, work_id
 from site_agents.config import POLICY_FILE, AgentConfig
 from site_agents.failures import too_many_failures
@@ -242,8 +242,8 @@ def _budget(ledger: Ledger, policy: Policy, sending: Sending, now: float) -> Ste
         ledger.accountant,
         order,
         sending.plan.terms,
-        stake_of(policy, policy.data[source]),
-        now,
+        stake=stake_of(policy, policy.data[source]),
+        now=now,
     )
     short = cost.finding if isinstance(cost, Shortfall) else None
     return _step("privacy budget", "budget_exhausted", short)
