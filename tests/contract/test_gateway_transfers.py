@@ -419,5 +419,6 @@ def test_the_clients_memory_does_not_follow_the_blobs_size(rig, tmp_path):
         timeout=120,
     ).stdout
     small, large = (int(line) / 1024 for line in re.findall(r"\d+", out))
-    assert large < 200, f"{large:.0f} MiB"
-    assert large - small < 80, f"{small:.0f} MiB for 40 MiB, {large:.0f} MiB for 200 MiB"
+    # gRPC holds up to some 90 MiB in flight where the other end is faster. A client that held the
+    # blob would hold 160 MiB more of the larger one; how much it is today is the benchmark's.
+    assert large - small < 130, f"{small:.0f} MiB for 40 MiB, {large:.0f} MiB for 200 MiB"
