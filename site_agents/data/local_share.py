@@ -77,7 +77,7 @@ class LocalShare(Source):
 
     def pieces(self, schema: DataSchema) -> Iterator[Piece]:
         """Not for a share: it is cut from the whole."""
-        raise NotImplementedError
+        raise DataError(f"data '{self.name}' is a share of a run in local mode: it has no pieces")
 
     def profile(self) -> Profile:
         """A share has no form of its own."""
