@@ -77,6 +77,7 @@ class LocalShare(Source):
 
     def pieces(self, schema: DataSchema) -> Iterator[Piece]:
         """Not for a share: it is cut from the whole."""
+        del schema
         raise DataError(f"data '{self.name}' is a share of a run in local mode: it has no pieces")
 
     def profile(self) -> Profile:
