@@ -19,7 +19,7 @@ from bench.figures import Figures, note_peaks
 PARTS = {
     "ServerApp": "flwr-serverapp",
     "SuperLink": "flower-superlink",
-    "gateway": "fedfactory.coordinator ",
+    "gateway": "fedfactory.cli.main coordinator",
     "agent": "site_agents.cli.main",
     "worker": "site_agents.worker",
 }

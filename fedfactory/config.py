@@ -16,6 +16,8 @@ from fedfactory.choices import OPEN_STRATEGY, choices
 from fedfactory.contracts.errors import DataError, UnknownNameError, ValueRangeError
 from fedfactory.contracts.orders import Scalar, TrainParameters
 from fedfactory.contracts.privacy import GradSampleMode, PrivacyPlan
+from fedfactory.contracts.run_plan import EvaluationRules, RoundRules
+from fedfactory.run_rules import MAX_CHECKPOINTS, central_file, evaluation_rules, round_rules
 from fedfactory.tasks.table import load_task
 from site_agents.catalogue import MAX_NUMBERED, numbered_sites, site_names
 
@@ -45,20 +47,14 @@ class Partition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoundRules:
-    """`quorum` counts sites; `deadline_s` is in seconds, per phase."""
-
-    quorum: int
-    deadline_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """A run, every value in range.
 
     `strategy_options` are the strategy's own fields (for `custom`, with `_target_`). `task_data` is
     the user's NPZ, None for the task's bundled set. `out` None means runs/<run id>.
-    `composed_yaml` is the configuration as composed, for the run folder.
+    `model` is what to start from (a safetensors file, or RUN_ID[:ROUND]; None: the task's own),
+    `central` the public data to measure on. `composed_yaml` is the configuration as composed, for
+    the run folder.
     """
 
     task_name: str
@@ -70,19 +66,26 @@ class RunConfig:
     partition: Partition
     privacy: PrivacyPlan | None
     executor_name: str
-    round: RoundRules
+    rules: RoundRules
     rounds: int
+    evaluation: EvaluationRules
+    central: Path | None
+    model: str | None
+    checkpoints: int
     training: TrainParameters
     max_update_norm_l2: float | None
     seed: int
-    evaluate: bool
     baselines: bool
     out: Path | None
     composed_yaml: str
 
 
-def run_config(values: Mapping[str, Any], composed_yaml: str) -> RunConfig:
+def run_config(
+    values: Mapping[str, Any], composed_yaml: str, *, sites: tuple[str, ...] | None = None
+) -> RunConfig:
     """Check a composed configuration and return it as a value.
+
+    `sites` are those that take part; None: those that the group `federation` names.
 
     Raises:
         UsageError: an unknown name, a value out of range (names its key), a missing file.
@@ -91,12 +94,15 @@ def run_config(values: Mapping[str, Any], composed_yaml: str) -> RunConfig:
     task_name, data = task.pop("name"), task.pop("data", None)
     strategy = dict(values["strategy"])
     strategy_name = strategy.pop("name")
-    federation, partition = values["federation"], values["partition"]
-    sites = _sites(federation)
+    partition = values["partition"]
+    sites = _sites(values["federation"]) if sites is None else sites
     privacy = privacy_plan(values["privacy"])
+    rules = round_rules(values["rounds"], sites)
+    central = central_file(values["evaluation"]["central"])
+    known = load_task(task_name)
     return RunConfig(
         task_name=task_name,
-        task_parameters=load_task(task_name).check(task),
+        task_parameters=known.check(task),
         task_data=_data_file(data),
         strategy_name=strategy_name,
         strategy_options=_strategy_options(strategy_name, strategy),
@@ -108,8 +114,20 @@ def run_config(values: Mapping[str, Any], composed_yaml: str) -> RunConfig:
         ),
         privacy=privacy,
         executor_name=_known("executor", values["executor"]["name"]),
-        round=_round(values["round"], len(sites)),
-        rounds=_whole("rounds", values["rounds"], 1, MAX_ROUNDS),
+        rules=rules,
+        rounds=_whole("rounds.number", values["rounds"]["number"], 1, MAX_ROUNDS),
+        evaluation=evaluation_rules(
+            values["evaluation"],
+            # Under differential privacy an evaluation is a release of its own, if it is paid for.
+            sites=values["evaluate"]
+            and (privacy is None or privacy.evaluation_noise_multiplier is not None),
+            central=central is not None,
+            mode=rules.mode,
+            metrics=known.metrics,
+        ),
+        central=central,
+        model=values["model"],
+        checkpoints=_whole("checkpoints", values["checkpoints"], 1, MAX_CHECKPOINTS),
         training=TrainParameters(
             local_epochs=values["local_epochs"],
             batch_size=values["batch_size"],
@@ -120,9 +138,6 @@ def run_config(values: Mapping[str, Any], composed_yaml: str) -> RunConfig:
         ),
         max_update_norm_l2=_norm(values["max_update_norm_l2"]),
         seed=_whole("seed", values["seed"], 0, MAX_SEED),
-        # Under differential privacy an evaluation is a release of its own, made only if paid for.
-        evaluate=values["evaluate"]
-        and (privacy is None or privacy.evaluation_noise_multiplier is not None),
         baselines=values["baselines"],
         out=Path(values["out"]) if values["out"] is not None else None,
         composed_yaml=composed_yaml,
@@ -188,15 +203,6 @@ def _strategy_options(name: str, options: Mapping[str, Any]) -> Mapping[str, Any
                 f"strategy.{key}", value, "a text, a finite number, true, false, null, or a list"
             )
     return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-
-
-def _round(values: Mapping[str, Any], count: int) -> RoundRules:
-    quorum = values["quorum"] if values["quorum"] is not None else count
-    if not 1 <= quorum <= count:
-        raise ValueRangeError("round.quorum", quorum, f"a whole number from 1 to {count} (sites)")
-    if not _positive(values["deadline_s"]):
-        raise ValueRangeError("round.deadline_s", values["deadline_s"], "seconds above 0")
-    return RoundRules(quorum=quorum, deadline_s=values["deadline_s"])
 
 
 def _sites(federation: Mapping[str, Any]) -> tuple[str, ...]:

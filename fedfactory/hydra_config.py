@@ -32,6 +32,8 @@ from fedfactory.contracts.errors import UnknownNameError, UsageError, ValueRange
 
 CONFIG_MODULE: Final = "fedfactory.conf"
 HYDRA_VERSION_BASE: Final = "1.3"
+# A plain value for a mapping is short for its most wanted key: rounds=10.
+SHORT_FORMS: Final[Mapping[str, str]] = {"rounds": "rounds.number"}
 _EXPECTED: Final = {
     "IntegerNode": "a whole number",
     "FloatNode": "a number",
@@ -146,6 +148,8 @@ def _parse_one(text: str, known: Mapping[str, Collection[str]]) -> _Override:
     value = text.partition("=")[2].strip()
     if key in known and value not in known[key]:
         raise UnknownNameError(key, value, known[key])
+    if key in SHORT_FORMS and not isinstance(found.value(), dict):
+        key = SHORT_FORMS[key]
     return _Override(key=key, text=value, choice=value if key in known else None, adds=False)
 
 

@@ -81,11 +81,31 @@ class ExecutorSchema:
 
 
 @dataclass
-class RoundSchema:
-    """When a round counts, and how long it may take."""
+class RoundsSchema:
+    """Who is asked in a round, when it counts, and how long it waits."""
 
-    quorum: int | None = MISSING
+    number: int = MISSING
+    mode: str = MISSING
+    quorum: Any = MISSING
+    required: list[str] = MISSING
     deadline_s: float = MISSING
+    lateness_s: float = MISSING
+    retries: int = MISSING
+    select: str = MISSING
+    per_round: Any = MISSING
+    extra: int = MISSING
+    buffer: int | None = MISSING
+
+
+@dataclass
+class EvaluationSchema:
+    """How models are judged."""
+
+    metric: str = MISSING
+    central: str | None = MISSING
+    patience: int | None = MISSING
+    min_delta: float = MISSING
+    keep: str = MISSING
 
 
 @dataclass
@@ -98,8 +118,10 @@ class RunSchema:
     partition: Any = MISSING
     privacy: Any = MISSING
     executor: Any = MISSING
-    round: RoundSchema = MISSING
-    rounds: int = MISSING
+    rounds: RoundsSchema = MISSING
+    evaluation: EvaluationSchema = MISSING
+    model: str | None = MISSING
+    checkpoints: int = MISSING
     local_epochs: int = MISSING
     batch_size: int = MISSING
     lr: float = MISSING

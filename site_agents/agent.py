@@ -1,8 +1,8 @@
 """The site's daemon: one outbound connection, orders in, answers out.
 
-It sleeps until the gateway's doorbell rings, polls slowly in between, and reconnects with jittered
-back-off. What an order means is decided in pipeline.py, who works on it in dispatch.py; this file
-keeps the connection.
+It sleeps until the gateway's doorbell rings, polls slowly in between, and comes back by itself.
+What an order means is decided in pipeline.py, who works on it in dispatch.py, what happens while
+the line stands in session.py; this file brings it up again and again.
 """
 
 from __future__ import annotations
@@ -10,80 +10,31 @@ from __future__ import annotations
 import logging
 import random
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
-from fedfactory.contracts.errors import FedfactoryError
-from fedfactory.durable_file import write_durably
-from fedfactory.identity.enrolment import (
-    load_identity,
-    load_node_key,
-    request_identity,
-    wait_for_certificate,
-)
-from fedfactory.identity.roles import Role
-from site_agents.assembly import build_pipeline
+from fedfactory.contracts.errors import FedfactoryError, IdentityError
+from fedfactory.systemd_notify import notify
+from site_agents.answering import Answering
+from site_agents.assembly import build_pipeline, build_questions
+from site_agents.backoff import Backoff
 from site_agents.blob_cache import BlobCache
 from site_agents.books import Books
 from site_agents.config import AgentConfig
 from site_agents.dispatch import Dispatcher
 from site_agents.executors.executor import Executor
-from site_agents.flower_seam import HEARTBEAT_S, FleetNode, FleetUnavailableError
-from site_agents.gateway_client import GatewayClient
-from site_agents.notify import notify
+from site_agents.joining import join, wait_for_another
+from site_agents.line import Line
 from site_agents.pipeline import Transfer
+from site_agents.session import Session
 from site_agents.status import StatusBoard
 from site_agents.watch import Watch
 
 log = logging.getLogger("site_agents.agent")
 
-POLL_S: Final = 30.0
-CERTIFICATE_TIMEOUT_S: Final = 30 * 24 * 3600.0
-FIRST_BACKOFF_S: Final = 0.1
-BACKOFF_GROWTH: Final = 1.5
-LONGEST_BACKOFF_S: Final = 30.0
-NODE_ID_FILE: Final = "node-id"
-
-
-@contextmanager
-def connection(config: AgentConfig) -> Iterator[tuple[GatewayClient, FleetNode]]:
-    """Yield the site's way to the gateway, and its node there, not yet online.
-
-    Raises:
-        IdentityError: the site's certificate is missing, or not valid now.
-    """
-    identity = config.home / "identity"
-    with ExitStack() as closing:
-        gateway = GatewayClient(config.gateway_address, load_identity(identity))
-        closing.callback(gateway.close)
-        node = FleetNode(gateway.tunnel, load_node_key(identity))
-        closing.callback(node.close)
-        yield gateway, node
-
-
-def come_online(config: AgentConfig, node: FleetNode) -> None:
-    """Activate the node, under the id that it had before if SuperLink still counts it as online.
-
-    Raises:
-        FedfactoryError: the gateway or SuperLink does not take the call.
-    """
-    remembered = config.home / NODE_ID_FILE
-    with suppress(OSError, ValueError):  # none yet, or damaged: then as one that was never here
-        node.resume(int(remembered.read_text()))
-    node_id = node.activate()
-    try:
-        write_durably(remembered, str(node_id))
-    except OSError as error:
-        # Without it, one that is killed waits until SuperLink no longer counts it as online.
-        log.warning("%s cannot be written: %s", remembered, error.strerror)
-
-
-def transfer_of(config: AgentConfig, gateway: GatewayClient) -> Transfer:
-    """Return the ways of arrays in and out."""
-    models = BlobCache(config.home / "spool" / "models", gateway)
-    return Transfer(fetch=models.fetch, send=gateway.upload)
+_SAID: Final = {
+    False: "not connected, and tries on: %s",
+    True: "not connected, and tries again rarely, or once the site is enrolled anew: %s",
+}
 
 
 class Agent:
@@ -100,6 +51,7 @@ class Agent:
         self._executor = executor
         self._books = books
         self._linger_s = linger_s
+        self._board = StatusBoard(config.home)
         self._draining = threading.Event()
         self._stopped = threading.Event()
         self._rung = threading.Event()
@@ -115,105 +67,104 @@ class Agent:
         self.drain()
 
     def run(self) -> None:
-        """Connect and serve.
+        """Enrol if need be, connect and serve.
 
         Raises:
-            IdentityError: no certificate came, or it is not valid now.
-            FedfactoryError: with `linger_s`, the gateway or SuperLink is away.
+            FedfactoryError: with `linger_s`, the site is not enrolled, or refused, or the gateway
+                or SuperLink is away.
         """
-        board = StatusBoard(self._config.home)
-        identity = self._config.home / "identity"
-        request_identity(identity, Role.SITE, self._config.site, node_key=True)
-        board.connection("waiting for a certificate", str(identity))
-        if not (identity / "certificate.pem").exists():
-            log.info(
-                "waits for certificate.pem: %s is for the consortium", identity / "request.json"
-            )
-        patience_s = CERTIFICATE_TIMEOUT_S if self._linger_s is None else 0.0
-        if not wait_for_certificate(identity, patience_s, self._draining):
-            board.connection("stopped")
-            return
-        with connection(self._config) as (gateway, node):
-            pipeline = build_pipeline(
-                self._config, self._books, self._executor, transfer_of(self._config, gateway)
-            )
-            dispatcher = Dispatcher(
-                answer=pipeline.answer, send=node.answer, board=board, changed=self._rung.set
-            )
-            watch = Watch(
-                self._config.home,
-                self._executor,
-                draining=self._draining,
-                decided=lambda: self._take_up(dispatcher),
-            )
-            watch.start()
+        patient = self._linger_s is None
+        if join(self._config, self._board, self._draining, patient=patient):
+            line = Line(self._config)
             try:
-                self._serve(gateway, node, dispatcher, board, watch)
+                self._live(line)
             finally:
-                notify("STOPPING=1")
-                watch.close()
-                board.connection("stopped")
+                line.close()
+        self._board.connection("stopped")
+
+    def _live(self, line: Line) -> None:
+        models = BlobCache(self._config.home / "spool" / "models", line)
+        transfer = Transfer(fetch=models.fetch, send=line.upload)
+        pipeline = build_pipeline(self._config, self._books, self._executor, transfer)
+        dispatcher = Dispatcher(
+            answer=pipeline.answer, send=line.send, board=self._board, changed=self._rung.set
+        )
+        questions = build_questions(self._config, self._books, self._executor)
+        watch = Watch(
+            self._config.home,
+            self._executor,
+            draining=self._draining,
+            decided=lambda: self._take_up(dispatcher),
+        )
+        watch.start()
+        answering = Answering(questions.answer, line.answer)
+        try:
+            self._serve(line, dispatcher, answering, watch)
+        finally:
+            notify("STOPPING=1")
+            answering.close()
+            watch.close()
 
     def _serve(
-        self,
-        gateway: GatewayClient,
-        node: FleetNode,
-        dispatcher: Dispatcher,
-        board: StatusBoard,
-        watch: Watch,
+        self, line: Line, dispatcher: Dispatcher, answering: Answering, watch: Watch
     ) -> None:
-        backoff_s, said = FIRST_BACKOFF_S, ""
+        backoff, said = Backoff(), ""
         while not self._is_done(dispatcher):
             watch.moves()
-            lost = threading.Event()
-            try:
-                come_online(self._config, node)
-                _beside(self._listen, gateway, lost)
-                _beside(self._beat, node, lost)
-                log.info("connected to %s", self._config.gateway_address)
-                board.connection("connected", self._config.gateway_address)
-                backoff_s, said = FIRST_BACKOFF_S, ""
-                self._attend(node, dispatcher, lost, watch)
-            except FedfactoryError as error:
-                reason = f"{error} {error.diagnostic or ''}".rstrip()
-                if reason != said:
-                    log.warning("not connected, and tries on: %s", reason)
-                said = reason
-                board.connection("connecting", str(error))
-                if self._linger_s is not None and not dispatcher.is_working:
-                    raise
-            lost.set()
+            session = Session(
+                line=line,
+                dispatcher=dispatcher,
+                answering=answering,
+                watch=watch,
+                rung=self._rung,
+                draining=self._draining,
+                is_done=lambda: self._is_done(dispatcher),
+                linger_s=self._linger_s,
+            )
+            error = self._connect(line, session)
+            reason = _reason(error)
+            if error is not None and reason != said:
+                log.warning(_SAID[isinstance(error, IdentityError)], reason)
+            said = reason
+            if error is not None and self._linger_s is not None and not dispatcher.is_working:
+                raise error
             if self._draining.is_set() and not dispatcher.is_working:
                 break  # a reply that is left is in the ledger: asked again, it is sent again
-            # Jitter keeps the sites from coming back all at once.
-            waited = self._stopped if self._draining.is_set() else self._draining
-            waited.wait(random.uniform(0.5, 1.0) * backoff_s)  # noqa: S311
-            backoff_s = min(BACKOFF_GROWTH * backoff_s, LONGEST_BACKOFF_S)
+            if not session.renewed:
+                self._pause(backoff, error, session.lasted_s)
+        self._say_goodbye(line)
+
+    def _connect(self, line: Line, session: Session) -> FedfactoryError | None:
+        """Serve until the line is lost; return why, None if it was hung up or is to be anew."""
         try:
-            node.deactivate()
+            line.refresh()
+            self._board.certificate(line.ends_at)
+            session.begin()
+            log.info("connected to %s", self._config.gateway_address)
+            self._board.connection("connected", self._config.gateway_address)
+            session.attend()
+        except FedfactoryError as error:
+            refused = isinstance(error, IdentityError)
+            self._board.connection("refused" if refused else "connecting", str(error))
+            return error
+        finally:
+            session.end()
+        return None
+
+    def _pause(self, backoff: Backoff, error: FedfactoryError | None, session_s: float) -> None:
+        # While it drains it waits for the end of its work alone.
+        until = self._stopped if self._draining.is_set() else self._draining
+        chance = random.random()  # noqa: S311
+        if isinstance(error, IdentityError):
+            wait_for_another(self._config, until, backoff.after_refusal(chance))
+        else:
+            until.wait(backoff.after_cut(session_s, chance))
+
+    def _say_goodbye(self, line: Line) -> None:
+        try:
+            line.go_offline()
         except FedfactoryError:
             log.info("could not say goodbye: SuperLink is away")
-
-    def _attend(
-        self, node: FleetNode, dispatcher: Dispatcher, lost: threading.Event, watch: Watch
-    ) -> None:
-        """Take orders and send replies until the connection is lost or nothing is left to do."""
-        busy_at = time.monotonic()
-        while not (lost.is_set() or self._is_done(dispatcher)):
-            watch.moves()
-            self._rung.clear()
-            dispatcher.send_unsent()
-            while dispatcher.has_room and not self._draining.is_set():
-                incoming = node.pull()
-                if incoming is None:
-                    break
-                dispatcher.submit(incoming)
-            if not dispatcher.is_idle:
-                busy_at = time.monotonic()
-            if self._linger_s is not None and time.monotonic() - busy_at >= self._linger_s:
-                self.drain()
-            if not self._is_done(dispatcher):
-                self._rung.wait(POLL_S if self._linger_s is None else self._linger_s)
 
     def _take_up(self, dispatcher: Dispatcher) -> None:
         dispatcher.ask_again()
@@ -222,34 +173,9 @@ class Agent:
     def _is_done(self, dispatcher: Dispatcher) -> bool:
         return self._stopped.is_set() or (self._draining.is_set() and dispatcher.is_idle)
 
-    def _listen(self, gateway: GatewayClient, lost: threading.Event) -> None:
-        """Turn the gateway's rings into wake-ups; the end of the stream is the end of a session."""
-        try:
-            for _ in gateway.listen():
-                if lost.is_set():
-                    return
-                self._rung.set()
-        except FedfactoryError as error:
-            if not self._draining.is_set():  # else it is we who hung up
-                log.warning("the doorbell fell silent: %s", error)
-        self._lose(lost)
 
-    def _beat(self, node: FleetNode, lost: threading.Event) -> None:
-        while not lost.wait(HEARTBEAT_S):
-            try:
-                if node.heartbeat():
-                    continue
-                log.warning("SuperLink no longer knows this node")
-            except FleetUnavailableError as error:
-                log.warning("heartbeat failed: %s", error.diagnostic)
-            except FedfactoryError as error:
-                log.warning("heartbeat failed: %s", error)
-            self._lose(lost)
-
-    def _lose(self, lost: threading.Event) -> None:
-        lost.set()
-        self._rung.set()
-
-
-def _beside(target: Callable[..., None], *arguments: object) -> None:
-    threading.Thread(target=target, args=arguments, daemon=True).start()
+def _reason(error: FedfactoryError | None) -> str:
+    """Return why the line is down; a refusal's sentence is all there is to know of it."""
+    if error is None or isinstance(error, IdentityError):
+        return str(error or "")
+    return f"{error} {error.diagnostic or ''}".rstrip()

@@ -14,6 +14,7 @@ from site_agents.jobs.settings import SourceOptions
 from site_agents.ledger import Ledger
 from site_agents.pipeline import Pipeline, Transfer
 from site_agents.policy_file import load_policy
+from site_agents.questions import Questions
 from site_agents.second_place import SecondPlace
 
 
@@ -63,4 +64,16 @@ def build_pipeline(
         executor=executor,
         transfer=transfer,
         timeout_s=config.worker.timeout_s,
+        sources=frozenset(config.data),
+    )
+
+
+def build_questions(config: AgentConfig, books: Books, executor: Executor) -> Questions:
+    """Return who answers a coordinator's questions at this site."""
+    return Questions(
+        site=config.site,
+        home=config.home,
+        books=books,
+        executor=executor,
+        sources=frozenset(config.data),
     )

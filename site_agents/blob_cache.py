@@ -8,19 +8,25 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from fedfactory.contracts.model import BlobRef
 from fedfactory.wire.arrays import file_ref
-from site_agents.gateway_client import GatewayClient
 
 KEEP: Final = 2
+
+
+class Gateway(Protocol):
+    """What is needed of the gateway."""
+
+    def download(self, ref: BlobRef, into: Path) -> None:
+        """Fetch a blob to `into`, whole; see GatewayClient."""
 
 
 class BlobCache:
     """A folder (0700) of blobs by digest, filled through the gateway."""
 
-    def __init__(self, folder: Path, gateway: GatewayClient) -> None:
+    def __init__(self, folder: Path, gateway: Gateway) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
         self._gateway = gateway

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,9 @@ from fedfactory.privacy.budget import run_key, work_name
 from fedfactory.privacy.entries import Charge, RunAdmitted, RunKey
 from site_agents.admission import Shortfall, next_entry, stake_of
 from site_agents.audit import AuditChain
+from site_agents.jobs.job import folder_name
 from site_agents.ledger import Ledger
+from site_agents.ledger_file import Row
 from site_agents.policy import DataRule, Policy
 from site_agents.second_place import SecondPlace
 
@@ -118,13 +120,33 @@ class Books:
             lineage = taken[0][0]
             return lineage, epsilon_of(ledger.accountant, charges, ledger.budget.deltas[lineage])
 
+    def runs_of_work(self) -> Mapping[str, RunKey]:
+        """Return whose each unit of work is, by the name of its folder (jobs/job.py)."""
+        return {
+            folder_name(number, kind, work.order_digest): RunKey(coordinator=hub, run_id=run_id)
+            for (hub, run_id, number, kind), work in self._ledger.budget.works.copy().items()
+        }
+
     def has_budget(self, lineage: str) -> bool:
         """Whether a lineage was opened."""
         return lineage in self._ledger.budget.deltas
 
     def hours(self, key: WorkKey) -> float:
         """Return the hours of work that a run has had here."""
-        return self._ledger.budget.seconds.get(run_key(key), 0.0) / 3600
+        return self.hours_of(run_key(key))
+
+    def hours_of(self, run: RunKey) -> float:
+        """Return the hours of work that a run has had here."""
+        return self._ledger.budget.seconds.get(run, 0.0) / 3600
+
+    def rows(self, most: int) -> Sequence[Row]:
+        """Return the ledger's newest entries as they lie on disk, oldest first, each verified.
+
+        Raises:
+            LedgerError: the ledger's file no longer holds.
+        """
+        self._ledger.refresh()
+        return self._ledger.recent(most)
 
     def reserve(
         self, order: Order, terms: RunTerms, policy: Policy, rule: DataRule | None
@@ -142,6 +164,23 @@ class Books:
                 charge = self._charge(order, terms, policy, rule)
             self._ledger.reserve(order.key(), rule.lineage if rule else None, charge)
             return charge
+
+    def admits(self, order: Order, terms: RunTerms, policy: Policy, rule: DataRule | None) -> None:
+        """Check that `reserve` would take an order now; holds and reserves nothing.
+
+        Raises:
+            BudgetError: the run's whole plan, or this order, does not fit.
+        """
+        if order.privacy is None:
+            return
+        assert rule is not None
+        ledger, stake = self._ledger, stake_of(policy, rule)
+        with self._lock:
+            found = next_entry(
+                ledger.budget, ledger.accountant, order, terms, stake=stake, now=time.time()
+            )
+        if isinstance(found, Shortfall):
+            raise BudgetError(found.finding)
 
     def _charge(self, order: Order, terms: RunTerms, policy: Policy, rule: DataRule) -> Charge:
         ledger, stake, now = self._ledger, stake_of(policy, rule), time.time()

@@ -14,6 +14,7 @@ from functools import partial
 from types import FrameType
 from typing import Final
 
+from fedfactory.systemd_notify import notify
 from fedfactory.wire.arenas import limit_arenas
 from site_agents.agent import Agent
 from site_agents.assembly import build_executor, open_books
@@ -21,7 +22,6 @@ from site_agents.books import Books
 from site_agents.config import AgentConfig
 from site_agents.executors.executor import Executor
 from site_agents.lease import Lease, Mode
-from site_agents.notify import notify
 
 log = logging.getLogger("site_agents.daemon")
 
@@ -38,7 +38,6 @@ def run_agent(config: AgentConfig, *, until_stdin_closes: bool = False) -> int:
     Raises:
         LeaseHeldError: another agent runs on this home.
         LedgerError, IntegrityError: the site's books do not hold.
-        IdentityError: no certificate came, or it is not valid now.
     """
     with _home(config, "run") as (executor, books):
         agent = Agent(config, executor, books)
@@ -54,7 +53,8 @@ def tick(config: AgentConfig) -> int:
     """Take the orders there are, work, answer, and return the exit code.
 
     Raises:
-        What run_agent raises; FedfactoryError: the gateway or SuperLink is away.
+        What run_agent raises; FedfactoryError: the site is not enrolled, or refused, or the gateway
+            or SuperLink is away.
     """
     with _home(config, "tick") as (executor, books):
         agent = Agent(config, executor, books, linger_s=LINGER_S)

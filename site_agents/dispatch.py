@@ -17,7 +17,7 @@ from fedfactory.contracts.errors import FedfactoryError, ProtocolError, UsageErr
 from fedfactory.contracts.orders import WorkKey
 from fedfactory.contracts.plans import Anchor, Delivery
 from fedfactory.contracts.updates import Reply
-from site_agents.flower_seam import Incoming
+from site_agents.flower_seam import Incoming, RunGoneError
 from site_agents.pipeline import Pending
 from site_agents.policy.facts import shown
 from site_agents.status import StatusBoard
@@ -99,6 +99,8 @@ class Dispatcher:
                 answer = self._unsent[0]
             try:
                 self._send(answer.incoming, answer.text)
+            except RunGoneError:
+                log.info("nobody waits for a reply any more: the coordinator asks again")
             except FedfactoryError:
                 answer.tries += 1
                 if answer.tries >= SEND_TRIES:
@@ -138,6 +140,8 @@ class Dispatcher:
         answer = _Answer(incoming, to_json(reply))
         try:
             self._send(incoming, answer.text)
+        except RunGoneError:
+            log.info("nobody waits for a reply any more: the coordinator asks again")
         except FedfactoryError as error:
             log.warning("a reply waits for the connection: %s", error)
             with self._lock:

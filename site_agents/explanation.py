@@ -22,10 +22,10 @@ from fedfactory.tasks.table import check_task, load_task
 from site_agents import control
 from site_agents.admission import Shortfall, next_entry, run_of, stake_of
 from site_agents.approvals import Approvals, work_id
-from site_agents.config import POLICY_FILE, AgentConfig
+from site_agents.config import AGENT_FILE, POLICY_FILE, AgentConfig
 from site_agents.failures import too_many_failures
 from site_agents.ledger import Ledger, WorkConflictError
-from site_agents.policy import Facts, Policy, examine, needs_approval
+from site_agents.policy import Facts, LogsMode, Policy, examine, needs_approval
 from site_agents.policy_check import open_declarations
 from site_agents.policy_file import load_policy, local_minute
 
@@ -45,11 +45,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """Every step in the order in which the agent asks; the first that is against decides."""
+    """Every step in the order in which the agent asks; the first that is against decides.
+
+    `logs` is what the policy lets an operator read of the run's record afterwards.
+    """
 
     sending: Sending
     steps: tuple[Step, ...]
     waits_for_person: bool
+    logs: LogsMode
 
     @property
     def decides(self) -> Step | None:
@@ -99,7 +103,7 @@ def explain(config: AgentConfig, delivery: Delivery) -> Explanation:
         )
     finally:
         ledger.close()
-    return Explanation(sending=sending, steps=steps, waits_for_person=waits)
+    return Explanation(sending=sending, steps=steps, waits_for_person=waits, logs=policy.logs)
 
 
 def _who_asks(
@@ -135,6 +139,7 @@ def _to_begin(
     """Yield what is asked of work that is not yet done."""
     yield _word(config.home)
     yield _parameters(sending)
+    yield _source(config, policy, sending)
     yield _declarations(policy, sending)
     yield _failures(config.home, policy, sending)
     yield from (step for step in clauses if step.outcome == "not known here")
@@ -211,6 +216,15 @@ def _parameters(sending: Sending) -> Step:
     except FedfactoryError as error:
         found = _safe(str(error))
     return _step("task schema", "bad_parameters", found)
+
+
+def _source(config: AgentConfig, policy: Policy, sending: Sending) -> Step:
+    order, found = sending.order, None
+    source = policy.source_for(order.task)
+    with suppress(FedfactoryError):  # that task or parameters do not fit is another step's
+        if load_task(order.task).schema(order.task_parameters) and source not in config.data:
+            found = f"{AGENT_FILE} has no data source '{source}'"
+    return _step("data", "no_data", found)
 
 
 def _declarations(policy: Policy, sending: Sending) -> Step:

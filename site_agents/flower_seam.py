@@ -62,6 +62,10 @@ class FleetUnavailableError(EnvironmentFailedError):
     """Flower's SuperLink did not take the call; try again later."""
 
 
+class RunGoneError(FleetUnavailableError):
+    """Flower's run that a message is of is over: nobody waits for an answer to it any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Incoming:
     """One message addressed to this node: its JSON text, and the handle to answer with.
@@ -146,7 +150,11 @@ class FleetNode:
         return bool(_call(self._client.SendNodeHeartbeat, request).success)
 
     def pull(self) -> Incoming | None:
-        """Take the next message for this node, whole and confirmed; None if there is none."""
+        """Take the next message for this node, whole and confirmed; None if there is none.
+
+        Raises:
+            RunGoneError: there was one of a run that is over; there may be more behind it.
+        """
         reply = _call(self._client.PullMessages, PullMessagesRequest(node=self._node))
         if not reply.messages_list:
             return None
@@ -174,8 +182,14 @@ class FleetNode:
         return Incoming(text=text, message=message)
 
     def answer(self, incoming: Incoming, text: str) -> None:
-        """Send the reply to a message."""
+        """Send the reply to a message.
+
+        Raises:
+            RunGoneError: the run that asked is over, or asked this site's node of before.
+        """
         assert incoming.message is not None
+        if incoming.message.metadata.dst_node_id != self._node.node_id:
+            raise RunGoneError
         content = RecordDict({MESSAGE_RECORD: ConfigRecord({MESSAGE_FIELD: text})})
         reply = Message(content, reply_to=incoming.message)
         with no_object_id_recompute():
@@ -226,5 +240,10 @@ class FleetNode:
 def _call(method: Callable[[RequestT], ReplyT], request: RequestT) -> ReplyT:
     try:
         return method(request)
+    except httpx.HTTPStatusError as error:
+        # 403: FLEET_RUN_STATUS_NOT_ALLOWED of flwr.supercore.error.
+        gone = error.response.status_code == httpx.codes.FORBIDDEN
+        kind = RunGoneError if gone else FleetUnavailableError
+        raise kind(diagnostic=str(error)) from error
     except (httpx.HTTPError, ValueError) as error:
         raise FleetUnavailableError(diagnostic=str(error)) from error

@@ -1,4 +1,4 @@
-"""Makes a site's home: configuration, policy, keys, ledger and audit chain, all or nothing.
+"""Makes a site's home: configuration, policy, ledger and audit chain, all or nothing.
 
 Only this creates a ledger and an audit chain: an agent that finds none refuses to work.
 """
@@ -13,14 +13,15 @@ from typing import Any, Final
 
 import yaml
 
+from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.errors import UsageError
 from fedfactory.durable_file import create_durably, sync_folder
-from fedfactory.identity.enrolment import request_identity
-from fedfactory.identity.roles import Role
+from fedfactory.wire.enrolling import INVITATION
+from fedfactory.wire.membership import Invitation
 from site_agents.config import AGENT_FILE, POLICY_FILE, AgentConfig, load_agent_config
+from site_agents.enrolling import IDENTITY
 from site_agents.person import person
 
-IDENTITY: Final = "identity"
 FOLDERS: Final = ("control", "spool", "logs")
 _HEADER: Final = """\
 # How this site's agent runs; what is allowed is in policy.yaml. `site-agent run --help` lists every
@@ -62,10 +63,12 @@ def make_home(
     worker: Mapping[str, Any] | None = None,
     ledger: Path | None = None,
     second_place: Path | None = None,
+    invitation: Invitation | None = None,
 ) -> AgentConfig:
     """Make a site's home and return its configuration; `home` appears whole or not at all.
 
-    `data` maps each source's name to its options, `policy_text` is the text of policy.yaml.
+    `data` maps each source's name to its options, `policy_text` is the text of policy.yaml. An
+    `invitation` waits in the home until the agent, or `site-agent enrol`, makes the keys with it.
 
     Raises:
         UsageError: `home` is there already, or cannot be written; a value of the configuration or
@@ -91,6 +94,9 @@ def make_home(
         )
         create_durably(making / AGENT_FILE, text.encode())
         create_durably(making / POLICY_FILE, policy_text.encode())
+        if invitation is not None:
+            (making / IDENTITY).mkdir(mode=0o700)
+            create_durably(making / IDENTITY / INVITATION, to_json(invitation).encode())
         _fill(making, made)
         making.replace(home)
         made.clear()
@@ -104,7 +110,7 @@ def make_home(
 
 
 def _fill(home: Path, made: list[Path]) -> None:
-    """Check what was written, then make keys and books; `made` takes folders made elsewhere."""
+    """Check what was written, then make the books; `made` takes folders made elsewhere."""
     from site_agents.audit import AuditChain
     from site_agents.ledger import Ledger
     from site_agents.policy_file import load_policy
@@ -113,7 +119,6 @@ def _fill(home: Path, made: list[Path]) -> None:
     policy = load_policy(home / POLICY_FILE)
     for name in FOLDERS:
         (home / name).mkdir(mode=0o700)
-    request_identity(home / IDENTITY, Role.SITE, config.site, node_key=True)
     AuditChain.create(home / "audit")
     if config.ledger != home:
         # A folder of its own: what lies there already is somebody else's, or a ledger that holds.

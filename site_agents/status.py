@@ -19,7 +19,7 @@ from fedfactory.durable_file import write_in_one_piece
 
 STATUS_FILE: Final = "status.json"
 KEEP_DONE: Final = 10
-Connection = Literal["connected", "connecting", "waiting for a certificate", "stopped"]
+Connection = Literal["connected", "connecting", "not enrolled", "refused", "stopped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +46,17 @@ class OrderDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """`connection_since` in Unix seconds; `done` is newest first."""
+    """`connection_since` in Unix seconds; `done` is newest first.
+
+    `connected_at` is when the site was connected last, `certificate_ends` when the certificate that
+    the agent uses does; None before there was any.
+    """
 
     connection: Connection
     connection_since: float
     detail: str
+    connected_at: float | None
+    certificate_ends: float | None
     in_hand: tuple[OrderInHand, ...]
     done: tuple[OrderDone, ...]
 
@@ -76,6 +82,8 @@ class StatusBoard:
             connection="connecting",
             connection_since=clock(),
             detail="",
+            connected_at=before.connected_at if before else None,
+            certificate_ends=before.certificate_ends if before else None,
             in_hand=(),
             done=before.done if before else (),
         )
@@ -83,10 +91,21 @@ class StatusBoard:
     def connection(self, state: Connection, detail: str = "") -> None:
         """Say how the connection stands."""
         with self._lock:
-            if (state, detail) != (self._status.connection, self._status.detail):
+            now, before = self._clock(), self._status
+            if "connected" in (state, before.connection):
+                self._status = replace(self._status, connected_at=now)
+            if (state, detail) != (before.connection, before.detail):
                 self._status = replace(
-                    self._status, connection=state, connection_since=self._clock(), detail=detail
+                    self._status, connection=state, connection_since=now, detail=detail
                 )
+            if self._status != before:
+                self._write()
+
+    def certificate(self, ends_at: float) -> None:
+        """Say when the certificate in use ends."""
+        with self._lock:
+            if ends_at != self._status.certificate_ends:
+                self._status = replace(self._status, certificate_ends=ends_at)
                 self._write()
 
     def begins(self, work: WorkKey) -> None:

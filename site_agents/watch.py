@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from fedfactory.systemd_notify import notify, watchdog_period_s
 from site_agents import control
 from site_agents.approvals import DECISION, FOLDER
 from site_agents.control import CONTROL_FOLDER
 from site_agents.executors.executor import Executor
-from site_agents.notify import notify, watchdog_period_s
 
 log = logging.getLogger("site_agents.watch")
 

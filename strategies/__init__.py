@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Final
 
-from fedfactory.contracts.errors import UnknownNameError, UsageError
+from fedfactory.contracts.errors import FedfactoryError, UnknownNameError, UsageError
 from fedfactory.contracts.plugins import PluginTable
 from fedfactory.contracts.strategy import StreamingStrategy
 
@@ -15,6 +15,7 @@ STRATEGIES: Final = PluginTable(
     group="fedfactory.strategies",
     own={
         "fedavg": "strategies.fedavg:FedAvg",
+        "fedbuff": "strategies.fedbuff:FedBuff",
         "fedprox": "strategies.fedprox:FedProx",
     },
 )
@@ -31,7 +32,10 @@ def make_strategy(name: str, options: Mapping[str, Any]) -> StreamingStrategy:
     """
     cls = STRATEGIES.load(name)
     if missing := [method for method in _NEEDED if not callable(getattr(cls, method, None))]:
-        raise UsageError(f"strategy '{name}' is no streaming strategy: it lacks {missing[0]}()")
+        raise UsageError(
+            f"strategy '{name}' is no streaming strategy: it lacks {missing[0]}(); a strategy of"
+            " Flower's kind is named by strategy=custom strategy._target_=module.Class"
+        )
     fields = inspect.signature(cls).parameters
     for key in options:
         if key not in fields:
@@ -39,5 +43,12 @@ def make_strategy(name: str, options: Mapping[str, Any]) -> StreamingStrategy:
     for key, field in fields.items():
         if key not in options and field.default is inspect.Parameter.empty:
             raise UsageError(f"strategy '{name}' needs a value for strategy.{key}")
-    strategy: StreamingStrategy = cls(**options)
+    try:
+        strategy: StreamingStrategy = cls(**options)
+    except FedfactoryError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"strategy '{name}' does not take {dict(options)}: {type(error).__name__}: {error}"
+        ) from error
     return strategy

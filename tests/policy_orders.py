@@ -61,6 +61,7 @@ POLICY = Policy(
     hours=None,
     max_model_bytes=1_000_000,
     egress="automatic",
+    logs="none",
 )
 TERMS = RunTerms(
     coordinator="lead",

@@ -1,101 +1,55 @@
-"""The `fedfactory` command: finds the sub-command, renders every known error as one line."""
+"""The `fedfactory` command: its sub-commands and exit codes; dispatch.py runs them."""
 
 from __future__ import annotations
 
-import io
-import os
 import sys
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Mapping
 from typing import Final
 
-from fedfactory.contracts.errors import EnvironmentFailedError, FedfactoryError, UnknownNameError
+from fedfactory.cli.dispatch import Program
 
-COMMANDS: Final = {
-    "local": ("fedfactory.cli.local", "run a whole federation on this machine"),
-    "report": ("fedfactory.cli.report", "print the results of a run folder again"),
-    "privacy": ("fedfactory.cli.privacy", "plan which noise a run needs, before it runs"),
-    "version": ("fedfactory.cli.version", "print the versions of fedfactory, Flower and torch"),
+COMMANDS: Final[Mapping[str, str]] = {
+    "local": "run a whole federation on this machine",
+    "consortium": "make a consortium's authority, show it, rotate it",
+    "coordinator": "run the coordinator's daemon until SIGTERM",
+    "invite": "invite a site or a person: a small file to enrol with, once",
+    "enrol": "enrol with an invitation, as an operator or a viewer",
+    "sites": "list the members: who is connected, whose certificate ends soon",
+    "revoke": "cut a member off at once",
+    "run": "submit a run to the coordinator and follow it",
+    "runs": "list the coordinator's runs",
+    "watch": "follow a run live, or show one that is over",
+    "stop": "stop a run; its last model stays",
+    "resume": "let a suspended, failed or stopped run go on",
+    "explain": "why a site did not contribute, in one sentence with the evidence",
+    "logs": "what a site lets out of its record of a run",
+    "model": "fetch a run's model",
+    "report": "print the results of a run folder again",
+    "privacy": "plan which noise a run needs, before it runs",
+    "completion": "print what makes bash or zsh complete both programs' commands",
+    "version": "print the versions of fedfactory, Flower and torch",
 }
-EXIT_OF_CLOSED_PIPE: Final = 141  # as shells tell of a program that SIGPIPE ended
 EXIT_CODES: Final = """\
 exit codes:
-  0 completed   1 something broke here   2 wrong name, value or file
-  3 the run failed   4 the run was stopped   130 interrupted"""
+  0 done, or the run completed     1 something broke here
+  2 wrong name, value or file      3 the run failed, or is suspended
+  4 the run was stopped            5 refused by the coordinator or the sites
+  6 coordinator not reachable      130 interrupted (a run that is watched goes on)"""
+NOTES: Final = f"""\
+fedfactory COMMAND --help tells more. Commands that talk to a coordinator take --as DIR, the folder
+that was enrolled (default: $FEDFACTORY_OPERATOR, else ~/.config/fedfactory), --json and -q.
+RUN is a run's id, the beginning of one, or `last`.
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a sub-command; return its exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    return guarded(lambda: _dispatch(words))
-
-
-def _dispatch(words: Sequence[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
-        print(_help())
-        return 0 if words else 2
-    if words[0] not in COMMANDS:
-        raise UnknownNameError("command", words[0], COMMANDS)
-    command: Callable[[Sequence[str]], int] = import_module(COMMANDS[words[0]][0]).run
-    return command(words[1:])
-
-
-def guarded(command: Callable[[], int], *, program: str = "fedfactory") -> int:
-    """Run a command; a known error becomes one line on standard error and its exit code.
-
-    So does what the system refuses (a file, a full disk). A reader that has gone, as in `| head`,
-    ends it without a word. A letter that the terminal's encoding lacks is shown as another.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    try:
-        try:
-            return command()
-        finally:
-            sys.stdout.flush()  # also what argparse's --help left in it
-    except FedfactoryError as error:
-        print(f"{program}: {error.public_message}", file=sys.stderr)
-        if error.diagnostic:
-            print(error.diagnostic, file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        _discard_output()
-        return EXIT_OF_CLOSED_PIPE
-    except OSError as error:
-        what = f"{error.filename}: " if error.filename is not None else ""
-        print(f"{program}: {what}{error.strerror or error}", file=sys.stderr)
-        _discard_output()
-        return EnvironmentFailedError.exit_code
-    except KeyboardInterrupt:
-        return 130
-
-
-def _discard_output() -> None:
-    """Let nothing that is still unwritten fail again when the interpreter ends."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _help() -> str:
-    lines = [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: fedfactory COMMAND [ARGUMENT ...]",
-            "",
-            "Federated learning across supercomputing sites.",
-            "",
-            "commands:",
-            *lines,
-            "",
-            "fedfactory COMMAND --help tells more.",
-            "",
-            EXIT_CODES,
-        ]
-    )
-
+{EXIT_CODES}"""
+PROGRAM: Final = Program(
+    name="fedfactory",
+    about="Federated learning across supercomputing sites.",
+    package="fedfactory.cli",
+    entry="run",
+    commands=COMMANDS,
+    notes=NOTES,
+)
+main = PROGRAM.main
 
 if __name__ == "__main__":
     sys.exit(main())

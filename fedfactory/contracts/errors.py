@@ -62,6 +62,18 @@ class EnvironmentFailedError(FedfactoryError):
     """A process or service fedfactory depends on did not start, or died."""
 
 
+class UnreachableError(EnvironmentFailedError):
+    """The coordinator cannot be reached: try again later, or check its address and your network."""
+
+    exit_code = 6
+
+
+class RefusedError(FedfactoryError):
+    """The coordinator, or the sites, do not do what was asked."""
+
+    exit_code = 5
+
+
 class RunFailedError(FedfactoryError):
     """The run ended without completing its rounds."""
 

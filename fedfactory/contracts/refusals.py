@@ -43,4 +43,8 @@ REFUSALS: Final[dict[str, str]] = {
     "missing_update": "the update's bytes never arrived whole",
     "no_answer": "no answer before the deadline",
     "offline": "the site was not connected, and did not come back before the deadline",
+    "not_needed": "enough others had answered before it",
+    "revoked": "the consortium's lead revoked the site's certificate",
+    "not_enrolled": "no site of that name is enrolled in the consortium",
+    "wrong_version": "the site's version of fedfactory and the coordinator's do not work together",
 }

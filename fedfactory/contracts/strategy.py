@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,3 +28,18 @@ class StreamingStrategy(Protocol):
         self, base: NDArray[np.float64], mean_delta: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """The new values from the base and the mean delta; same shape (flat chunks)."""
+
+
+@runtime_checkable
+class StaleStrategy(StreamingStrategy, Protocol):
+    """A strategy that says how an update enters whose base is no longer the newest model.
+
+    Only such a one runs with rounds.mode=async.
+    """
+
+    def stale_weight(self, update: Update, staleness: int) -> float:
+        """The update's weight in the sum, `staleness` models (from 0) after its base.
+
+        Finite, from 0, never rising with staleness, and `weight(update)` at 0; the sum is divided
+        by the weights that the updates would have if none were stale.
+        """

@@ -1,14 +1,12 @@
-"""The coordinator on its host: gateway, SuperLink and one run, supervised together.
+"""The coordinator on its host: gateway, Flower's programs and the runs, under one roof.
 
-HOME holds what it is told (`run.json`, `roster/<site>.json` as sites are admitted) and what it
-tells (`gateway.json`: the address sites connect to; `pids.json`). It ends when asked (SIGTERM), or
-when its standard input closes if `--until-stdin-closes` is given, so that a launcher that dies
-leaves nothing behind.
+HOME is what `fedfactory consortium init` made. Everything that must survive lies there; whatever is
+killed here, this process too, is started again and goes on from it. `gateway.json` tells the
+address that is listened on and who runs.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -16,141 +14,221 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from datetime import timedelta
+from types import FrameType
 from typing import Final
 
-from fedfactory.contracts.errors import EnvironmentFailedError, FedfactoryError
-from fedfactory.coordinator.blobs import BlobStore
-from fedfactory.coordinator.gateway import Gateway
-from fedfactory.coordinator.link import LinkServer
-from fedfactory.coordinator.run_files import SUMMARY
-from fedfactory.coordinator.settings import Admission, RunSettings
+from fedfactory.contracts.errors import FedfactoryError, UsageError
+from fedfactory.coordinator.coordinator_config import COORDINATOR_FILE, CoordinatorConfig
+from fedfactory.coordinator.desk.desk import Desk
+from fedfactory.coordinator.flower_seam import build_app
+from fedfactory.coordinator.gateway.blobs import BlobStore
+from fedfactory.coordinator.gateway.gateway import Gateway
+from fedfactory.coordinator.gateway.limits import GatewayLimits
+from fedfactory.coordinator.home_lock import home_lock
+from fedfactory.coordinator.leftovers import end_leftovers
+from fedfactory.coordinator.membership.consortium import (
+    IDENTITY,
+    coordinator_identity,
+    open_consortium,
+)
+from fedfactory.coordinator.membership.registrar import Registrar
+from fedfactory.coordinator.roll import Roll
+from fedfactory.coordinator.run_process import RunProcess
+from fedfactory.coordinator.runs import Run, Runs
+from fedfactory.coordinator.schedule import Schedule
 from fedfactory.coordinator.superlink import SuperLink
 from fedfactory.durable_file import write_in_one_piece
-from fedfactory.identity.enrolment import load_identity, request_identity, wait_for_certificate
-from fedfactory.identity.roles import Role
+from fedfactory.identity.enrolment import TLS_KEY, Identity
+from fedfactory.identity.signing import Signer
+from fedfactory.systemd_notify import notify
 from fedfactory.wire.arenas import limit_arenas
 
 log = logging.getLogger("fedfactory.coordinator")
 
-CERTIFICATE_TIMEOUT_S: Final = 60.0
-FILE_TIMEOUT_S: Final = 120.0
-HEADER_ROOM_BYTES: Final = 64 * 1024
-STOP_GRACE_S: Final = 20.0
+TICK_S: Final = 0.1
+RENEW_EVERY_S: Final = 60.0
+GATEWAY_FILE: Final = "gateway.json"
 
 
 class Coordinator:
-    """One coordinator: starts its parts in order, watches them, stops them in reverse."""
+    """One coordinator: starts its parts in order, looks after them, stops them in reverse."""
 
-    def __init__(self, home: Path, *, name: str, host: str) -> None:
-        self._home = home
-        self._name = name
-        self._host = host
-        self._stop = threading.Event()
-        self._stop_reason = ""
+    def __init__(self, config: CoordinatorConfig) -> None:
+        self._config = config
+        self._home = config.home
+        self._consortium = open_consortium(self._home)
+        if self._consortium.name != config.name:
+            raise UsageError(
+                f"{self._home / COORDINATOR_FILE}: name={config.name}, and the consortium founded"
+                f" there is '{self._consortium.name}': its name cannot change"
+            )
+        self._wake = threading.Event()
+        self._stopping = False
+        self._lifetime = timedelta(days=config.certificate_days)
+        self._identity = coordinator_identity(self._consortium, self._lifetime)
+        self._renewed_at = time.monotonic()
+        self._swept = False
+        self._told_pids: dict[str, int] = {}
+        self._registry = self._consortium.registry()
 
-    def request_stop(self, reason: str) -> None:
-        """Ask the run to stop; safe from a signal handler."""
-        self._stop_reason = reason
-        self._stop.set()
+    def request_stop(self) -> None:
+        """Ask for the end; safe from a signal handler."""
+        self._stopping = True
+        self._wake.set()
 
     def run(self) -> int:
-        """Serve until the run is over and a stop is asked for; return the exit code."""
-        identity = self._home / "identity"
-        request_identity(identity, Role.COORDINATOR, self._name)
-        superlink = SuperLink(self._home, self._home / "logs")
+        """Serve until a stop is asked for; return the exit code."""
+        logs = self._home / "logs"
+        logs.mkdir(mode=0o700, exist_ok=True)
+        (self._home / GATEWAY_FILE).unlink(missing_ok=True)
+        if left := end_leftovers(self._home):
+            log.warning("ended what an earlier coordinator left: processes %s", left)
+        superlink = SuperLink(self._home, logs)
         try:
-            if not wait_for_certificate(identity, CERTIFICATE_TIMEOUT_S, self._stop):
-                return 0
-            store = BlobStore(self._home / "blobs")
-            gateway = Gateway(load_identity(identity), store, superlink.client.forward)
-            port = gateway.start(self._host)
-            try:
-                self._announce(port, superlink)
-                return self._serve(gateway, superlink)
-            finally:
-                gateway.stop()
+            superlink.tick(time.monotonic())  # it starts while the rest does
+            self._serve(superlink)
         finally:
             superlink.stop()
-
-    def _announce(self, port: int, superlink: SuperLink) -> None:
-        told = {"address": f"{self._host}:{port}", "pids": superlink.pids}
-        write_in_one_piece(self._home / "gateway.json", json.dumps(told))
-
-    def _serve(self, gateway: Gateway, superlink: SuperLink) -> int:
-        superlink.wait_ready()
-        path = self._home / "run.json"
-        if not self._wait_for(path):
-            return 0
-        settings = RunSettings.read(path)
-        gateway.limit_uploads(settings.initial.bytes + HEADER_ROOM_BYTES)
-        with LinkServer(self._home / "link.sock", gateway, self._home / "staging") as link:
-            for site in settings.plan.sites:
-                self._admit(site, gateway, superlink)
-            superlink.client.start_run(self._home / "link.sock", path)
-            log.info("run %s handed to Flower", settings.plan.run_id)
-            return self._watch(Path(settings.run_folder) / SUMMARY, link, superlink)
-
-    def _admit(self, site: str, gateway: Gateway, superlink: SuperLink) -> None:
-        path = self._home / "roster" / f"{site}.json"
-        if self._wait_for(path):
-            key = Admission.read(path).node_public_key.encode()
-            gateway.admit(site, superlink.client.register_node(key, site), key)
-
-    def _wait_for(self, path: Path) -> bool:
-        """Wait for a file; False if a stop was asked for meanwhile."""
-        end = time.monotonic() + FILE_TIMEOUT_S
-        while not path.exists():
-            if time.monotonic() > end:
-                raise EnvironmentFailedError(f"{path} did not come in {FILE_TIMEOUT_S:.0f} s")
-            if self._stop.wait(0.02):
-                return False
-        return True
-
-    def _watch(self, summary: Path, link: LinkServer, superlink: SuperLink) -> int:
-        told = False
-        give_up = float("inf")
-        while not summary.exists():
-            if not told and self._stop.is_set():
-                told = True
-                give_up = time.monotonic() + STOP_GRACE_S
-                link.stop(self._stop_reason)
-            if (dead := superlink.dead()) and not told:
-                told = True
-                give_up = time.monotonic() + STOP_GRACE_S
-                link.fail(dead)
-            if (link.ended and not summary.exists()) or time.monotonic() > give_up:
-                raise EnvironmentFailedError("the ServerApp ended before the run did")
-            time.sleep(0.05)
-        self._stop.wait()
         return 0
 
+    def _serve(self, superlink: SuperLink) -> None:
+        registry = self._registry
+        self._roll = Roll(registry.sites, registry.seen, superlink.replace)
+        runs = Runs(self._home / "runs")
+        registrar = Registrar(
+            self._consortium,
+            registry,
+            self._consortium.issuer(),
+            self._lifetime,
+            self._roll.add,
+        )
+        schedule = Schedule(
+            runs,
+            self._config.runs_at_once,
+            lambda run: self._open_run(run, superlink),
+            superlink.server_apps,
+        )
+        desk = Desk(
+            self._config,
+            runs,
+            schedule,
+            registry=registry,
+            registrar=registrar,
+            signer=Signer((self._home / IDENTITY / TLS_KEY).read_bytes()),
+            unregister=self._roll.remove,
+            wake=self._wake,
+        )
+        self._gateway = Gateway(
+            identity=self._current_identity,
+            store=BlobStore(self._home / "blobs"),
+            forward=superlink.forward,
+            standing=registry.standing,
+            desk=desk,
+            registrar=registrar,
+            limits=GatewayLimits(max_model_bytes=self._config.max_model_bytes),
+        )
+        self._roll.door = desk.gateway = self._gateway
+        self._gateway.subscribe(self._roll)
+        port = self._gateway.start(self._config.host, self._config.port)
+        try:
+            address = f"{self._config.host}:{port}"
+            desk.address = address if self._config.port == 0 else None
+            log.info("listening on %s", address)
+            build_app()  # what every run needs of Flower, imported while SuperLink starts
+            notify("READY=1")
+            self._look_after(superlink, runs, schedule, address)
+        finally:
+            notify("STOPPING=1")
+            (self._home / GATEWAY_FILE).unlink(missing_ok=True)
+            schedule.close()
+            self._gateway.stop()
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the coordinator; return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m fedfactory.coordinator", description=__doc__)
-    parser.add_argument("home", type=Path)
-    parser.add_argument("--name", required=True, help="the coordinator's name in the consortium")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--until-stdin-closes", action="store_true")
-    options = parser.parse_args(arguments)
+    def _look_after(
+        self, superlink: SuperLink, runs: Runs, schedule: Schedule, address: str
+    ) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            now = time.monotonic()
+            superlink.tick(now)
+            self._roll.follow(superlink.client)
+            schedule.tick(now, self._roll.client)
+            self._sweep(runs)
+            self._announce(address, superlink.pids)
+            self._renew(now)
+            self._wake.wait(TICK_S)
+
+    def _sweep(self, runs: Runs) -> None:
+        """Drop what runs of an earlier coordinator's time left in the store, once none needs it."""
+        if not self._swept and all(run.ended for run in runs.all()):
+            self._swept = True
+            self._gateway.store.sweep()
+
+    def _announce(self, address: str, pids: dict[str, int]) -> None:
+        pids = {"coordinator": os.getpid(), **pids}
+        if pids != self._told_pids:
+            told = {"address": address, "pids": pids}
+            write_in_one_piece(self._home / GATEWAY_FILE, json.dumps(told))
+            self._told_pids = pids
+
+    def _open_run(self, run: Run, superlink: SuperLink) -> RunProcess:
+        process = RunProcess(run, self._gateway, superlink)
+        revoked = {m.name for m in self._registry.members() if m.status == "revoked"}
+        for site in sorted(revoked.intersection(run.sites)):
+            process.link.left(site, "revoked")
+        return process
+
+    def _current_identity(self) -> Identity:
+        return self._identity
+
+    def _renew(self, now: float) -> None:
+        """Renew our own certificate when it is time, or when the issuer changed."""
+        if now - self._renewed_at >= RENEW_EVERY_S:
+            self._renewed_at = now
+            try:
+                self._identity = coordinator_identity(self._consortium, self._lifetime)
+            except (OSError, FedfactoryError) as error:
+                log.error("our certificate could not be renewed: %s", error)  # noqa: TRY400
+
+
+def run_coordinator(config: CoordinatorConfig, *, until_stdin_closes: bool = False) -> int:
+    """Run the coordinator of a home until SIGTERM or SIGINT; return the exit code.
+
+    Its runs go on when it is started again.
+
+    Raises:
+        EnvironmentFailedError: another one runs on this home, or the address is taken.
+        IdentityError: the home holds no identity that is good now.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    (options.home / "logs").mkdir(parents=True, exist_ok=True)
     limit_arenas()
-    coordinator = Coordinator(options.home, name=options.name, host=options.host)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: coordinator.request_stop("stopped by the operator"))
-    if options.until_stdin_closes:
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
-    try:
-        return coordinator.run()
-    except FedfactoryError as error:
-        log.error("%s %s", error.public_message, error.diagnostic or "")  # noqa: TRY400
-        return error.exit_code
+    with home_lock(config.home):
+        coordinator = Coordinator(config)
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            del number, frame
+            coordinator.request_stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        if until_stdin_closes:
+            threading.Thread(target=_end_with_stdin, daemon=True).start()
+        code = coordinator.run()
+        log.info("stopped")
+    return code
 
 
 def _end_with_stdin() -> None:
-    sys.stdin.buffer.read()
+    # Not sys.stdin: a thread that waits in it, when the process ends first, upsets the interpreter.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def leave(code: int) -> None:
+    """End the process: threads parked in open calls must neither delay nor abort the exit."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

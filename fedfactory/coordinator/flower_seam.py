@@ -7,6 +7,7 @@ forwards Fleet calls to fixed paths on loopback, and builds the app archive.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import ssl
 from collections.abc import Mapping
@@ -21,6 +22,11 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
+from fedfactory.contracts.errors import EnvironmentFailedError
+
+CALL_TIMEOUT_S: Final = 20.0
+HEALTH_TIMEOUT_S: Final = 3.0
+MAX_CONNECTIONS: Final = 64
 # Fleet calls that may pass the gateway, and the one path each goes to (superlink/routers/fleet).
 FLEET_PATHS: Final[Mapping[str, str]] = {
     "ACTIVATE_NODE": "/v1/fleet/activate-node",
@@ -84,8 +90,16 @@ def bound_retries(grid: Grid, max_time_s: float) -> None:
     grid._retry_invoker.max_time = max_time_s  # noqa: SLF001
 
 
+class SuperLinkGoneError(EnvironmentFailedError):
+    """SuperLink does not answer, or not as it should."""
+
+
 class SuperLinkClient:
-    """The coordinator's own calls to SuperLink on loopback: Control API and Fleet forwarding."""
+    """The coordinator's own calls to SuperLink on loopback: Control API and Fleet forwarding.
+
+    No call waits longer than CALL_TIMEOUT_S, so a frozen SuperLink holds up nobody for ever. Those
+    of the Control API raise SuperLinkGoneError.
+    """
 
     def __init__(self, *, port: int, authority: Path) -> None:
         # Proxies named in the environment must never see loopback traffic.
@@ -93,15 +107,17 @@ class SuperLinkClient:
             base_url=f"https://127.0.0.1:{port}",
             verify=ssl.create_default_context(cafile=str(authority)),
             trust_env=False,
-            timeout=30.0,
+            timeout=CALL_TIMEOUT_S,
+            limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
         )
 
     def is_ready(self) -> bool:
         """Whether SuperLink answers."""
         try:
-            return self._http.get("/health").status_code < httpx.codes.INTERNAL_SERVER_ERROR
-        except httpx.TransportError:
+            reply = self._http.get("/health", timeout=HEALTH_TIMEOUT_S)
+        except (httpx.HTTPError, RuntimeError):  # RuntimeError: closed meanwhile
             return False
+        return reply.status_code < httpx.codes.INTERNAL_SERVER_ERROR
 
     def register_node(self, public_key: bytes, name: str) -> int:
         """Register a site's node key (PEM); return its node id."""
@@ -127,6 +143,29 @@ class SuperLinkClient:
         reply = self._control("/v1/control/start-run", request.SerializeToString())
         return int(StartRunResponse.FromString(reply).run_id)
 
+    def unregister_node(self, node_id: int) -> None:
+        """Let a node's key mean nothing any more; a node that is not known is none already."""
+        from flwr.proto.control_pb2 import UnregisterNodeRequest
+
+        body = UnregisterNodeRequest(node_id=node_id).SerializeToString()
+        self._control("/v1/control/unregister-node", body, missing_ok=True)
+
+    def stop_run(self, flower_run: int) -> None:
+        """End a Flower run, so that no ServerApp is started for it any more."""
+        from flwr.proto.control_pb2 import StopRunRequest
+
+        body = StopRunRequest(run_id=flower_run).SerializeToString()
+        self._control("/v1/control/stop-run", body, missing_ok=True)
+
+    def why_ended(self, flower_run: int) -> str | None:
+        """Return what Flower says of a run that is over (may be empty); None while it is not."""
+        from flwr.proto.control_pb2 import ListRunsRequest, ListRunsResponse
+
+        body = ListRunsRequest(run_id=flower_run).SerializeToString()
+        reply = ListRunsResponse.FromString(self._control("/v1/control/list-runs", body))
+        status = reply.run_dict[flower_run].status
+        return str(status.details) if status.status == "finished" else None
+
     def forward(
         self, method: str, public_key: bytes, timestamp: str, signature: bytes, body: bytes
     ) -> tuple[int, bytes]:
@@ -144,7 +183,7 @@ class SuperLinkClient:
                     **_version_headers(),
                 },
             )
-        except httpx.TransportError:
+        except (httpx.HTTPError, RuntimeError):  # RuntimeError: closed meanwhile
             return httpx.codes.SERVICE_UNAVAILABLE.value, b""
         return reply.status_code, reply.content
 
@@ -152,17 +191,22 @@ class SuperLinkClient:
         """Close the connections."""
         self._http.close()
 
-    def _control(self, path: str, body: bytes) -> bytes:
+    def _control(self, path: str, body: bytes, *, missing_ok: bool = False) -> bytes:
         headers = {
             "content-type": PROTOBUF_MEDIA_TYPE,
             "accept": PROTOBUF_MEDIA_TYPE,
             **_version_headers(),
         }
-        reply = self._http.post(path, content=body, headers=headers)
-        reply.raise_for_status()
+        try:
+            reply = self._http.post(path, content=body, headers=headers)
+        except (httpx.HTTPError, RuntimeError) as error:
+            raise SuperLinkGoneError(diagnostic=f"{path}: {error}") from error
+        if not reply.is_success and not (reply.is_client_error and missing_ok):
+            raise SuperLinkGoneError(diagnostic=f"{path}: HTTP {reply.status_code}")
         return reply.content
 
 
+@functools.cache
 def _version_headers() -> dict[str, str]:
     from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
@@ -193,12 +237,13 @@ fedfactory-link = ""
 fedfactory-settings = ""
 """
 _APP = """\
-from fedfactory.coordinator.serverapp import app
+from fedfactory.coordinator.running.serverapp import app
 
 no_clientapp = None  # sites run their own agent and never load this archive
 """
 
 
+@functools.cache
 def build_app() -> tuple[bytes, str]:
     """Build the app archive in memory; return its bytes and SHA-256 (hex)."""
     from flwr.cli.build import build_fab_from_files

@@ -1,20 +1,23 @@
 """Flower's SuperLink and SuperExec as our children, on loopback, with TLS made for this start.
 
 The loopback authority and keys live and die with the coordinator. SuperLink keeps its state in
-memory: the run's events are the truth.
+memory: the runs' journals are the truth. Both die with us (tethered.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import os
 import secrets
 import socket
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
@@ -22,74 +25,174 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedfactory.contracts.errors import EnvironmentFailedError
 from fedfactory.coordinator.flower_seam import (
     SuperLinkClient,
     flower_environment,
     superexec_arguments,
     superlink_arguments,
 )
+from fedfactory.coordinator.leftovers import MARK, end_leftovers, living_children
+from fedfactory.coordinator.supervision import FROZEN_S, Restarts
+
+log = logging.getLogger("fedfactory.coordinator")
 
 START_TIMEOUT_S: Final = 60.0
+PULSE_S: Final = 1.0
+START_PULSE_S: Final = 0.02
 _PEM: Final = serialization.Encoding.PEM
-_LIFETIME: Final = timedelta(days=30)
+_LIFETIME: Final = timedelta(days=3650)
 
 
 class SuperLink:
-    """Both programs under supervision. `client` is how the coordinator talks to them."""
+    """Both programs under supervision: what dies or freezes is killed and started again.
+
+    `epoch` counts the starts of SuperExec, `generation` those of SuperLink: what an earlier one
+    knew is gone. `tick` is one thread's; `forward` may be called from any.
+    """
 
     def __init__(self, home: Path, logs: Path) -> None:
-        tls = home / "loopback"
-        tls.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write_loopback_tls(tls)
-        secret = tls / "superexec-secret"
-        _write_private(secret, secrets.token_hex(32).encode())
+        self.generation = 0
+        self.epoch = 0
+        self._tls = home / "loopback"
+        self._tls.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write_loopback_tls(self._tls)
+        self._secret = self._tls / "superexec-secret"
+        _write_private(self._secret, secrets.token_hex(32).encode())
+        self._home = home
         self._logs = logs
-        self._port = _free_port()
-        environment = _child_environment(home / "flower")
-        link = superlink_arguments(port=self._port, tls=tls, secret=secret)
-        execs = superexec_arguments(port=self._port, tls=tls, secret=secret, parent_pid=os.getpid())
-        self._children = {
-            "superlink": _start(link, environment, logs / "superlink.log"),
-            "superexec": _start(execs, environment, logs / "serverapp.log"),
-        }
-        self.client = SuperLinkClient(port=self._port, authority=tls / "ca.pem")
+        self._environment = _child_environment(home)
+        self._link: subprocess.Popen[bytes] | None = None
+        self._exec: subprocess.Popen[bytes] | None = None
+        self._link_restarts = self._exec_restarts = Restarts()
+        self._link_due = self._exec_due = 0.0
+        self._port = 0
+        self._client: SuperLinkClient | None = None
+        self._answered_at: float | None = None
+        self._lock = threading.Lock()  # a client and its answers change together
+        self._stop = threading.Event()
+        self._pulse = threading.Thread(target=self._feel, name="pulse", daemon=True)
+        self._pulse.start()
+
+    @property
+    def client(self) -> SuperLinkClient | None:
+        """How the coordinator talks to the SuperLink that answers now; None if none does."""
+        return self._client if self._answered_at is not None else None
 
     @property
     def pids(self) -> dict[str, int]:
         """Process ids by name."""
-        return {name: child.pid for name, child in self._children.items()}
+        children = {"superlink": self._link, "superexec": self._exec}
+        return {name: child.pid for name, child in children.items() if child is not None}
 
-    def wait_ready(self) -> None:
-        """Wait until SuperLink answers.
+    def forward(
+        self, method: str, public_key: bytes, timestamp: str, signature: bytes, body: bytes
+    ) -> tuple[int, bytes]:
+        """Post one Fleet call to the SuperLink of now; 503 if there is none."""
+        client = self._client
+        if client is None:
+            return HTTPStatus.SERVICE_UNAVAILABLE, b""
+        return client.forward(method, public_key, timestamp, signature, body)
 
-        Raises:
-            EnvironmentFailedError: it ended, or did not answer in time; names its log.
-        """
-        end = time.monotonic() + START_TIMEOUT_S
-        while not self.client.is_ready():
-            if dead := self.dead():
-                raise EnvironmentFailedError(f"{dead} at start; see {self._logs}")
-            if time.monotonic() > end:
-                raise EnvironmentFailedError(
-                    f"SuperLink did not answer within {START_TIMEOUT_S:.0f} s; see {self._logs}"
-                )
-            time.sleep(0.05)
+    def tick(self, now: float) -> None:
+        """Look after both, once; `now` is time.monotonic()."""
+        if self._link is not None and (found := self._link_fault(self._link, now)):
+            self._link_restarts = self._link_restarts.died(now)
+            self._link_due = now + self._link_restarts.pause_s
+            log.warning(
+                "Flower's SuperLink %s; starting another in %.1f s (see %s)",
+                found,
+                self._link_restarts.pause_s,
+                self._logs / "superlink.log",
+            )
+            self._end_link()
+        if self._link is None and now >= self._link_due:
+            self._start_link(now)
+        if self._exec is not None and (code := self._exec.poll()) is not None:
+            self._exec_restarts = self._exec_restarts.died(now)
+            self._exec_due = now + self._exec_restarts.pause_s
+            log.warning("Flower's SuperExec ended with code %s; starting another", code)
+            self._exec = None
+        if self._link is not None and self._exec is None and now >= self._exec_due:
+            self._start_exec(now)
 
-    def dead(self) -> str | None:
-        """Return a sentence naming the first child that ended, or None."""
-        for name, child in self._children.items():
-            if (code := child.poll()) is not None:
-                return f"Flower's {name} ended with code {code}"
-        return None
+    def server_apps(self) -> frozenset[int]:
+        """Return the process ids of the ServerApps that SuperExec started and that live."""
+        return frozenset() if self._exec is None else living_children(self._exec.pid)
+
+    def replace(self) -> None:
+        """End SuperLink; `tick` starts another. Any thread."""
+        link = self._link
+        if link is not None:
+            link.kill()
+
+    def kill_superexec(self) -> None:
+        """End SuperExec, which has not started what it was given; `tick` starts another."""
+        if self._exec is not None:
+            _kill(self._exec)
 
     def stop(self) -> None:
         """End both. SuperLink holds nothing worth a graceful wait of half a minute."""
-        self.client.close()
-        for child in self._children.values():
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
-            child.wait()
+        self._stop.set()
+        self._end_link()
+        self._pulse.join()
+
+    # ---- within ----------------------------------------------------------------------------
+
+    def _link_fault(self, link: subprocess.Popen[bytes], now: float) -> str | None:
+        if (code := link.poll()) is not None:
+            return f"ended with code {code}"
+        answered = self._answered_at
+        if answered is None and now - self._link_restarts.began_at > START_TIMEOUT_S:
+            return f"did not answer within {START_TIMEOUT_S:.0f} s of its start"
+        if answered is not None and now - answered > FROZEN_S:
+            return f"has not answered for {FROZEN_S:.0f} s"
+        return None
+
+    def _start_link(self, now: float) -> None:
+        # A port that another takes before SuperLink does ends it: the next start probes again.
+        self._port = _free_port()
+        arguments = superlink_arguments(port=self._port, tls=self._tls, secret=self._secret)
+        self._link = _start(arguments, self._environment, self._logs / "superlink.log")
+        self._link_restarts = self._link_restarts.began(now)
+        self.generation += 1
+        self._client = SuperLinkClient(port=self._port, authority=self._tls / "ca.pem")
+        self._exec_restarts, self._exec_due = Restarts(), now
+
+    def _start_exec(self, now: float) -> None:
+        # ServerApps of an earlier one end by themselves, unless they are frozen.
+        end_leftovers(self._home, spare=() if self._link is None else (self._link.pid,))
+        arguments = superexec_arguments(
+            port=self._port, tls=self._tls, secret=self._secret, parent_pid=os.getpid()
+        )
+        self._exec = _start(arguments, self._environment, self._logs / "serverapp.log")
+        self._exec_restarts = self._exec_restarts.began(now)
+        self.epoch += 1
+
+    def _end_link(self) -> None:
+        for child in (self._exec, self._link):
+            if child is not None:
+                _kill(child)
+        self._link = self._exec = None
+        with self._lock:
+            client, self._client, self._answered_at = self._client, None, None
+        if client is not None:
+            client.close()
+
+    def _feel(self) -> None:
+        """Ask SuperLink again and again whether it answers."""
+        while not self._stop.wait(START_PULSE_S if self._answered_at is None else PULSE_S):
+            client = self._client
+            if client is None or not client.is_ready():
+                continue
+            with self._lock:
+                if client is self._client:
+                    self._answered_at = time.monotonic()
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        child.kill()
+    child.wait()
 
 
 def _start(arguments: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
@@ -107,12 +210,13 @@ def _start(arguments: list[str], environment: dict[str, str], log: Path) -> subp
         )
 
 
-def _child_environment(flower_home: Path) -> dict[str, str]:
+def _child_environment(home: Path) -> dict[str, str]:
     # Flower's programs talk to loopback alone: a proxy could only break them.
     kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
     scripts = str(Path(sys.executable).parent)
     path = f"{scripts}{os.pathsep}{kept.get('PATH', os.defpath)}"
-    return {**kept, **flower_environment(flower_home), "PATH": path, "OMP_NUM_THREADS": "1"}
+    own = {"PATH": path, "OMP_NUM_THREADS": "1", MARK: str(home)}
+    return {**kept, **flower_environment(home / "flower"), **own}
 
 
 def _free_port() -> int:

@@ -1,19 +1,17 @@
 """A daemon's keys and certificate in a folder of its own: keys are made here and stay here (law 8).
 
-A daemon without an identity leaves `request.json` and waits for `certificate.pem` beside it.
+`request.json` beside the keys says whose they are and what is to be certified; who asks for that,
+and how, is told in wire/enrolling.py.
 """
 
 from __future__ import annotations
 
-import threading
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -21,13 +19,15 @@ from cryptography.x509.oid import NameOID
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import IdentityError
 from fedfactory.durable_file import write_durably
+from fedfactory.identity.chains import read_certificates, root_of
+from fedfactory.identity.facts import public_key_text
 from fedfactory.identity.roles import Peer, Role
 
 REQUEST: Final = "request.json"
 TLS_KEY: Final = "tls.key"
 _NODE_KEY: Final = "node.key"
-_CERTIFICATE: Final = "certificate.pem"
-_AUTHORITY: Final = "authority.pem"
+CERTIFICATE: Final = "certificate.pem"
+AUTHORITY: Final = "authority.pem"
 _PEM: Final = serialization.Encoding.PEM
 
 
@@ -48,13 +48,12 @@ class Request:
     @property
     def public_key(self) -> str:
         """The public key that asks to be certified (PEM), for policies to pin."""
-        key = x509.load_pem_x509_csr(self.csr_pem).public_key()
-        return key.public_bytes(_PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
+        return public_key_text(x509.load_pem_x509_csr(self.csr_pem).public_key())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a daemon shows and checks with: its key and certificate, its authority (PEM)."""
+    """What a daemon shows and checks with (PEM): key, certificate with its chain, trusted roots."""
 
     key_pem: bytes
     certificate_pem: bytes
@@ -85,19 +84,12 @@ def request_identity(folder: Path, role: Role, name: str, *, node_key: bool = Fa
     if node_key:
         node = ec.generate_private_key(ec.SECP384R1())
         write_durably(folder / _NODE_KEY, _private_pem(node))
-        public = node.public_key().public_bytes(
-            _PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-    csr = (
-        x509.CertificateSigningRequestBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-        .sign(key, hashes.SHA256())
-    )
+        public = public_key_text(node.public_key())
     request = Request(
         role=role.value,
         name=name,
-        csr=csr.public_bytes(_PEM).decode(),
-        node_public_key=public.decode() if public else None,
+        csr=request_text(key, name),
+        node_public_key=public,
     )
     write_durably(folder / REQUEST, to_json(request))
 
@@ -107,63 +99,70 @@ def read_request(folder: Path) -> Request:
     return from_json(Request, (folder / REQUEST).read_bytes())
 
 
+def request_text(key: ec.EllipticCurvePrivateKey, name: str) -> str:
+    """Return a certificate signing request (PEM), signed by `key` to prove its possession."""
+    name_of_key = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(name_of_key)
+    return builder.sign(key, hashes.SHA256()).public_bytes(_PEM).decode()
+
+
 def install_certificate(folder: Path, certificate_pem: bytes, authority_pem: bytes) -> None:
-    """Put certificate and authority beside the request; the certificate last: it ends the wait."""
-    write_durably(folder / _AUTHORITY, authority_pem)
-    write_durably(folder / _CERTIFICATE, certificate_pem)
+    """Put certificate chain and trusted roots beside the keys; the certificate last.
 
-
-def wait_for_certificate(folder: Path, timeout_s: float, stop: threading.Event) -> bool:
-    """Wait for the certificate; False if `stop` was set before it came.
-
-    Raises:
-        IdentityError: it did not come in time; says where it is awaited.
+    So at every moment the roots cover the certificate that is there.
     """
-    end = time.monotonic() + timeout_s
-    pause_s = 0.01
-    while not (folder / _CERTIFICATE).exists():
-        if time.monotonic() > end:
-            raise IdentityError(
-                f"no certificate came for {folder / REQUEST} within {timeout_s:.0f} s:"
-                " have it signed by the consortium's authority"
-            )
-        if stop.wait(pause_s):
-            return False
-        pause_s = min(1.0, pause_s * 1.1)
-    return True
+    write_durably(folder / AUTHORITY, authority_pem)
+    write_durably(folder / CERTIFICATE, certificate_pem)
+
+
+def is_enrolled(folder: Path) -> bool:
+    """Whether `folder` holds a certificate; whether it holds true is `load_identity`'s."""
+    return (folder / CERTIFICATE).exists()
 
 
 def load_identity(folder: Path) -> Identity:
-    """Return key, certificate and authority, once they are seen to belong together.
+    """Return key, certificate chain and trusted roots, once they are seen to belong together.
 
     Raises:
-        IdentityError: a file is missing or unreadable, the certificate is for another key, of
-            another authority, or not valid now.
+        IdentityError: a file is missing or unreadable, the certificate is for another key, leads
+            to no root of the bundle, or it or one that it rests on is not valid now.
     """
     try:
         identity = Identity(
             key_pem=(folder / TLS_KEY).read_bytes(),
-            certificate_pem=(folder / _CERTIFICATE).read_bytes(),
-            authority_pem=(folder / _AUTHORITY).read_bytes(),
+            certificate_pem=(folder / CERTIFICATE).read_bytes(),
+            authority_pem=(folder / AUTHORITY).read_bytes(),
         )
-        key = serialization.load_pem_private_key(identity.key_pem, password=None)
-        certificate = x509.load_pem_x509_certificate(identity.certificate_pem)
-        authority = x509.load_pem_x509_certificate(identity.authority_pem)
-    except (OSError, ValueError, TypeError) as error:
+    except OSError as error:
         raise IdentityError(f"{folder} holds no whole identity", diagnostic=str(error)) from error
-    where = folder / _CERTIFICATE
-    if certificate.public_key() != key.public_key():
-        raise IdentityError(f"{where} is for another key than {TLS_KEY}: enrol anew")
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature) as error:
-        raise IdentityError(f"{where} is not signed by {_AUTHORITY}") from error
-    if not certificate.not_valid_before_utc <= datetime.now(UTC) <= certificate.not_valid_after_utc:
-        raise IdentityError(
-            f"{where} is valid from {certificate.not_valid_before_utc} to"
-            f" {certificate.not_valid_after_utc}, not now: have a new one signed"
-        )
+    check_identity(identity, str(folder / CERTIFICATE))
     return identity
+
+
+def check_identity(identity: Identity, where: str) -> None:
+    """Check that an identity's parts belong together and are valid now; `where` names it.
+
+    Raises:
+        IdentityError: they are unreadable, the certificate is for another key, leads to no root of
+            the bundle, or it or one that it rests on is not valid now.
+    """
+    try:
+        key = serialization.load_pem_private_key(identity.key_pem, password=None)
+        chain = read_certificates(identity.certificate_pem)
+        roots = read_certificates(identity.authority_pem)
+    except (ValueError, TypeError, IdentityError) as error:
+        raise IdentityError(f"{where}: this is no whole identity", diagnostic=str(error)) from error
+    now = datetime.now(UTC)
+    if chain[0].public_key() != key.public_key():
+        raise IdentityError(f"{where} is for another key than {TLS_KEY}: enrol anew")
+    if (end := chain[0].not_valid_after_utc) < now:
+        raise IdentityError(
+            f"{where} ended on {end:%Y-%m-%d %H:%M} UTC: ask the consortium for a new invitation"
+        )
+    try:
+        root_of(chain, roots, now)
+    except IdentityError as error:
+        raise IdentityError(f"{where}: {error.public_message}") from error
 
 
 def load_node_key(folder: Path) -> bytes:

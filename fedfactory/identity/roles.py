@@ -21,6 +21,7 @@ class Role(StrEnum):
     SITE = "site"
     OPERATOR = "operator"
     VIEWER = "viewer"
+    INVITED = "invited"  # may enrol, and nothing else
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

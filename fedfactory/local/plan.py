@@ -8,14 +8,10 @@ from typing import Any, Final
 
 from fedfactory.config import RunConfig
 from fedfactory.contracts.errors import UsageError
-from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.plans import RunTerms, SignedPlan
-from fedfactory.coordinator.settings import RunSettings
-from fedfactory.coordinator.strategy_loading import CUSTOM
-from fedfactory.identity.enrolment import TLS_KEY
 from fedfactory.local.baselines import Request
-from fedfactory.rounds.events import RunPlan
+from fedfactory.operator.submission import LONGEST_RUN_S, check_choices
 from fedfactory.tasks.table import check_task
+from fedfactory.wire.membership import Invitation
 from site_agents.data.local_share import Share
 from site_agents.policy import (
     AcknowledgedRisk,
@@ -25,14 +21,10 @@ from site_agents.policy import (
     WithoutDp,
     policy_text,
 )
-from strategies import make_strategy
 
-COORDINATOR: Final = "local"
+CONSORTIUM: Final = "local"
 OPERATOR: Final = "operator"
 SOURCE: Final = "share"
-START_TIMEOUT_S: Final = 60.0
-LONGEST_RUN_S: Final = 30 * 24 * 3600.0
-INITIAL: Final = "initial.safetensors"
 ANY_EPSILON: Final = 1e6  # with a noise of the run's own choosing, its epsilon is what it comes to
 UNUSED_DELTA: Final = 1e-5
 MOST_BYTES: Final = 1 << 40
@@ -45,59 +37,19 @@ ACKNOWLEDGED: Final = WithoutDp(
     min_examples=1,
     min_local_steps=1,
 )
-MODEL_ROOM: Final = (
-    1.5  # a strategy may send a site a base with tensors of its own beside the model
-)
 
 
-def run_settings(
-    config: RunConfig, *, signed: SignedPlan, home: Path, folder: Path, initial: BlobRef
-) -> RunSettings:
-    """Return the settings of the run for the coordinator at `home` and its ServerApp."""
-    return RunSettings(
-        plan=RunPlan(
-            run_id=signed.terms.run_id,
-            task=config.task_name,
-            strategy=config.strategy_name,
-            seed=config.seed,
-            rounds=config.rounds,
-            sites=tuple(sorted(config.sites)),
-            quorum=config.round.quorum,
-            deadline_s=config.round.deadline_s,
-            evaluate=config.evaluate,
-            privacy=config.privacy,
-        ),
-        signed=signed,
-        signing_key=str(home / "identity" / TLS_KEY),
-        anchors=str(home / "anchors"),
-        strategy_options=config.strategy_options,
-        initial=initial,
-        initial_file=str(home / INITIAL),
-        run_folder=str(folder),
-        start_timeout_s=START_TIMEOUT_S,
-    )
+def coordinator_settings(config: RunConfig) -> list[str]:
+    """Return what local mode's coordinator is told beside its file: any free port, any strategy.
 
-
-def run_terms(
-    config: RunConfig, *, run_id: str, initial: BlobRef, nonce: str, now: float
-) -> RunTerms:
-    """Return what the operator signs: all that this run may ask. `now` is Unix seconds."""
-    phases = 2 * config.rounds + 2
-    return RunTerms(
-        coordinator=COORDINATOR,
-        run_id=run_id,
-        sites=tuple(sorted(config.sites)),
-        task=config.task_name,
-        task_parameters=config.task_parameters,
-        training=config.training,
-        rounds=config.rounds,
-        evaluate=config.evaluate,
-        privacy=config.privacy,
-        max_model_bytes=int(MODEL_ROOM * initial.bytes),
-        max_update_norm_l2=config.max_update_norm_l2,
-        nonce=nonce,
-        not_after=now + min(LONGEST_RUN_S, START_TIMEOUT_S + phases * config.round.deadline_s),
-    )
+    Whoever starts a run here runs their own code anyway; a consortium's coordinator does not.
+    """
+    return [
+        "listen=127.0.0.1:0",
+        "strategy_classes=any",
+        f"max_rounds={config.rounds}",
+        f"max_sites={len(config.sites)}",
+    ]
 
 
 def data_options(config: RunConfig, site: str) -> dict[str, Any]:
@@ -118,8 +70,8 @@ def data_options(config: RunConfig, site: str) -> dict[str, Any]:
     }
 
 
-def check_choices(config: RunConfig) -> Mapping[str, Share]:
-    """Check strategy, task parameters and every site's share before anything starts.
+def check_shares(config: RunConfig) -> Mapping[str, Share]:
+    """Check the run's choices and every site's share before anything starts.
 
     Returns each site's share; none for a task that reads no data.
 
@@ -129,36 +81,24 @@ def check_choices(config: RunConfig) -> Mapping[str, Share]:
     """
     from site_agents.data.local_share import describe_shares
 
-    _check_strategy(config.strategy_name, config.strategy_options)
+    check_choices(config, any_strategy_class=True)
     task = check_task(config.task_name, config.task_parameters)
     reads_data = task.schema(config.task_parameters) is not None
     if config.baselines and not reads_data:
         raise UsageError(f"baselines=true: task '{task.name}' learns nothing to compare with")
-    if config.privacy is not None:
-        if obstacle := task.private_obstacle(config.task_parameters):
-            raise UsageError(f"privacy=dp_sgd: {obstacle}")
-        if config.task_data is not None:
-            raise UsageError(
-                "privacy=dp_sgd with task.data: local mode's ledgers end with the run, so they may"
-                " serve bundled or generated data only; real data is a site's, under its own agent"
-            )
+    if config.privacy is not None and config.task_data is not None:
+        raise UsageError(
+            "privacy=dp_sgd with task.data: local mode's ledgers end with the run, so they may"
+            " serve bundled or generated data only; real data is a site's, under its own agent"
+        )
     if not reads_data:
         return {}
     options = data_options(config, config.sites[0])
     return {share.site: share for share in describe_shares(options, task, config.task_parameters)}
 
 
-def _check_strategy(name: str, options: Mapping[str, Any]) -> None:
-    if name == CUSTOM:
-        from fedfactory.coordinator.flower_loading import load_flower_strategy
-
-        load_flower_strategy(options)
-    else:
-        make_strategy(name, options)
-
-
-def site_policy(config: RunConfig, share: Share | None, *, coordinator: str, operator: str) -> str:
-    """Return the policy of one local site; keys by their fingerprints.
+def site_policy(config: RunConfig, share: Share | None, invitation: Invitation) -> str:
+    """Return the policy of one local site; it pins the keys that its invitation names.
 
     It is what this run needs and no more: the public size is the site's share, which local mode
     made itself, and the caps are the run's own.
@@ -168,8 +108,8 @@ def site_policy(config: RunConfig, share: Share | None, *, coordinator: str, ope
     task = check_task(config.task_name, config.task_parameters)
     schema = task.schema(config.task_parameters)
     return policy_text(
-        coordinators={COORDINATOR: coordinator},
-        operators={OPERATOR: operator},
+        coordinators={invitation.consortium: invitation.coordinator_key},
+        operators=invitation.operator_keys,
         data={
             SOURCE: DataRule(
                 lineage=SOURCE,

@@ -1,7 +1,8 @@
 """`fedfactory local`: the whole consortium on this machine, as the daemons a real one runs.
 
-Starts coordinator and agents as processes with an ephemeral certificate authority on free ports, in
-a temporary workspace; follows the run through its folder; cleans up whatever happens.
+Starts coordinator and agents as processes on free ports, with a certificate authority of this run's
+own, in a temporary workspace; submits and follows the run as any operator does; cleans up whatever
+happens.
 """
 
 from __future__ import annotations
@@ -12,55 +13,55 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
 from fedfactory.config import RunConfig
-from fedfactory.contracts.codec import from_json, to_json
+from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.errors import (
     EnvironmentFailedError,
+    RefusedError,
     RunFailedError,
     RunStoppedError,
     UsageError,
 )
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.plans import SignedPlan
-from fedfactory.coordinator.run_files import EVENTS, MODEL, SUMMARY, write_summary
-from fedfactory.coordinator.settings import Admission
-from fedfactory.identity.authority import Authority
-from fedfactory.identity.enrolment import install_certificate, read_request
+from fedfactory.coordinator.membership.founding import make_consortium
+from fedfactory.identity.operators import Operator, load_operator
 from fedfactory.identity.roles import Role
-from fedfactory.identity.signing import Signer, fingerprint, new_signing_key
 from fedfactory.local.plan import (
-    COORDINATOR,
-    INITIAL,
+    CONSORTIUM,
+    OPERATOR,
     SOURCE,
     baselines_request,
-    check_choices,
+    check_shares,
+    coordinator_settings,
     data_options,
-    run_settings,
-    run_terms,
     site_policy,
 )
 from fedfactory.local.processes import Children
-from fedfactory.report.follow import EventTail
+from fedfactory.operator.client import OperatorClient
+from fedfactory.operator.following import Follower
+from fedfactory.operator.run_folder import EVENTS, MODEL, SUMMARY, read_line, write_summary
+from fedfactory.operator.starting import made_model, make_initial_model
+from fedfactory.operator.submission import submission_of
 from fedfactory.report.reporter import Reporter, make_reporter
 from fedfactory.rounds.events import Finish, RunFailed
 from fedfactory.rounds.history import History, append
 from fedfactory.rounds.summary import summary
+from fedfactory.wire.arrays import file_ref
 from site_agents.data.local_share import Share
 from site_agents.setup import make_home
 
 START_TIMEOUT_S: Final = 120.0
 TICK_S: Final = 0.05
-CERTIFICATE_LIFETIME: Final = timedelta(days=2)
+INVITATION_S: Final = 3600.0
 EXIT_OF_STATUS: Final[Mapping[str, int]] = {
     "completed": 0,
     "failed": RunFailedError.exit_code,
@@ -75,7 +76,7 @@ def run_local(config: RunConfig) -> int:
         DataError: the data is missing, unreadable or too small, before anything starts.
         EnvironmentFailedError: a process did not start or died; its log is named.
     """
-    shares = check_choices(config)
+    shares = check_shares(config)
     run_id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-") + os.urandom(2).hex()
     folder = (config.out or Path("runs") / run_id).resolve()
     _make_run_folder(folder, config.composed_yaml)
@@ -112,6 +113,8 @@ def _make_run_folder(folder: Path, composed_yaml: str) -> None:
 
 
 class _LocalRun:
+    """What a consortium's people do, done by one program: found, invite, enrol, submit, follow."""
+
     def __init__(
         self,
         *,
@@ -125,104 +128,76 @@ class _LocalRun:
     ) -> None:
         self._config = config
         self._shares = shares
-        # Local mode's operator is whoever started it: a key for this run, in this process alone.
-        self._operator = Signer(new_signing_key())
         self._run_id = run_id
         self._folder = folder
+        self._workspace = workspace
         self._home = workspace / "coordinator"
-        self._initial_file = self._home / INITIAL
+        self._initial_file = workspace / "initial.safetensors"
         self._sites = {site: workspace / site for site in config.sites}
         self._reporter = reporter
         self._interrupted = interrupted
         self._children = Children(environment=_environment())
-        self._history = History.new()
-        self._authority = Authority.create_ephemeral()
 
     def run(self) -> dict[str, Any]:
         try:
             self._reporter.stage("starting the coordinator, making the initial model")
-            self._home.mkdir(parents=True)
-            self._start_coordinator()
-            job = self._start_initial_model()
-            self._enrol(self._home / "identity", Role.COORDINATOR)
-            self._reporter.stage("starting the sites' agents")
-            self._start_agents(self._gateway_address())
-            self._hand_over(job)
-            self._admit_sites()
-            result = self._follow()
+            operator = self._found()
+            job = make_initial_model(self._config, self._initial_file)
+            with OperatorClient(operator, self._gateway_address()) as client:
+                self._reporter.stage("starting the sites' agents")
+                self._start_agents(client)
+                result = self._submit_and_follow(client, made_model(job))
         finally:
             self._children.stop()
         if self._config.baselines and result["status"] == "completed":
             result["baselines"] = self._baselines()
-        write_summary(self._folder, result)
+            write_summary(self._folder, result)
         self._reporter.finish(result, str(self._folder))
         return result
 
     # ---- start-up --------------------------------------------------------------------------
 
-    def _start_coordinator(self) -> None:
+    def _found(self) -> Operator:
+        """Make an authority for this run alone, and start its coordinator."""
+        make_consortium(
+            self._home,
+            name=CONSORTIUM,
+            root_key=self._workspace / "root.key",
+            passphrase=secrets.token_bytes(32),
+            hosts=("localhost", "127.0.0.1"),
+            gateway="127.0.0.1:0",
+            operator=OPERATOR,
+            operator_folder=self._workspace / "operator",
+        )
         self._children.start(
             "coordinator",
             [
-                *(sys.executable, "-m", "fedfactory.coordinator", str(self._home)),
-                *("--name", COORDINATOR, "--until-stdin-closes"),
+                *(sys.executable, "-m", "fedfactory.cli.main", "coordinator"),
+                *("--home", str(self._home), "--until-stdin-closes"),
+                *coordinator_settings(self._config),
             ],
             self._home / "logs" / "coordinator.log",
         )
-
-    def _start_initial_model(self) -> subprocess.Popen[bytes]:
-        """Start the job that makes the initial model: it imports torch while all else starts."""
-        parameters = json.dumps(dict(self._config.task_parameters))
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "fedfactory.tasks.model_jobs", "init"),
-                *("--task", self._config.task_name, "--parameters", parameters),
-                *("--seed", str(self._config.seed), "--out", str(self._initial_file)),
-            ],
-            env=_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-
-    def _hand_over(self, job: subprocess.Popen[bytes]) -> None:
-        """Give the coordinator its run once the initial model is made."""
-        output, errors = job.communicate()
-        if job.returncode != 0:
-            raise EnvironmentFailedError(
-                "the initial model could not be made", diagnostic=errors.decode(errors="replace")
-            )
-        initial = from_json(BlobRef, output)
-        terms = run_terms(
-            self._config,
-            run_id=self._run_id,
-            initial=initial,
-            nonce=secrets.token_hex(16),
-            now=time.time(),
-        )
-        signed = SignedPlan(terms=terms, signature=self._operator.sign(terms))
-        run_settings(
-            self._config, signed=signed, home=self._home, folder=self._folder, initial=initial
-        ).write(self._home / "run.json")
+        return load_operator(self._workspace / "operator")
 
     def _gateway_address(self) -> str:
         path = self._home / "gateway.json"
-        self._wait_for(path, "the gateway")
+        self._wait_until(path.exists, "the gateway")
         return str(json.loads(path.read_text())["address"])
 
-    def _start_agents(self, address: str) -> None:
-        coordinator = fingerprint(read_request(self._home / "identity").public_key)
-        operator = fingerprint(self._operator.public_key)
+    def _start_agents(self, client: OperatorClient) -> None:
+        """Invite every site and start its agent, which enrols; wait until all are connected."""
         for site, home in self._sites.items():
-            policy = site_policy(
-                self._config, self._shares.get(site), coordinator=coordinator, operator=operator
-            )
+            invitation = client.invite(Role.SITE, site, INVITATION_S)
+            policy = site_policy(self._config, self._shares.get(site), invitation)
             make_home(
                 home,
                 site=site,
-                gateway_address=address,
+                gateway_address=invitation.gateway,
                 data={SOURCE: data_options(self._config, site)},
                 policy_text=policy,
                 worker={"executor": self._config.executor_name},
+                invitation=invitation,
             )
             self._children.start(
                 site,
@@ -232,36 +207,23 @@ class _LocalRun:
                 ],
                 home / "logs" / "agent.log",
             )
+        self._reporter.stage("waiting for the sites")
+        self._wait_until(lambda: self._are_connected(client), "the sites' agents")
 
-    def _admit_sites(self) -> None:
-        for site, home in self._sites.items():
-            request = self._enrol(home / "identity", Role.SITE)
-            assert request.node_public_key is not None
-            Admission(site=site, node_public_key=request.node_public_key).write(
-                self._home / "roster"
-            )
+    def _are_connected(self, client: OperatorClient) -> bool:
+        here = {member.name for member in client.members().members if member.connected}
+        return here.issuperset(self._sites)
 
-    def _enrol(self, identity: Path, role: Role) -> Any:
-        """Sign the request that a daemon left in its folder; its key never leaves it."""
-        self._wait_for(identity / "request.json", f"{identity.parent.name}'s certificate request")
-        request = read_request(identity)
-        names = ("localhost", "127.0.0.1") if role is Role.COORDINATOR else ()
-        certificate = self._authority.sign(
-            request.csr_pem, role, request.name, CERTIFICATE_LIFETIME, hosts=names
-        )
-        install_certificate(identity, certificate, self._authority.certificate_pem)
-        return request
-
-    def _wait_for(self, path: Path, what: str) -> None:
+    def _wait_until(self, there: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + START_TIMEOUT_S
-        while not path.exists():
+        while not there():
             self._check_children()
             self._reporter.tick()
             if self._interrupted:
                 raise RunStoppedError("interrupted before the run began")
             if time.monotonic() > end:
                 raise EnvironmentFailedError(f"waited {START_TIMEOUT_S:.0f} s for {what} in vain")
-            time.sleep(0.01)
+            time.sleep(TICK_S)
 
     def _check_children(self) -> None:
         if dead := self._children.dead():
@@ -272,43 +234,66 @@ class _LocalRun:
 
     # ---- the run ---------------------------------------------------------------------------
 
-    def _follow(self) -> dict[str, Any]:
-        self._reporter.stage("waiting for the sites")
-        tail = EventTail(self._folder / EVENTS)
-        done = self._folder / SUMMARY
-        asked_to_stop = False
-        while not done.exists():
-            self._drain(tail)
-            self._reporter.tick()
-            if self._interrupted and not asked_to_stop:
-                asked_to_stop = True
-                self._reporter.stage("stopping")
-                os.kill(self._children.pids()["coordinator"], signal.SIGTERM)
-            dead = self._children.dead()
-            if dead is not None and dead.name == "coordinator" and not done.exists():
-                self._drain(tail)
-                return self._broken(f"the coordinator ended with code {dead.process.returncode}")
-            time.sleep(TICK_S)
-        self._drain(tail)
-        result: dict[str, Any] = json.loads(done.read_text())
-        return result
+    def _submit_and_follow(self, client: OperatorClient, initial: BlobRef) -> dict[str, Any]:
+        client.upload(self._initial_file, initial)
+        submission = submission_of(
+            self._config,
+            coordinator=client.operator.consortium,
+            run_id=self._run_id,
+            signer=client.operator.signer,
+            initial=initial,
+            central=self._public_set(client),
+            now=time.time(),
+        )
+        submitted = client.submit(submission)
+        if submitted.run_id is None:
+            said = [f"{found.site}: {found.sentence}" for found in submitted.findings]
+            raise RefusedError("; ".join([submitted.reason, *said]))
+        return self._follow(client)
 
-    def _drain(self, tail: EventTail) -> None:
-        for event in tail.read():
-            self._history = append(self._history, event)
-            self._reporter.event(event)
+    def _public_set(self, client: OperatorClient) -> BlobRef | None:
+        """Upload the public data set that the coordinator measures on, if there is one."""
+        if self._config.central is None:
+            return None
+        ref = file_ref(self._config.central)
+        client.upload(self._config.central, ref)
+        return ref
 
-    def _broken(self, reason: str) -> dict[str, Any]:
-        """The writer of the run folder is gone: say what its events show."""
-        event = RunFailed(at=time.time(), reason=reason)
-        self._history = append(self._history, event)
-        self._reporter.event(event)
-        if self._history.finished_model is None:
+    def _follow(self, client: OperatorClient) -> dict[str, Any]:
+        follower = Follower(client, self._run_id, self._folder)
+        try:
+            asked_to_stop = False
+            for event in follower.events(tick_s=TICK_S):
+                if event is not None:
+                    self._reporter.event(event)
+                self._reporter.tick()
+                if self._interrupted and not asked_to_stop:
+                    asked_to_stop = True
+                    self._reporter.stage("stopping")
+                    follower.ask_to_stop("now")
+                dead = self._children.dead()
+                if dead is not None and dead.name == "coordinator":
+                    return self._broken(dead.process.returncode)
+            assert follower.summary is not None
+            return follower.summary
+        finally:
+            follower.close()
+
+    def _broken(self, code: int) -> dict[str, Any]:
+        """Say what the events show, now that the run's keeper is gone."""
+        reason = f"the coordinator ended with code {code}"
+        tail = (read_line(text).event for text in (self._folder / EVENTS).read_text().splitlines())
+        history = History.new()
+        for event in (*tail, RunFailed(at=time.time(), reason=reason)):
+            history = append(history, event)
+        if history.finished_model is None:
             raise EnvironmentFailedError(
                 f"{reason} before the run began; see {self._folder / 'logs'}"
             )
-        end = Finish(status="failed", reason=reason, model=self._history.finished_model)
-        return summary(self._history, end, traffic={}, model_file=None)
+        end = Finish(status="failed", reason=reason, model=history.finished_model)
+        result = summary(history, end, traffic={}, model_file=None)
+        write_summary(self._folder, result)
+        return result
 
     def _baselines(self) -> Any:
         self._reporter.stage("measuring what each site alone, and pooled data, would have reached")

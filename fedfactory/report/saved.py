@@ -22,6 +22,8 @@ NEEDED: Final[Mapping[str, type | tuple[type, ...]]] = {
     "model": dict,
     "privacy": dict,
     "never_took_part": list,
+    "best": (dict, type(None)),
+    "interruptions": list,
 }
 _ROUND: Final[Mapping[str, type | tuple[type, ...]]] = {
     "round": int,
@@ -29,6 +31,12 @@ _ROUND: Final[Mapping[str, type | tuple[type, ...]]] = {
     "sites": dict,
     "evaluations": dict,
     "metrics": dict,
+}
+_BEST: Final[Mapping[str, type | tuple[type, ...]]] = {
+    "round": int,
+    "metric": str,
+    "value": (int, float),
+    "kept": bool,
 }
 _BASELINES: Final[Mapping[str, type | tuple[type, ...]]] = {
     "metric": str,
@@ -70,6 +78,10 @@ def _check_summary(found: Any) -> None:
     _check(found["model"], {"file": (str, type(None))}, "model")
     for site, moved in found["bytes"].items():
         _check(moved, {"down": int, "up": int}, f"bytes of {site}")
+    if found["best"] is not None:
+        _check(found["best"], _BEST, "best")
+    for entry in found["interruptions"]:
+        _check(entry, {"round": int, "told": str}, "interruptions")
     if found["baselines"] is not None:
         _check(found["baselines"], _BASELINES, "baselines")
     _check(found["privacy"], {"guarantee": str, "sites": dict}, "privacy")

@@ -14,6 +14,7 @@ from fedfactory.report.text import measured, number, percent, size, spans, took_
 
 MAX_ROUNDS: Final = 30
 EDGE: Final = 10
+MAX_INTERRUPTIONS: Final = 3
 WIDTH: Final = 100
 
 
@@ -111,6 +112,11 @@ def _facts(summary: Mapping[str, Any], folder: str) -> list[tuple[str, str]]:
     facts = [("status", _status(summary))]
     if never := summary["never_took_part"]:
         facts.append(("never took part", ", ".join(shown(site) for site in never)))
+    facts += _interruptions(summary["interruptions"])
+    if best := summary["best"]:
+        kept = ", the model kept" if best["kept"] else ""
+        value = measured(best["metric"], best["value"])
+        facts.append(("best", f"round {best['round']} ({best['metric']} {value}){kept}"))
     if summary["final"]["accuracy"] is not None:
         facts.append(("shared model", f"accuracy {percent(summary['final']['accuracy'])}"))
     if baselines := summary["baselines"]:
@@ -124,7 +130,18 @@ def _facts(summary: Mapping[str, Any], folder: str) -> list[tuple[str, str]]:
     return facts
 
 
+def _interruptions(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    shown_ones = [
+        ("interrupted", f"round {entry['round']}: {shown(entry['told'])}")
+        for entry in found[:MAX_INTERRUPTIONS]
+    ]
+    rest = len(found) - len(shown_ones)
+    return [*shown_ones, *([("", f"and {rest} times more: see summary.json")] if rest else [])]
+
+
 def _status(summary: Mapping[str, Any]) -> str:
     if summary["status"] == "completed":
-        return f"completed, {len(summary['rounds'])} rounds in {summary['seconds']:.1f} s"
+        done = f"completed, {len(summary['rounds'])} rounds in {summary['seconds']:.1f} s"
+        early = summary["reason"].startswith("stopped early")
+        return f"{done}: {shown(summary['reason'])}" if early else done
     return f"{summary['status']}: {shown(summary['reason'])}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedfactory.report.terminal import shown
 from fedfactory.rounds.history import History, Round
+from fedfactory.rounds.parts import NOT_MISSED
 from fedfactory.rounds.summary import round_entry
 
 FEW = 4
@@ -50,7 +51,8 @@ def took_part(entry: Mapping[str, Any]) -> str:
     """Who took part in a round of metrics.jsonl, and who did not."""
     sites = entry["sites"]
     took = [site for site, part in sites.items() if part["status"] == "took_part"]
-    who = names(took) if len(took) <= FEW else f"{len(took)} of {len(sites)}"
+    asked = sum(part["status"] != "not_selected" for part in sites.values())
+    who = names(took) if len(took) <= FEW else f"{len(took)} of {asked}"
     without = names(missing(sites))
     not_evaluated = names(missing(entry["evaluations"]))
     return (
@@ -61,11 +63,11 @@ def took_part(entry: Mapping[str, Any]) -> str:
 
 
 def missing(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Who gave nothing in a phase, and why."""
+    """Who gave nothing in a phase though it was wanted, and why."""
     return {
         site: shown(part["reason"] or part["status"])
         for site, part in parts.items()
-        if part["status"] != "took_part"
+        if part["status"] not in NOT_MISSED
     }
 
 
@@ -93,7 +95,8 @@ def round_lines(found: Round) -> list[str]:
     """One finished round in one line, and one more for each site that gave nothing."""
     entry = round_entry(found, found.ended_at or found.began_at)
     loss, accuracy = entry["metrics"]["loss"], entry["metrics"]["accuracy"]
-    measured = f"loss {number(loss, 4)}  accuracy {percent(accuracy):>7}  " if found.metrics else ""
+    metrics = found.shown_metrics
+    measured = f"loss {number(loss, 4)}  accuracy {percent(accuracy):>7}  " if metrics else ""
     head = f"round {found.number:>3}  {measured}{entry['seconds']:6.2f} s  {took_part(entry)}"
     return [head, *(f"           {shown(site)}: {reason}" for site, reason in why_missing(entry))]
 
@@ -103,12 +106,14 @@ def now_line(history: History) -> str:
     current = history.current
     if history.plan is None or current is None:
         return "waiting"
-    of = f"round {current.number} of {history.plan.rounds}"
+    what = "model" if history.plan.rules.mode == "async" else "round"
+    of = f"{what} {current.number} of {history.plan.rounds}"
     if current.kind is None:
         return f"{of}: aggregating"
     what, parts = "training", current.parts
     if current.evaluations is not None:
         what, parts = "evaluating", current.evaluations
     awaited = sorted(site for site, part in parts.items() if part.status == "asked")
-    who = names(awaited) if len(awaited) <= FEW else f"{len(awaited)} of {len(parts)}"
+    wanted = sum(part.status != "not_selected" for part in parts.values())
+    who = names(awaited) if len(awaited) <= FEW else f"{len(awaited)} of {wanted}"
     return f"{of}: {what}, waiting for {who}" if awaited else f"{of}: {what}"

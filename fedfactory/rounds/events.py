@@ -1,6 +1,6 @@
 """What can happen in a run, and what the machine can ask for. Values only; see machine.py.
 
-Events are appended to events.jsonl as they are fed to the machine, so a run replays from its file.
+Events are written to the run's journal before the machine sees them, so a run replays from it.
 Times (`at`, Unix seconds) arrive in events; nothing here reads a clock.
 """
 
@@ -12,31 +12,11 @@ from typing import Literal
 
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import WorkKind
-from fedfactory.contracts.privacy import PrivacyPlan, PrivacySpent
+from fedfactory.contracts.privacy import PrivacySpent
+from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.contracts.updates import Payload
 
 Status = Literal["completed", "failed", "stopped"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunPlan:
-    """What a run is to do: fixed before its first round.
-
-    `sites` are all enrolled for the run; `quorum` is the number that must answer `train` for a
-    round to count; `deadline_s` bounds each phase (train, evaluate) of a round in seconds.
-    `privacy` is what the run asks of every site, None for none.
-    """
-
-    run_id: str
-    task: str
-    strategy: str
-    seed: int
-    rounds: int
-    sites: tuple[str, ...]
-    quorum: int
-    deadline_s: float
-    evaluate: bool
-    privacy: PrivacyPlan | None
 
 
 # ---- events: what happened ------------------------------------------------------------------
@@ -44,11 +24,12 @@ class RunPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
-    """The first event of a run. `model` is the initial model."""
+    """The first event of a run: its initial model, and which sites are connected."""
 
     at: float
     plan: RunPlan
     model: BlobRef
+    connected: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,15 +44,17 @@ class OrdersSent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyAccepted:
-    """A site's answer arrived, its bytes whole, its form and values checked.
+    """A site's answer arrived, its bytes whole and durable, its form and values checked.
 
-    `seconds` is the site's own working time. `payload` is None for `evaluate`.
+    `seconds` is the site's own working time. `payload` is None for `evaluate`. `round` is the
+    order's: in async mode the site's own count of orders.
     """
 
     at: float
     round: int
     kind: WorkKind
     site: str
+    order_digest: str
     payload: Payload | None
     examples: int | None
     metrics: Mapping[str, float]
@@ -111,6 +94,15 @@ class SiteLost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SiteLeft:
+    """A site will not come back to this run: `code` (of REFUSALS) says why, as in 'revoked'."""
+
+    at: float
+    site: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeadlinePassed:
     """The deadline set for (round, kind) passed."""
 
@@ -121,11 +113,15 @@ class DeadlinePassed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelAggregated:
-    """The strategy made the round's model out of the accepted updates."""
+    """The strategy made the round's model out of the accepted updates; both are durable.
+
+    `state` is what the strategy remembers from now on (None: nothing).
+    """
 
     at: float
     round: int
     model: BlobRef
+    state: BlobRef | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,10 +143,60 @@ class MetricsAggregated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StopRequested:
-    """Somebody asked the run to stop. The last finished round's model is kept."""
+class CentralMeasured:
+    """The coordinator measured the round's model on its public set."""
 
     at: float
+    round: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRequested:
+    """Somebody asked the run to stop. The last finished round's model is kept.
+
+    `after_round` lets the round under way finish first; a second request does not.
+    """
+
+    at: float
+    reason: str
+    after_round: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResumed:
+    """The run's process is here again after it died. `connected` are the sites that are here."""
+
+    at: float
+    connected: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReopened:
+    """An operator lets an ended run go on from its last finished round. `by` is their name."""
+
+    at: float
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateLost:
+    """An update that had been accepted can no longer be read: its site is asked again."""
+
+    at: float
+    round: int
+    site: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointLost:
+    """The newest model or strategy state cannot be read: the run falls back to the one before.
+
+    `round` is the finished round that it falls back to (0: the initial model).
+    """
+
+    at: float
+    round: int
     reason: str
 
 
@@ -169,11 +215,17 @@ Event = (
     | ReplyRefused
     | SiteConnected
     | SiteLost
+    | SiteLeft
     | DeadlinePassed
     | ModelAggregated
     | AggregationFailed
     | MetricsAggregated
+    | CentralMeasured
     | StopRequested
+    | RunResumed
+    | RunReopened
+    | UpdateLost
+    | CheckpointLost
     | RunFailed
 )
 
@@ -205,14 +257,27 @@ class SetDeadline:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """An accepted update that enters an aggregate.
+
+    `order_round` is its order's `round`; `staleness` the number of models made since the one it
+    started from (0 in sync mode).
+    """
+
+    site: str
+    order_round: int
+    staleness: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Aggregate:
-    """Make the round's model from the accepted updates of `sites` (canonical order).
+    """Make the round's model from `updates` (by site, then order: the canonical order).
 
     Answer with ModelAggregated or AggregationFailed.
     """
 
     round: int
-    sites: tuple[str, ...]
+    updates: tuple[Taken, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,10 +289,22 @@ class AggregateMetrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecordRound:
-    """The round is over: write its line to metrics.jsonl, release its blobs."""
+class MeasureCentrally:
+    """Measure the round's new model on the public set; answer with CentralMeasured."""
 
     round: int
+    model: BlobRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordRound:
+    """The round is over: release its updates and what only it needed, delete `drop`.
+
+    `drop` are models and strategy states of earlier rounds that are no longer kept.
+    """
+
+    round: int
+    drop: tuple[BlobRef, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,4 +316,12 @@ class Finish:
     model: BlobRef
 
 
-Command = SendOrders | SetDeadline | Aggregate | AggregateMetrics | RecordRound | Finish
+Command = (
+    SendOrders
+    | SetDeadline
+    | Aggregate
+    | AggregateMetrics
+    | MeasureCentrally
+    | RecordRound
+    | Finish
+)

@@ -1,56 +1,39 @@
 """What happened in a run, folded from its events: the rounds, who took part, how it ended. Pure.
 
-`append` takes one event at a time and costs the same in round 1000 as in round 1, so a live display
-can feed it. An answer counts once: later ones for the same (round, site) change nothing.
+The machine decides what an event means; here is kept what people want to read of it. `append` takes
+one event at a time and costs the same in round 1000 as in round 1, so a live display can feed it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, Self
+from typing import Self
 
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import WorkKind
-from fedfactory.contracts.privacy import PrivacySpent
-from fedfactory.contracts.refusals import REFUSALS
+from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.rounds.events import (
-    AggregationFailed,
-    DeadlinePassed,
+    CheckpointLost,
     Event,
-    MetricsAggregated,
     ModelAggregated,
-    OrdersSent,
-    ReplyAccepted,
-    ReplyRefused,
-    RunFailed,
-    RunPlan,
+    RunReopened,
+    RunResumed,
     RunStarted,
-    SiteConnected,
-    SiteLost,
     Status,
-    StopRequested,
+    UpdateLost,
 )
-
-PartStatus = Literal["asked", "took_part", "refused", "no_answer"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One site's part in one phase of a round. `seconds` is its own working time."""
-
-    status: PartStatus
-    examples: int | None = None
-    seconds: float | None = None
-    reason: str | None = None
-    privacy: PrivacySpent | None = None
+from fedfactory.rounds.machine import step
+from fedfactory.rounds.parts import Part, async_parts, parts_of
+from fedfactory.rounds.state import Judgement, RunState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One round. Times are Unix seconds; `ended_at` is None while it runs.
+    """One round, or in async mode one model. Times are Unix seconds; `ended_at` None: under way.
 
     `parts` is who trained, `evaluations` who evaluated: None until evaluation is asked for.
+    `metrics` are the sites', `central` the coordinator's own.
     """
 
     number: int
@@ -60,189 +43,177 @@ class Round:
     parts: Mapping[str, Part] = field(default_factory=dict)
     evaluations: Mapping[str, Part] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    central: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def kind(self) -> WorkKind | None:
-        """What sites are asked for now; None while the coordinator aggregates."""
+        """What sites are asked for now; None while the coordinator works."""
         if self.evaluations is not None:
             return "evaluate"
         return "train" if self.trained_at is None else None
+
+    @property
+    def shown_metrics(self) -> Mapping[str, float]:
+        """The round's metrics: the sites', and what only the coordinator measured."""
+        return {**self.central, **self.metrics}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interruption:
+    """Something that broke into the run, and what was done about it. `at` is Unix seconds."""
+
+    at: float
+    round: int
+    told: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
     """The run so far. `rounds` are finished, `current` is under way."""
 
-    plan: RunPlan | None = None
+    state: RunState
     started_at: float = 0.0
-    status: Status | None = None
-    reason: str = ""
-    model: BlobRef | None = None
-    finished_model: BlobRef | None = None
+    last_at: float = 0.0
     rounds: tuple[Round, ...] = ()
     current: Round | None = None
-    offline: frozenset[str] = frozenset()
-    last_at: float = 0.0
+    interruptions: tuple[Interruption, ...] = ()
 
     @classmethod
     def new(cls) -> Self:
         """Return the history before the first event."""
-        return cls()
+        return cls(state=RunState.new())
+
+    @property
+    def plan(self) -> RunPlan | None:
+        """What the run is to do; None before it began."""
+        return self.state.plan
+
+    @property
+    def status(self) -> Status | None:
+        """How the run ended; None while it lives."""
+        return self.state.ended.status if self.state.ended is not None else None
+
+    @property
+    def reason(self) -> str:
+        """Why it ended."""
+        return self.state.ended.reason if self.state.ended is not None else ""
+
+    @property
+    def finished_model(self) -> BlobRef | None:
+        """The model of the last finished round, or the initial one."""
+        return self.state.finished[-1].model if self.state.finished else None
+
+    @property
+    def judgement(self) -> Judgement:
+        """Which model is best so far."""
+        return self.state.finished[-1].judgement if self.state.finished else Judgement()
 
     @property
     def never_took_part(self) -> tuple[str, ...]:
         """Sites of the plan that gave no update in any round."""
-        rounds = (*self.rounds, self.current) if self.current else self.rounds
-        took = {s for r in rounds for s, p in r.parts.items() if p.status == "took_part"}
-        return tuple(s for s in (self.plan.sites if self.plan else ()) if s not in took)
+        return self.state.never_took_part
 
 
 def append(history: History, event: Event) -> History:
-    """Return the history after one more event. Events after the end change nothing."""
-    if history.status is not None:
+    """Return the history after one more event. What comes after the end changes nothing."""
+    before = history.state
+    if before.phase == "done" and not isinstance(event, RunReopened):
         return history
-    history = replace(history, last_at=event.at)
-    after: History = _FOLD[type(event)](history, event)
-    return after
+    state, _ = step(before, event)
+    history = replace(history, state=state, last_at=event.at)
+    if isinstance(event, RunStarted):
+        history = replace(history, started_at=event.at)
+    if told := _interruption(before, event):
+        history = _interrupted(history, before, event, told)
+    elif state.closed is not before.closed:
+        history = _with_closed(history, before, event)
+    return _with_current(history, event)
 
 
-def _started(history: History, event: RunStarted) -> History:
-    return replace(
-        history,
-        plan=event.plan,
-        started_at=event.at,
-        model=event.model,
-        finished_model=event.model,
-    )
+def _interruption(before: RunState, event: Event) -> str:
+    """Return what to tell of an event that broke into the run; empty for any other."""
+    match event:
+        case RunResumed():
+            if before.story[-1].startswith(RunReopened.__name__):
+                return ""  # the reopened run's process, begun for it
+            return f"the run's process died, and went on in round {before.round}"
+        case RunReopened(by=by):
+            assert before.ended is not None
+            return f"{by} let it go on; it had {before.ended.status}: {before.ended.reason}"
+        case UpdateLost(site=site):
+            return f"the update of {site} could not be read any more; it was asked again"
+        case CheckpointLost(round=back, reason=reason):
+            where = f"round {back}" if back else "the initial model"
+            return f"fell back to {where}: {reason}"
+    return ""
 
 
-def _sent(history: History, event: OrdersSent) -> History:
-    current = history.current
-    if current is None or event.round > current.number:
-        if current is not None and current.trained_at is not None:  # its metrics never came
-            history = _end_round(history, event.at)
-        current = Round(number=event.round, began_at=event.at)
-    known = _phase(current, event.kind)
-    asked = {site: _ASKED for site in event.sites if site not in known}
-    return _with_parts(history, current, event.kind, {**known, **asked})
-
-
-def _accepted(history: History, event: ReplyAccepted) -> History:
-    part = Part(
-        status="took_part",
-        examples=event.examples,
-        seconds=event.seconds,
-        privacy=event.privacy,
-    )
-    return _answer(history, event, part)
-
-
-def _refused(history: History, event: ReplyRefused) -> History:
-    reason = REFUSALS[event.code] + (f" ({event.detail})" if event.detail else "")
-    return _answer(history, event, Part(status="refused", reason=reason))
-
-
-def _answer(history: History, event: ReplyAccepted | ReplyRefused, part: Part) -> History:
-    """Count an answer to what is asked now: once, and none that comes late."""
-    current = history.current
-    if current is None or (event.round, event.kind) != (current.number, current.kind):
-        return history
-    known = _phase(current, event.kind)
-    if known.get(event.site, _ASKED).status != "asked":
-        return history
-    return _with_parts(history, current, event.kind, {**known, event.site: part})
-
-
-def _deadline(history: History, event: DeadlinePassed) -> History:
-    current = history.current
-    if current is None or (event.round, event.kind) != (current.number, current.kind):
-        return history
-    parts = {
-        site: _silent(site, history.offline) if part.status == "asked" else part
-        for site, part in _phase(current, event.kind).items()
-    }
-    return _with_parts(history, current, event.kind, parts)
-
-
-def _phase(current: Round, kind: WorkKind) -> Mapping[str, Part]:
-    return current.parts if kind == "train" else current.evaluations or {}
-
-
-def _with_parts(
-    history: History, current: Round, kind: WorkKind, parts: Mapping[str, Part]
-) -> History:
-    if kind == "train":
-        return replace(history, current=replace(current, parts=parts))
-    history = replace(history, current=replace(current, evaluations=parts))
-    if any(part.status in ("asked", "took_part") for part in parts.values()):
-        return history
-    # Nobody evaluated: no MetricsAggregated will come, the machine has closed the round.
-    return _end_round(history, history.last_at)
-
-
-def _silent(site: str, offline: frozenset[str]) -> Part:
-    reason = REFUSALS["offline" if site in offline else "no_answer"]
-    return Part(status="no_answer", reason=reason)
-
-
-def _aggregated(history: History, event: ModelAggregated) -> History:
-    current, plan = history.current, history.plan
-    assert current is not None
-    assert plan is not None
-    history = replace(history, model=event.model, current=replace(current, trained_at=event.at))
-    return history if plan.evaluate else _end_round(history, event.at)
-
-
-def _metrics(history: History, event: MetricsAggregated) -> History:
-    assert history.current is not None
-    current = replace(history.current, metrics=event.metrics)
-    return _end_round(replace(history, current=current), event.at)
-
-
-def _end_round(history: History, at: float) -> History:
-    """The round counts: its model is the one to keep, and the last round ends the run."""
-    history = replace(_close(history, at), finished_model=history.model)
-    if history.plan is not None and len(history.rounds) == history.plan.rounds:
-        return replace(history, status="completed", reason="every round is finished")
+def _interrupted(history: History, before: RunState, event: Event, told: str) -> History:
+    entry = Interruption(at=event.at, round=before.round, told=told)
+    history = replace(history, interruptions=(*history.interruptions, entry))
+    if isinstance(event, RunReopened | CheckpointLost):
+        last = history.state.finished[-1].round
+        rounds = tuple(found for found in history.rounds if found.number <= last)
+        return replace(history, rounds=rounds, current=None)
     return history
 
 
-def _close(history: History, at: float) -> History:
-    current = history.current
-    if current is None:
-        return history
-    ended = replace(current, ended_at=at)
+def _with_closed(history: History, before: RunState, event: Event) -> History:
+    """Add the round that has just ended."""
+    closed, current = history.state.closed, history.current
+    assert closed is not None
+    assert current is not None
+    asynchronous = before.plan is not None and before.plan.rules.mode == "async"
+    parts = current.parts
+    if not asynchronous:
+        parts = parts_of(closed.train)
+    elif current.trained_at is None:  # the model and the end of its round came in one event
+        parts = async_parts(before, closed.round, closed.entered)
+    trained_at = event.at if isinstance(event, ModelAggregated) else current.trained_at
+    ended = replace(
+        current,
+        parts=parts,
+        evaluations=parts_of(closed.evaluate) if closed.evaluate else current.evaluations,
+        trained_at=trained_at,
+        ended_at=event.at,
+        metrics=closed.metrics,
+        central=closed.central,
+    )
     return replace(history, rounds=(*history.rounds, ended), current=None)
 
 
-def _connected(history: History, event: SiteConnected) -> History:
-    return replace(history, offline=history.offline - {event.site})
+def _with_current(history: History, event: Event) -> History:
+    """Bring the round under way up to date."""
+    state, current = history.state, history.current
+    done = {found.number for found in history.rounds[-1:]}
+    if state.plan is None or state.round in done:
+        return replace(history, current=None)
+    if current is None or current.number != state.round:
+        current = Round(number=state.round, began_at=event.at)
+    trained = isinstance(event, ModelAggregated) and event.round == state.round
+    parts = current.parts
+    if state.plan.rules.mode == "sync":
+        parts = parts_of(state.train)
+    elif trained:
+        parts = async_parts(state, state.round, state.entered)
+    elif current.trained_at is None:
+        parts = _async_so_far(state)
+    current = replace(
+        current,
+        parts=parts,
+        trained_at=event.at if trained else current.trained_at,
+        evaluations=parts_of(state.evaluate) if state.evaluate else current.evaluations,
+        metrics=state.metrics,
+        central=state.central,
+    )
+    return replace(history, current=current)
 
 
-def _lost(history: History, event: SiteLost) -> History:
-    return replace(history, offline=history.offline | {event.site})
-
-
-def _failed(history: History, event: RunFailed | AggregationFailed) -> History:
-    return replace(history, status="failed", reason=event.reason)
-
-
-def _stopped(history: History, event: StopRequested) -> History:
-    return replace(history, status="stopped", reason=event.reason)
-
-
-_ASKED: Final = Part(status="asked")
-_FOLD: Final[Mapping[type, Any]] = {
-    RunStarted: _started,
-    OrdersSent: _sent,
-    ReplyAccepted: _accepted,
-    ReplyRefused: _refused,
-    DeadlinePassed: _deadline,
-    ModelAggregated: _aggregated,
-    MetricsAggregated: _metrics,
-    AggregationFailed: _failed,
-    SiteConnected: _connected,
-    SiteLost: _lost,
-    StopRequested: _stopped,
-    RunFailed: _failed,
-}
+def _async_so_far(state: RunState) -> dict[str, Part]:
+    """Return the parts in the model under way: who has an order out is asked."""
+    found = async_parts(state, state.round, state.waiting)
+    busy = {order.site for order in state.under_way}
+    return {
+        site: Part(status="asked") if part.status == "under_way" and site in busy else part
+        for site, part in found.items()
+    }

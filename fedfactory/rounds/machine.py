@@ -1,18 +1,22 @@
 """The life of a run: one event in, the next state and commands out. Reads no clock, does no IO.
 
 TABLE says which event does what in which phase and where it may lead; diagram.py draws it. When
-orders travel, how models are made and what is written is the runner's.
+orders travel, how models are made and what is written is the runner's. A sync run trains,
+aggregates, evaluates and sums up in turn; an async one serves its sites, and merges what they send.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, get_args
 
-from fedfactory.rounds import transitions as does
+from fedfactory.rounds import answers, asking, async_answers, ending, finishing, recovering
+from fedfactory.rounds.ending import Step
 from fedfactory.rounds.events import (
     AggregationFailed,
+    CentralMeasured,
+    CheckpointLost,
     Command,
     DeadlinePassed,
     Event,
@@ -22,13 +26,16 @@ from fedfactory.rounds.events import (
     ReplyAccepted,
     ReplyRefused,
     RunFailed,
+    RunReopened,
+    RunResumed,
     RunStarted,
     SiteConnected,
+    SiteLeft,
     SiteLost,
     StopRequested,
+    UpdateLost,
 )
 from fedfactory.rounds.state import MachineError, Phase, RunState, told
-from fedfactory.rounds.transitions import Step
 
 __all__ = ["PHASES", "TABLE", "MachineError", "RunState", "Transition", "replay", "step"]
 
@@ -46,7 +53,7 @@ def step(state: RunState, event: Event) -> tuple[RunState, tuple[Command, ...]]:
         raise MachineError(state, event, "no such transition")
     after, commands = transition.act(state, event)
     assert after.phase in transition.to, f"{transition} led to {after.phase}"
-    if state.phase != "done":
+    if (state.phase, after.phase) != ("done", "done"):
         after = replace(after, story=(*state.story, told(event))[-STORY_LENGTH:])
     return after, commands
 
@@ -67,73 +74,153 @@ class Transition:
     to: tuple[Phase, ...]
 
 
-PHASES: Final[tuple[Phase, ...]] = (
-    "new",
-    "training",
-    "aggregating",
-    "evaluating",
-    "summing",
-    "done",
-)
-_TRAINED: Final[tuple[Phase, ...]] = ("training", "aggregating", "done")
-_EVALUATED: Final[tuple[Phase, ...]] = ("evaluating", "summing", "training", "done")
+Rows = Mapping[tuple[Phase, type[Event]], Transition]
 
-TABLE: Final[Mapping[tuple[Phase, type[Event]], Transition]] = {
-    ("new", RunStarted): Transition(does.start, ("training", "done")),
-    ("new", SiteConnected): Transition(does.site_connected, ("new",)),
-    ("new", SiteLost): Transition(does.site_lost, ("new",)),
-    ("new", StopRequested): Transition(does.end_before_start, ("new",)),
-    ("new", RunFailed): Transition(does.end_before_start, ("new",)),
-    ("training", OrdersSent): Transition(does.orders_sent, _TRAINED),
-    ("training", ReplyAccepted): Transition(does.reply_accepted, _TRAINED),
-    ("training", ReplyRefused): Transition(does.reply_refused, _TRAINED),
-    ("training", DeadlinePassed): Transition(does.deadline_passed, _TRAINED),
-    ("training", SiteConnected): Transition(does.site_connected_while_asked, ("training",)),
-    ("training", SiteLost): Transition(does.site_lost, ("training",)),
-    ("training", AggregationFailed): Transition(does.strategy_failed, ("done",)),
-    ("training", StopRequested): Transition(does.stop, ("done",)),
-    ("training", RunFailed): Transition(does.fail, ("done",)),
-    ("aggregating", ModelAggregated): Transition(
-        does.model_aggregated, ("evaluating", "training", "done")
+
+def _rows(phase: Phase, rows: Mapping[type[Event], tuple[Callable[..., Step], str]]) -> Rows:
+    """Return a phase's part of the table. `to` names phases, with a space between."""
+    return {
+        (phase, event): Transition(act, tuple(_NAMED[name] for name in to.split()))
+        for event, (act, to) in rows.items()
+    }
+
+
+PHASES: Final[tuple[Phase, ...]] = (
+    "new", "training", "aggregating", "evaluating", "summing", "serving", "merging", "done",
+)  # fmt: skip
+_NAMED: Final[Mapping[str, Phase]] = {phase: phase for phase in PHASES}
+_TRAINED: Final = "training aggregating done"
+_EVALUATED: Final = "evaluating summing training done"
+_SERVED: Final = "serving merging done"
+_FELL_BACK: Final = "training serving merging done"
+
+TABLE: Final[Rows] = {
+    **_rows("new", {RunStarted: (recovering.start, "training serving done")}),
+    **_rows(
+        "training",
+        {
+            OrdersSent: (answers.orders_sent, _TRAINED),
+            ReplyAccepted: (answers.reply_accepted, _TRAINED),
+            ReplyRefused: (answers.reply_refused, _TRAINED),
+            DeadlinePassed: (answers.deadline_passed, _TRAINED),
+            SiteConnected: (asking.site_connected_while_asked, "training"),
+            SiteLost: (asking.site_lost, "training"),
+            SiteLeft: (answers.site_left_while_asked, _TRAINED),
+            CentralMeasured: (finishing.central_measured, "training"),
+            AggregationFailed: (finishing.strategy_failed, "done"),
+            StopRequested: (ending.stop, "training done"),
+            RunFailed: (ending.fail, "done"),
+            RunResumed: (recovering.resume, "training"),
+            UpdateLost: (recovering.update_lost, _TRAINED),
+            CheckpointLost: (recovering.checkpoint_lost, "training done"),
+        },
     ),
-    ("aggregating", AggregationFailed): Transition(does.strategy_failed, ("done",)),
-    ("aggregating", OrdersSent): Transition(does.orders_sent_for_closed_phase, ("aggregating",)),
-    ("aggregating", ReplyAccepted): Transition(does.reply_too_late, ("aggregating",)),
-    ("aggregating", ReplyRefused): Transition(does.reply_too_late, ("aggregating",)),
-    ("aggregating", DeadlinePassed): Transition(does.deadline_of_closed_phase, ("aggregating",)),
-    ("aggregating", SiteConnected): Transition(does.site_connected, ("aggregating",)),
-    ("aggregating", SiteLost): Transition(does.site_lost, ("aggregating",)),
-    ("aggregating", StopRequested): Transition(does.stop, ("done",)),
-    ("aggregating", RunFailed): Transition(does.fail, ("done",)),
-    ("evaluating", OrdersSent): Transition(does.orders_sent, _EVALUATED),
-    ("evaluating", ReplyAccepted): Transition(does.reply_accepted, _EVALUATED),
-    ("evaluating", ReplyRefused): Transition(does.reply_refused, _EVALUATED),
-    ("evaluating", DeadlinePassed): Transition(does.deadline_passed, _EVALUATED),
-    ("evaluating", SiteConnected): Transition(does.site_connected_while_asked, ("evaluating",)),
-    ("evaluating", SiteLost): Transition(does.site_lost, ("evaluating",)),
-    ("evaluating", AggregationFailed): Transition(does.strategy_failed, ("done",)),
-    ("evaluating", StopRequested): Transition(does.stop, ("done",)),
-    ("evaluating", RunFailed): Transition(does.fail, ("done",)),
-    ("summing", MetricsAggregated): Transition(does.metrics_aggregated, ("training", "done")),
-    ("summing", AggregationFailed): Transition(does.strategy_failed, ("done",)),
-    ("summing", OrdersSent): Transition(does.orders_sent_for_closed_phase, ("summing",)),
-    ("summing", ReplyAccepted): Transition(does.reply_too_late, ("summing",)),
-    ("summing", ReplyRefused): Transition(does.reply_too_late, ("summing",)),
-    ("summing", DeadlinePassed): Transition(does.deadline_of_closed_phase, ("summing",)),
-    ("summing", SiteConnected): Transition(does.site_connected, ("summing",)),
-    ("summing", SiteLost): Transition(does.site_lost, ("summing",)),
-    ("summing", StopRequested): Transition(does.stop, ("done",)),
-    ("summing", RunFailed): Transition(does.fail, ("done",)),
-    ("done", RunStarted): Transition(does.ignore, ("done",)),
-    ("done", OrdersSent): Transition(does.ignore, ("done",)),
-    ("done", ReplyAccepted): Transition(does.ignore, ("done",)),
-    ("done", ReplyRefused): Transition(does.ignore, ("done",)),
-    ("done", SiteConnected): Transition(does.ignore, ("done",)),
-    ("done", SiteLost): Transition(does.ignore, ("done",)),
-    ("done", DeadlinePassed): Transition(does.ignore, ("done",)),
-    ("done", ModelAggregated): Transition(does.ignore, ("done",)),
-    ("done", AggregationFailed): Transition(does.ignore, ("done",)),
-    ("done", MetricsAggregated): Transition(does.ignore, ("done",)),
-    ("done", StopRequested): Transition(does.ignore, ("done",)),
-    ("done", RunFailed): Transition(does.ignore, ("done",)),
+    **_rows(
+        "aggregating",
+        {
+            ModelAggregated: (
+                finishing.model_aggregated,
+                "evaluating summing training done",
+            ),
+            OrdersSent: (answers.orders_sent_for_closed_phase, "aggregating"),
+            ReplyAccepted: (answers.reply_too_late, "aggregating"),
+            ReplyRefused: (answers.reply_too_late, "aggregating"),
+            DeadlinePassed: (answers.deadline_of_closed_phase, "aggregating"),
+            SiteConnected: (asking.site_connected, "aggregating"),
+            SiteLost: (asking.site_lost, "aggregating"),
+            SiteLeft: (asking.site_left, "aggregating"),
+            AggregationFailed: (finishing.strategy_failed, "done"),
+            StopRequested: (ending.stop, "aggregating done"),
+            RunFailed: (ending.fail, "done"),
+            RunResumed: (recovering.resume, "aggregating"),
+            UpdateLost: (recovering.update_lost, _TRAINED),
+            CheckpointLost: (recovering.checkpoint_lost, "training done"),
+        },
+    ),
+    **_rows(
+        "evaluating",
+        {
+            OrdersSent: (answers.orders_sent, _EVALUATED),
+            ReplyAccepted: (answers.reply_accepted, _EVALUATED),
+            ReplyRefused: (answers.reply_refused, _EVALUATED),
+            DeadlinePassed: (answers.deadline_passed, _EVALUATED),
+            SiteConnected: (asking.site_connected_while_asked, "evaluating"),
+            SiteLost: (asking.site_lost, "evaluating"),
+            SiteLeft: (answers.site_left_while_asked, _EVALUATED),
+            CentralMeasured: (finishing.central_measured, "evaluating"),
+            AggregationFailed: (finishing.strategy_failed, "done"),
+            StopRequested: (ending.stop, "evaluating done"),
+            RunFailed: (ending.fail, "done"),
+            RunResumed: (recovering.resume, "evaluating"),
+            UpdateLost: (ending.ignore, "evaluating"),
+            CheckpointLost: (recovering.checkpoint_lost, _FELL_BACK),
+        },
+    ),
+    **_rows(
+        "summing",
+        {
+            MetricsAggregated: (finishing.metrics_aggregated, "summing training done"),
+            CentralMeasured: (finishing.central_measured, "summing training done"),
+            OrdersSent: (answers.orders_sent_for_closed_phase, "summing"),
+            ReplyAccepted: (answers.reply_too_late, "summing"),
+            ReplyRefused: (answers.reply_too_late, "summing"),
+            DeadlinePassed: (answers.deadline_of_closed_phase, "summing"),
+            SiteConnected: (asking.site_connected, "summing"),
+            SiteLost: (asking.site_lost, "summing"),
+            SiteLeft: (asking.site_left, "summing"),
+            AggregationFailed: (finishing.strategy_failed, "done"),
+            StopRequested: (ending.stop, "summing done"),
+            RunFailed: (ending.fail, "done"),
+            RunResumed: (recovering.resume, "summing"),
+            UpdateLost: (ending.ignore, "summing"),
+            CheckpointLost: (recovering.checkpoint_lost, _FELL_BACK),
+        },
+    ),
+    **_rows(
+        "serving",
+        {
+            OrdersSent: (async_answers.orders_sent, "serving"),
+            ReplyAccepted: (async_answers.reply_accepted, _SERVED),
+            ReplyRefused: (async_answers.reply_refused, _SERVED),
+            DeadlinePassed: (async_answers.deadline_passed, _SERVED),
+            SiteConnected: (async_answers.site_connected, _SERVED),
+            SiteLost: (async_answers.site_lost, "serving"),
+            SiteLeft: (async_answers.site_left, _SERVED),
+            CentralMeasured: (finishing.central_measured, "serving"),
+            AggregationFailed: (async_answers.strategy_failed, "done"),
+            StopRequested: (ending.stop, "serving done"),
+            RunFailed: (ending.fail, "done"),
+            RunResumed: (recovering.resume, _SERVED),
+            UpdateLost: (recovering.update_lost_async, _SERVED),
+            CheckpointLost: (recovering.checkpoint_lost, _SERVED),
+        },
+    ),
+    **_rows(
+        "merging",
+        {
+            ModelAggregated: (finishing.model_aggregated, "merging serving evaluating done"),
+            CentralMeasured: (finishing.central_measured, _SERVED),
+            OrdersSent: (async_answers.orders_sent, "merging"),
+            ReplyAccepted: (async_answers.reply_accepted, "merging"),
+            ReplyRefused: (async_answers.reply_refused, "merging"),
+            DeadlinePassed: (async_answers.deadline_passed, "merging"),
+            SiteConnected: (async_answers.site_connected, "merging"),
+            SiteLost: (async_answers.site_lost, "merging"),
+            SiteLeft: (async_answers.site_left, "merging"),
+            AggregationFailed: (async_answers.strategy_failed, "done"),
+            StopRequested: (ending.stop, "merging done"),
+            RunFailed: (ending.fail, "done"),
+            RunResumed: (recovering.resume, "merging"),
+            UpdateLost: (recovering.update_lost_async, _SERVED),
+            CheckpointLost: (recovering.checkpoint_lost, _SERVED),
+        },
+    ),
+    **_rows("done", dict.fromkeys(get_args(Event), (ending.ignore, "done"))),
+    **_rows(
+        "done",
+        {
+            RunResumed: (recovering.resume, "done"),
+            RunReopened: (recovering.reopen, "training serving done"),
+        },
+    ),
 }

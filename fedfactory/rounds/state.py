@@ -1,4 +1,8 @@
-"""What is known of a run while it lives: values only, made anew by every event. See machine.py."""
+"""What is known of a run while it lives: values only, made anew by every event. See machine.py.
+
+Whoever takes a run up after a crash rebuilds what it held from here: the base model, the strategy's
+memory and the calls made since, the accepted answers, the orders that are out.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +12,36 @@ from typing import Literal, Self
 
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import WorkKind
-from fedfactory.contracts.updates import Payload
-from fedfactory.rounds.events import Event, Finish, RunPlan
+from fedfactory.contracts.run_plan import RunPlan
+from fedfactory.rounds.events import (
+    Event,
+    Finish,
+    RecordRound,
+    ReplyAccepted,
+    SendOrders,
+    Taken,
+)
 
-Phase = Literal["new", "training", "aggregating", "evaluating", "summing", "done"]
-SiteStatus = Literal["asked", "accepted", "refused", "no_answer", "not_selected"]
+Phase = Literal[
+    "new", "training", "aggregating", "evaluating", "summing", "serving", "merging", "done"
+]
+SiteStatus = Literal["asked", "accepted", "refused", "no_answer", "not_selected", "not_needed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteRecord:
     """One site's part in one phase of the current round.
 
-    `code` (a key of REFUSALS) and `detail` say why it gave nothing. `seconds` is the site's own
-    working time, `at` the Unix time of its answer. `not_selected`: the strategy did not want it.
+    `answer` is what was accepted. `code` (a key of REFUSALS) and `detail` say why it gave nothing,
+    or what its last failure was while it is asked again; `tries` counts these. `at` is the Unix
+    time of its answer. `not_selected`: the round, or the strategy, did not want it.
     """
 
     status: SiteStatus
     code: str = ""
     detail: str = ""
-    payload: Payload | None = None
-    examples: int | None = None
-    metrics: Mapping[str, float] | None = None
-    seconds: float | None = None
+    answer: ReplyAccepted | None = None
+    tries: int = 0
     at: float | None = None
 
 
@@ -45,35 +57,152 @@ class LateAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnderWay:
+    """An order of an async run that is out. `number` is its round, the site's own count of orders.
+
+    `version` is the number of models made before it; `due_at` (Unix seconds) bounds it; `sent` once
+    OrdersSent told so; `tries` counts failures since the site's last update.
+    """
+
+    site: str
+    number: int
+    model: BlobRef
+    version: int
+    due_at: float
+    sent: bool
+    tries: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """An accepted update of an async run that is in no model yet, and what it started from."""
+
+    answer: ReplyAccepted
+    model: BlobRef
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What the metrics tell after a round.
+
+    `value` is this round's, None if it was not measured. `best_round` and `best_model` had
+    `best_value`, None before any. `mark` is the value from which the last movement is reckoned,
+    `still` the rounds measured since without one.
+    """
+
+    value: float | None = None
+    best_round: int = 0
+    best_model: BlobRef | None = None
+    best_value: float | None = None
+    mark: float | None = None
+    still: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A finished round that the run can fall back to; round 0 stands for the initial model.
+
+    `state` is the strategy's memory as ModelAggregated told it; `planned` and `evaluated` are the
+    calls made of the strategy after that and before the next round (see RunState).
+    """
+
+    round: int
+    model: BlobRef
+    state: BlobRef | None
+    judgement: Judgement
+    took_part: frozenset[str]
+    planned: tuple[SendOrders, ...]
+    evaluated: tuple[ReplyAccepted, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """The last finished round as it was when it closed: for those who tell of it.
+
+    `entered` are the updates in the model of an async run.
+    """
+
+    round: int
+    train: Mapping[str, SiteRecord]
+    evaluate: Mapping[str, SiteRecord]
+    metrics: Mapping[str, float]
+    central: Mapping[str, float]
+    entered: tuple[Waiting, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
     """A run between two events.
 
-    `model` is the shared model that orders name; `finished_model` the one of the last finished
-    round, which a run that ends early keeps. `train` and `evaluate` are the current round's
-    records by site; `reached` are the sites to which the open phase's orders went; `offline` are
-    those last heard of as lost; `took_part` gave at least one accepted update in any round;
-    `late` holds the answers since the round began that came too late or twice. `story` tells the
-    last few events; `ended` is the Finish command once there was one.
+    Everywhere: `model` is the newest shared model and `strategy_state` what the strategy remembers
+    with it; `finished` the rounds that can be fallen back to, newest last; `stored` every model and
+    memory that was made and not dropped. `planned` are the first sendings (again=False) since the
+    last ModelAggregated, which is when the strategy was asked to plan; `evaluated` the evaluations
+    it was given since then. `offline` sites are not connected; `left` ones will not come back
+    (why: a key of REFUSALS); `took_part` have an update in a model. `examples`, `gave` and `missed`
+    tell of each site its last known size and its record. `recorded` is the last RecordRound,
+    `closed` the round that it ended.
+    `late` holds the answers since the round began that counted for nothing. `stopping` is the
+    reason of a stop after the round. `story` tells the last few events; `ended` is the Finish.
+
+    In sync mode `train` and `evaluate` are the current round's records by site; `reached` are those
+    to which the open phase's orders went, `away` those asked that were not here and have not been
+    since; `attempt` counts the training phase's new beginnings, `overtime` says that it is past its
+    deadline. In async mode (`evaluate` apart) `under_way` are the orders that are out, `given`
+    counts each site's, `waiting` are the updates in no model, by arrival; `out` are sites left
+    alone until they reconnect, and why; `armed_for` is when the timer rings, `idle_until` how long
+    the run waits while no order is out (Unix seconds). `taking` are the updates that the aggregate
+    under way is made from, `entered` those in an async run's newest model.
     """
 
     phase: Phase = "new"
     plan: RunPlan | None = None
     round: int = 0
     model: BlobRef | None = None
-    finished_model: BlobRef | None = None
+    strategy_state: BlobRef | None = None
+    finished: tuple[Finished, ...] = ()
+    stored: tuple[BlobRef, ...] = ()
+    planned: tuple[SendOrders, ...] = ()
+    evaluated: tuple[ReplyAccepted, ...] = ()
+    offline: frozenset[str] = frozenset()
+    left: Mapping[str, str]
+    took_part: frozenset[str] = frozenset()
+    examples: Mapping[str, int]
+    gave: Mapping[str, int]
+    missed: Mapping[str, int]
+    recorded: RecordRound | None = None
+    closed: Closed | None = None
+    late: tuple[LateAnswer, ...] = ()
+    stopping: str | None = None
+    ended: Finish | None = None
+    story: tuple[str, ...] = ()
     train: Mapping[str, SiteRecord]
     evaluate: Mapping[str, SiteRecord]
     reached: frozenset[str] = frozenset()
-    offline: frozenset[str] = frozenset()
-    took_part: frozenset[str] = frozenset()
-    late: tuple[LateAnswer, ...] = ()
-    ended: Finish | None = None
-    story: tuple[str, ...] = ()
+    away: frozenset[str] = frozenset()
+    attempt: int = 0
+    overtime: bool = False
+    taking: tuple[Taken, ...] = ()
+    awaits_metrics: bool = False
+    awaits_central: bool = False
+    metrics: Mapping[str, float]
+    central: Mapping[str, float]
+    under_way: tuple[UnderWay, ...] = ()
+    waiting: tuple[Waiting, ...] = ()
+    entered: tuple[Waiting, ...] = ()
+    given: Mapping[str, int]
+    out: Mapping[str, str]
+    armed_for: float | None = None
+    idle_until: float | None = None
 
     @classmethod
     def new(cls) -> Self:
         """Return the state before the first event."""
-        return cls(train={}, evaluate={})
+        return cls(
+            train={}, evaluate={}, left={}, examples={}, gave={}, missed={}, metrics={},
+            central={}, given={}, out={},
+        )  # fmt: skip
 
     def records(self, kind: WorkKind) -> Mapping[str, SiteRecord]:
         """The current round's records of one kind of work, by site."""
@@ -83,12 +212,19 @@ class RunState:
         """The sites whose record of this kind has this status, sorted."""
         return tuple(sorted(s for s, r in self.records(kind).items() if r.status == status))
 
+    def answers(self, kind: WorkKind) -> tuple[ReplyAccepted, ...]:
+        """The accepted answers of the current round (sync: to be offered again), by site."""
+        records = self.records(kind)
+        found = (records[site].answer for site in self.sites(kind, "accepted"))
+        return tuple(answer for answer in found if answer is not None)
+
     def awaits(self, round: int, kind: WorkKind, site: str) -> bool:  # noqa: A002
-        """Whether an answer of `site` to (round, kind) would count."""
-        open_phase = "training" if kind == "train" else "evaluating"
+        """Whether an answer of `site` to its order of (round, kind) would count."""
+        if kind == "train" and self.phase in ("serving", "merging"):
+            return any((o.site, o.number) == (site, round) for o in self.under_way)
         record = self.records(kind).get(site)
         return (
-            self.phase == open_phase
+            self.phase == ("training" if kind == "train" else "evaluating")
             and self.round == round
             and record is not None
             and record.status == "asked"
@@ -97,8 +233,9 @@ class RunState:
     @property
     def never_took_part(self) -> tuple[str, ...]:
         """The plan's sites that gave no accepted update in any round so far, sorted."""
-        sites = self.plan.sites if self.plan is not None else ()
-        return tuple(sorted(set(sites) - self.took_part))
+        sites = set(self.plan.sites) if self.plan is not None else set()
+        waiting = {update.answer.site for update in self.waiting}
+        return tuple(sorted(sites - self.took_part - waiting - {*self.sites("train", "accepted")}))
 
 
 class MachineError(AssertionError):

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from fedfactory.rounds.events import Finish
 from fedfactory.rounds.guarantees import guarantees
-from fedfactory.rounds.history import History, Part, Round
+from fedfactory.rounds.history import History, Interruption, Round
+from fedfactory.rounds.parts import Part
 
 UNANSWERED: Final = "the run ended before it answered"
 
@@ -42,12 +43,32 @@ def summary(
         "seconds": history.last_at - history.started_at,
         "rounds": rounds,
         "final": done[-1] if done else _metrics({}),
+        "best": _best(history),
         "baselines": None,
         "privacy": guarantees(plan.privacy, plan.sites, _rounds(history)),
         "bytes": {site: dict(counts) for site, counts in traffic.items()},
         "model": {"file": model_file, "digest": end.model.digest, "bytes": end.model.bytes},
         "never_took_part": list(history.never_took_part),
+        "interruptions": [_interruption(found) for found in history.interruptions],
     }
+
+
+def _best(history: History) -> dict[str, Any] | None:
+    """Return the round with the best model and by what; None if none was measured."""
+    found, plan = history.judgement, history.plan
+    assert plan is not None
+    if found.best_value is None:
+        return None
+    return {
+        "round": found.best_round,
+        "metric": plan.evaluation.metric,
+        "value": found.best_value,
+        "kept": plan.evaluation.keep == "best",
+    }
+
+
+def _interruption(found: Interruption) -> dict[str, Any]:
+    return {"at": found.at, "round": found.round, "told": found.told}
 
 
 def _rounds(history: History) -> tuple[Round, ...]:
@@ -65,7 +86,8 @@ def round_entry(found: Round, now: float) -> dict[str, Any]:
         "evaluations": {
             site: _part(part) for site, part in sorted((found.evaluations or {}).items())
         },
-        "metrics": _metrics(found.metrics),
+        "metrics": _metrics(found.shown_metrics),
+        "central": _finite(found.central),
     }
 
 
@@ -75,11 +97,17 @@ def _part(part: Part) -> dict[str, Any]:
         "status": "no_answer" if asked else part.status,
         "examples": part.examples,
         "seconds": part.seconds,
+        "code": part.code,
         "reason": UNANSWERED if asked else part.reason,
+        "updates": part.updates,
+        "staleness": part.staleness,
         "epsilon": part.privacy.epsilon_run if part.privacy else None,
     }
 
 
 def _metrics(values: Mapping[str, float]) -> dict[str, float | None]:
-    known = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    return {"loss": None, "accuracy": None, **known}
+    return {"loss": None, "accuracy": None, **_finite(values)}
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -1,7 +1,9 @@
-"""What a coordinator needs of a model without importing torch itself: a process that makes it.
+"""What a coordinator needs of a model without importing torch itself: processes that do it.
 
-`python -m fedfactory.tasks.model_jobs init --task T --parameters JSON --seed N --out FILE` writes
-the initial model and prints its digest and length as JSON.
+`python -m fedfactory.tasks.model_jobs init --task T --parameters JSON --out FILE` and `--seed N`
+writes the initial model, or with `--from FILE` one to start warm from, once it fits the task; it
+prints digest and length as JSON. `measure --task T --parameters JSON --data FILE --parent PID`
+measures models on a public set (measuring.py).
 """
 
 from __future__ import annotations
@@ -10,32 +12,81 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedfactory.contracts.codec import to_json
-from fedfactory.contracts.errors import FedfactoryError
-from fedfactory.tasks.table import load_task
+from fedfactory.contracts.errors import DataError, FedfactoryError, UsageError
+from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.orders import Scalar
+from fedfactory.tasks.table import check_task
+from fedfactory.wire.arrays import ArrayFile, ArrayWriter, first_non_finite
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do one job; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m fedfactory.tasks.model_jobs")
-    jobs = parser.add_subparsers(required=True)
-    init = jobs.add_parser("init", help="write a task's initial model")
-    init.add_argument("--task", required=True)
-    init.add_argument("--parameters", type=json.loads, required=True)
-    init.add_argument("--seed", type=int, required=True)
-    init.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
-        task = load_task(options.task)
-        ref = task.write_initial(options.parameters, options.seed, options.out)
+        if options.job == "measure":
+            from fedfactory.tasks.measuring import serve
+
+            return serve(options.task, options.parameters, options.data, options.parent)
+        task = check_task(options.task, options.parameters)
+        if options.source is None:
+            ref = task.write_initial(options.parameters, options.seed, options.out)
+        else:
+            ref = adopt_model(options.task, options.parameters, options.source, options.out)
     except FedfactoryError as error:
         sys.stderr.write(f"{error.public_message}\n")
         return error.exit_code
     sys.stdout.write(f"{to_json(ref)}\n")
     return 0
+
+
+def adopt_model(task: str, parameters: Mapping[str, Scalar], source: Path, out: Path) -> BlobRef:
+    """Write the model in `source` to `out`, in our form, if it is a model of the task's.
+
+    Raises:
+        UsageError: it is no model file, another model's, or not finite; the first difference.
+    """
+    expected = check_task(task, parameters).model_spec(parameters)
+    try:
+        file = ArrayFile(source)
+    except OSError as error:
+        raise DataError(f"{source} cannot be read: {error.strerror}") from error
+    except FedfactoryError as error:
+        raise DataError(f"{source}: no model file (safetensors): {error.public_message}") from error
+    with file:
+        if difference := expected.difference(file.spec):
+            raise UsageError(f"{source}: not a model of task '{task}': {difference}")
+        if bad := first_non_finite(file):
+            raise UsageError(f"{source}: tensor '{bad}' holds NaN or infinity")
+        writer = ArrayWriter(out, file.spec)
+        try:
+            for tensor in file.spec.tensors:
+                for piece in file.chunks(tensor.name):
+                    writer.write(piece)
+        except BaseException:
+            writer.abandon()
+            raise
+        return writer.commit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fedfactory.tasks.model_jobs")
+    jobs = parser.add_subparsers(required=True, dest="job")
+    init = jobs.add_parser("init", help="write a task's initial model")
+    start = init.add_mutually_exclusive_group(required=True)
+    start.add_argument("--seed", type=int)
+    start.add_argument("--from", type=Path, dest="source")
+    init.add_argument("--out", type=Path, required=True)
+    measure = jobs.add_parser("measure", help="measure models on a public set")
+    measure.add_argument("--data", type=Path, required=True)
+    measure.add_argument("--parent", type=int, required=True)
+    for job in (init, measure):
+        job.add_argument("--task", required=True)
+        job.add_argument("--parameters", type=json.loads, required=True)
+    return parser
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ the strategy as its users make it.
 
 from __future__ import annotations
 
+import copy
 import math
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import TrainParameters, WorkKey
-from fedfactory.contracts.strategy import StreamingStrategy
+from fedfactory.contracts.strategy import StaleStrategy, StreamingStrategy
 from fedfactory.contracts.updates import Payload, Update
-from fedfactory.coordinator.aggregation import StreamingAggregation
+from fedfactory.coordinator.aggregating.aggregation import StreamingAggregation
+from fedfactory.rounds.events import Taken
 from fedfactory.wire.arrays import read_arrays, spec_of, write_arrays
 
 TRAINING = TrainParameters(
@@ -28,10 +30,16 @@ TRAINING = TrainParameters(
 SITES = ("cesga", "cyfronet", "lumi")
 
 
-def train_update(site: str, blob: BlobRef, *, examples: int | None = 10) -> Update:
-    """Return an accepted answer to a `train` order of round 1."""
+def train_update(
+    site: str,
+    blob: BlobRef,
+    *,
+    examples: int | None = 10,
+    round: int = 1,  # noqa: A002
+) -> Update:
+    """Return an accepted answer to a `train` order."""
     work = WorkKey(
-        coordinator="test", run_id="run", round=1, kind="train", site=site, order_digest="none"
+        coordinator="test", run_id="run", round=round, kind="train", site=site, order_digest="none"
     )
     payload = Payload(form="delta", blob=blob)
     return Update(
@@ -63,6 +71,29 @@ def example_delta(number: int) -> dict[str, NDArray[Any]]:
         for name, base in example_model().items()
         if base.dtype.kind == "f"
     }
+
+
+def fold(
+    strategy: StreamingStrategy,
+    folder: Path,
+    base: Path,
+    contributions: tuple[Taken, ...],
+    order: tuple[Taken, ...],
+) -> BlobRef:
+    """Make folder/'out' from `base`: `contributions`, arriving in `order`, of fixed deltas."""
+    aggregation = StreamingAggregation(strategy, training=TRAINING)
+    stale = any(taken.staleness for taken in contributions)
+    sites = () if stale else tuple(taken.site for taken in contributions)
+    aggregation.open_round(1, base, sites)
+    for taken in order:
+        path = folder / f"{taken.site}-{taken.order_round}"
+        number = SITES.index(taken.site)
+        blob = write_arrays(path, example_delta(10 * taken.order_round + number))
+        update = train_update(taken.site, blob, examples=10 + number, round=taken.order_round)
+        aggregation.offer(
+            taken.site, update, path, order_round=taken.order_round, staleness=taken.staleness
+        )
+    return aggregation.close(folder / "out", contributions)
 
 
 class StreamingStrategyContract:
@@ -125,18 +156,57 @@ class StreamingStrategyContract:
         """A round on real files: the result has the model's form, its integers untouched."""
         base = tmp_path / "base"
         write_arrays(base, example_model())
-        blobs = {
-            site: write_arrays(tmp_path / site, example_delta(i)) for i, site in enumerate(SITES)
-        }
-        results = set()
-        for order in permutations(SITES):
-            aggregation = StreamingAggregation(strategy, training=TRAINING)
-            aggregation.open_round(1, base, SITES)
-            for site in order:
-                update = train_update(site, blobs[site], examples=10 + SITES.index(site))
-                aggregation.offer(site, update, tmp_path / site)
-            results.add(aggregation.close(tmp_path / "out", SITES))
+        taken = tuple(Taken(site=site, order_round=1, staleness=0) for site in SITES)
+        results = {fold(strategy, tmp_path, base, taken, order) for order in permutations(taken)}
         assert len(results) == 1
         model = read_arrays(tmp_path / "out")
         assert spec_of(model) == spec_of(example_model())
         assert model["norm.batches"] == example_model()["norm.batches"]
+
+    def test_a_resumed_run_goes_on_to_the_same_bits(
+        self, strategy: StreamingStrategy, tmp_path: Path
+    ) -> None:
+        """Nothing is saved of a streaming strategy: what it made before leaves no trace in it."""
+        fresh = copy.deepcopy(strategy)
+        base, first = tmp_path / "base", tmp_path / "first"
+        write_arrays(base, example_model())
+        rounds = [
+            tuple(Taken(site=site, order_round=number, staleness=0) for site in SITES)
+            for number in (1, 2)
+        ]
+        fold(strategy, tmp_path, base, rounds[0], rounds[0])
+        (tmp_path / "out").rename(first)
+        undisturbed = fold(strategy, tmp_path, first, rounds[1], rounds[1])
+        resumed = StreamingAggregation(fresh, training=TRAINING)
+        assert resumed.save(tmp_path) is None
+        resumed.restore(None)
+        assert fold(fresh, tmp_path, first, rounds[1], rounds[1]) == undisturbed
+
+
+class StaleStrategyContract(StreamingStrategyContract):
+    """For strategies with a `stale_weight`, which run with rounds.mode=async."""
+
+    def test_a_stale_update_counts_no_more_than_a_fresher_one(
+        self, strategy: StreamingStrategy, update: Update
+    ) -> None:
+        """Finite, from 0, never rising with staleness, and the plain weight at 0."""
+        assert isinstance(strategy, StaleStrategy)
+        weights = [strategy.stale_weight(update, staleness) for staleness in range(200)]
+        assert weights[0] == strategy.weight(update)
+        assert all(math.isfinite(weight) and weight >= 0 for weight in weights)
+        assert all(later <= earlier for earlier, later in pairwise(weights))
+        assert strategy.stale_weight(update, 7) == weights[7]
+
+    def test_stale_updates_fold_in_canonical_order_too(
+        self, strategy: StreamingStrategy, tmp_path: Path
+    ) -> None:
+        """Also two of one site: the order of arrival changes no bit, staleness does."""
+        base = tmp_path / "base"
+        write_arrays(base, example_model())
+        taken = (
+            Taken(site=SITES[0], order_round=3, staleness=0),
+            Taken(site=SITES[0], order_round=4, staleness=2),
+            Taken(site=SITES[1], order_round=1, staleness=9),
+        )
+        results = {fold(strategy, tmp_path, base, taken, order) for order in permutations(taken)}
+        assert len(results) == 1

@@ -70,6 +70,25 @@ def refused(refusal: Refusal, *, destination: str, delivery: int, finding: str) 
     return {name: v[:MAX_TEXT] if isinstance(v, str) else v for name, v in entry.items()}
 
 
+def answered(
+    question: str, *, about: str, said: str, coordinator: str, run_id: str
+) -> dict[str, Any]:
+    """Return the entry for the answer that is about to leave to the question of this digest.
+
+    `about` is "plan" or "logs", `said` the code, or how much of the record leaves. Nobody may have
+    signed the question: its texts are cut to MAX_TEXT characters.
+    """
+    return {
+        "event": "answered",
+        "question": question,
+        "about": about,
+        "said": said,
+        "coordinator": coordinator[:MAX_TEXT],
+        "run": run_id[:MAX_TEXT],
+        "actor": "agent",
+    }
+
+
 def administrative(event: str, *, actor: str, **details: Any) -> dict[str, Any]:
     """Return the entry for what a person or the agent decided: "paused", "lineage_opened" ..."""
     return {**encode(details), "event": event, "actor": actor}

@@ -1,7 +1,8 @@
-"""`site-agent init`: makes a site's home: configuration, policy, keys, ledger, audit chain.
+"""`site-agent init`: makes a site's home: configuration, policy, ledger, audit chain.
 
-Asks on a terminal for what no flag gives. The home appears whole or not at all, and one that is
-there already is refused. Keys are made here and stay here.
+Asks on a terminal for what no flag gives. With --invitation, the site's name, the gateway and whose
+keys the policy pins come from there. The home appears whole or not at all, and one that is there
+already is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from fedfactory.contracts.errors import UsageError
 from site_agents.cli.home import VARIABLE
 
 if TYPE_CHECKING:
+    from fedfactory.wire.membership import Invitation
     from site_agents.policy import DataRule
 
 KINDS: Final[Mapping[str, str]] = {".csv": "csv", ".parquet": "parquet", ".npz": "npz"}
@@ -31,6 +33,9 @@ def main(words: Sequence[str]) -> int:
     asked = _parser().parse_args(words)
     ask = _prompt if sys.stdin.isatty() else _refuse
     home = asked.home or Path(ask("--home", "folder to make"))
+    invitation = _invitation(asked.invitation)
+    if invitation is not None:
+        _fill_in(asked, invitation)
     site = asked.site or ask("--site", "name of this site (site-agent sites lists them)")
     gateway = asked.gateway or ask("--gateway", "the consortium's gateway, host:port")
     options, rules = _data(asked, ask)
@@ -57,9 +62,39 @@ def main(words: Sequence[str]) -> int:
         policy_text=text,
         ledger=asked.ledger.absolute() if asked.ledger else None,
         second_place=asked.second_place,
+        invitation=invitation,
     )
-    print("\n".join(_next_steps(made.home)))
+    print("\n".join(_next_steps(made.home, invitation)))
     return 0
+
+
+def _invitation(path: Path | None) -> Invitation | None:
+    """Return the invitation in a file, if it is a site's."""
+    if path is None:
+        return None
+    from fedfactory.wire.invitations import read_invitation
+
+    invitation = read_invitation(path)
+    if invitation.role != "site":
+        raise UsageError(
+            f"{path} is for the {invitation.role} '{invitation.name}', not for a site:"
+            " `fedfactory enrol` takes it"
+        )
+    return invitation
+
+
+def _fill_in(asked: argparse.Namespace, invitation: Invitation) -> None:
+    """Take from an invitation what no flag gives; a flag that says otherwise is kept or refused."""
+    if asked.site not in (None, invitation.name):
+        raise UsageError(f"--site {asked.site}: the invitation is for the site '{invitation.name}'")
+    asked.site = invitation.name
+    asked.gateway = asked.gateway or invitation.gateway
+    asked.coordinator = asked.coordinator or [
+        f"{invitation.consortium}={invitation.coordinator_key}"
+    ]
+    asked.operator = asked.operator or [
+        f"{name}={key}" for name, key in invitation.operator_keys.items()
+    ]
 
 
 def _data(
@@ -102,6 +137,9 @@ def _parser() -> Arguments:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--home", type=Path, metavar="DIR", help="the folder to make")
+    parser.add_argument(
+        "--invitation", type=Path, metavar="FILE", help="the consortium's invitation of this site"
+    )
     parser.add_argument("--site", metavar="NAME", help="this site's name in the catalogue")
     parser.add_argument("--gateway", metavar="HOST:PORT", help="the one address it connects to")
     parser.add_argument(
@@ -167,14 +205,21 @@ def _size(answer: str) -> int:
         raise UsageError(f"--public-size: {error}") from error
 
 
-def _next_steps(home: Path) -> list[str]:
+def _next_steps(home: Path, invitation: Invitation | None) -> list[str]:
+    lines = [f"made {home}", "next:", f"  1. export {VARIABLE}={home}"]
+    if invitation is None:
+        pins = "     Pin the keys of the coordinator and its operators there."
+        enrolling = "  3. site-agent enrol FILE, with the consortium's invitation"
+    else:
+        pins = f"     It pins {invitation.consortium}'s keys as the invitation names them: compare"
+        pins += " with the consortium, by another way than the invitation came."
+        enrolling = "  3. site-agent run enrols with the invitation; or do it now: site-agent enrol"
+        enrolling += " FILE"
     return [
-        f"made {home}",
-        "next:",
-        f"  1. Send {home / 'identity' / 'request.json'} to the consortium. Put what comes back,",
-        "     certificate.pem and authority.pem, beside it. No key leaves this machine.",
+        *lines,
         f"  2. Read {home / 'policy.yaml'}: who may ask, for what, on which data, at what privacy.",
-        "     Pin the keys of the coordinator and its operators there.",
-        f"  3. export {VARIABLE}={home}; site-agent doctor",
-        "  4. site-agent run, or the systemd unit of docs/site-administrator.md",
+        pins,
+        enrolling,
+        "  4. site-agent doctor",
+        "  5. site-agent run, or the systemd unit of docs/site-administrator.md",
     ]

@@ -1,18 +1,16 @@
-"""The `site-agent` command: finds the sub-command, renders every known error as one line."""
+"""The `site-agent` command: its sub-commands and exit codes; dispatch.py runs them."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Mapping
 from typing import Final
 
-from fedfactory.cli.main import guarded
-from fedfactory.contracts.errors import UnknownNameError
+from fedfactory.cli.dispatch import Program
 
-# Each module `site_agents.cli.<command>` has `main(words) -> exit code`.
 COMMANDS: Final[Mapping[str, str]] = {
     "init": "make a site's home: configuration, policy, keys, ledger, audit chain",
+    "enrol": "enrol with an invitation: make the site's key, have it certified",
     "doctor": "look over this site and its way to the gateway, and say what to do",
     "run": "run the site's agent until SIGTERM, which lets it finish its orders",
     "tick": "one pass for cron: take the orders there are, work, answer, end",
@@ -34,43 +32,20 @@ COMMANDS: Final[Mapping[str, str]] = {
 EXIT_CODES: Final = """\
 exit codes:
   0 ended as asked   1 something broke here   2 wrong name, value or file   130 interrupted"""
+NOTES: Final = f"""\
+site-agent COMMAND --help tells more. Commands that act on a site take --home DIR
+(default: $FEDFACTORY_HOME, else this folder if it holds agent.yaml).
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a sub-command; return its exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    return guarded(lambda: _dispatch(words), program="site-agent")
-
-
-def _dispatch(words: Sequence[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
-        print(_help())
-        return 0 if words else 2
-    if words[0] not in COMMANDS:
-        raise UnknownNameError("command", words[0], COMMANDS)
-    command: Callable[[Sequence[str]], int] = import_module(f"site_agents.cli.{words[0]}").main
-    return command(words[1:])
-
-
-def _help() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: site-agent COMMAND [ARGUMENT ...]",
-            "",
-            "A site's side of fedfactory: its agent, and what the site decides and keeps.",
-            "",
-            "commands:",
-            *lines,
-            "",
-            "site-agent COMMAND --help tells more. Commands that act on a site take --home DIR",
-            "(default: $FEDFACTORY_HOME, else this folder if it holds agent.yaml).",
-            "",
-            EXIT_CODES,
-        ]
-    )
-
+{EXIT_CODES}"""
+PROGRAM: Final = Program(
+    name="site-agent",
+    about="A site's side of fedfactory: its agent, and what the site decides and keeps.",
+    package="site_agents.cli",
+    entry="main",
+    commands=COMMANDS,
+    notes=NOTES,
+)
+main = PROGRAM.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from fedfactory.cli.arguments import Arguments
 from fedfactory.contracts.refusals import REFUSALS
@@ -12,9 +13,15 @@ from site_agents.cli.home import add_home, find_home
 from site_agents.config import POLICY_FILE, load_agent_config
 from site_agents.explanation import Explanation, Step, explain, read_delivery
 from site_agents.ledger import Ledger
+from site_agents.policy import LogsMode
 from site_agents.policy.facts import shown
 from site_agents.policy_check import misfits
 from site_agents.policy_file import load_policy
+
+LOGS: Final[Mapping[LogsMode, str]] = {
+    "none": "an operator may read nothing of this site's record of a run",
+    "outcomes": "an operator may read when work began and how it ended, by codes",
+}
 
 
 def main(words: Sequence[str]) -> int:
@@ -54,6 +61,7 @@ def _check(home: Path) -> int:
     dp = "required" if policy.dp_required else "optional"
     print(f"{home / POLICY_FILE} holds: version {policy.version}")
     print(f"tasks: {', '.join(policy.tasks) or 'none'}; differential privacy: {dp}")
+    print(f"logs: {LOGS[policy.logs]}")
     return 0
 
 
@@ -80,6 +88,7 @@ def _told(told: Explanation) -> list[str]:
     return [
         f"{order.kind} {shown(order.task)}, round {order.round} of run {shown(order.run_id)}",
         *verdict,
+        f"logs: {LOGS[told.logs]}",
         "",
         *columns(rows),
     ]

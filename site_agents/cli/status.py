@@ -54,6 +54,10 @@ def status_lines(
     if holder is not None and status is not None:
         since = _ago(status.connection_since, now)
         lines.append(f"connection  {status.connection} for {since}  {status.detail}".rstrip())
+        if status.connection != "connected" and status.connected_at is not None:
+            lines.append(f"            last connected {_ago(status.connected_at, now)} ago")
+    if status is not None and status.certificate_ends is not None:
+        lines.append(f"certificate {_end(status.certificate_ends, now)}")
     if word.name != "running":
         reason = f": {word.reason}" if word.reason else ""
         said = f"{word.name} by {word.by}, {_ago(word.at, now)} ago{reason}"
@@ -80,6 +84,12 @@ def _name(run_id: str) -> str:
     """Show what a message calls its run; nothing in it may steer the terminal."""
     cut = run_id if len(run_id) <= LONGEST_NAME else f"{run_id[:LONGEST_NAME]}..."
     return "".join(letter if letter.isprintable() else "?" for letter in cut)
+
+
+def _end(at: float, now: float) -> str:
+    if at <= now:
+        return f"ended {_ago(at, now)} ago: ask the consortium for an invitation, site-agent enrol"
+    return f"holds for {_ago(now, at)} more, and is renewed by itself"
 
 
 def _ago(then: float, now: float) -> str:

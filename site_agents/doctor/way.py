@@ -14,20 +14,23 @@ from pathlib import Path
 from typing import Final, cast
 
 import grpc
-from cryptography import x509
 
 from fedfactory.contracts.errors import IdentityError
-from fedfactory.identity.enrolment import Identity, load_identity
+from fedfactory.identity.enrolment import Identity, is_enrolled, load_identity
+from fedfactory.identity.lifetime import due_in_s, ends_at
 from fedfactory.wire.rpc import gateway_pb2 as pb
 from fedfactory.wire.rpc.service import CLOCK, GatewayCalls
 from fedfactory.wire.tls import is_loopback, open_channel
 from site_agents.doctor.clock import judge_skew
 from site_agents.doctor.finding import Finding, fail, ok, warn
+from site_agents.enrolling import pending
 
 AREA: Final = "gateway"
 PATIENCE_S: Final = 10.0
 DAY_S: Final = 86400.0
-SOON_DAYS: Final = 14
+# Of what is left when it falls due: so much may pass while the agent is down for the night.
+LATE_SHARE: Final = 0.25
+_ENROL: Final = "ask the consortium for an invitation, then: site-agent enrol FILE"
 _NO_ARRAYS: Final = "sha256:" + "0" * 64
 # As grpc reads them: the first that is set counts (grpc's doc/environment_variables.md).
 _PROXIES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
@@ -54,20 +57,15 @@ def examine_way(address: str, identity_folder: Path) -> Iterator[Finding]:
         yield found
         if found.level == "fail":
             return
-    if not (identity_folder / "certificate.pem").exists():
-        yield warn(
-            "identity",
-            f"no certificate yet in {identity_folder}",
-            f"give {identity_folder / 'request.json'} to the consortium; put the certificate.pem"
-            " and authority.pem that come back beside it",
-        )
+    if not is_enrolled(identity_folder):
+        yield _not_enrolled(identity_folder.parent)
         return
     try:
         identity = load_identity(identity_folder)
     except IdentityError as error:
-        yield fail("identity", f"{error} {error.diagnostic or ''}".strip(), "enrol this site anew")
+        yield fail("identity", f"{error} {error.diagnostic or ''}".strip(), _ENROL)
         return
-    yield _lifetime(identity, time.time())
+    yield judge_lifetime(due_in_s(identity), ends_at(identity) - time.time())
     yield from judge_answer(address, _ask(address, identity))
 
 
@@ -77,12 +75,10 @@ def judge_answer(address: str, heard: Heard) -> Iterator[Finding]:
         yield ok(
             "tls", f"{address} and this site know each other; answered in {heard.took_s:.2f} s"
         )
-    elif heard.code == "PERMISSION_DENIED":
-        yield warn(
-            "tls",
-            f"{address} knows the certificate and has not admitted this site",
-            "ask the consortium lead to admit it to the federation",
-        )
+    elif heard.code == "FAILED_PRECONDITION":
+        yield fail("version", heard.details, "install a version that the coordinator works with")
+    elif heard.code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
+        yield fail("identity", f"{address} refuses this site: {heard.details}", _ENROL)
     elif "CERTIFICATE_VERIFY_FAILED" in heard.details:
         yield fail(
             "tls",
@@ -132,13 +128,26 @@ def _reach(address: str) -> Finding:
         )
 
 
-def _lifetime(identity: Identity, now: float) -> Finding:
-    certificate = x509.load_pem_x509_certificate(identity.certificate_pem)
-    days = (certificate.not_valid_after_utc.timestamp() - now) / DAY_S
-    text = f"the certificate holds for {days:.1f} days more"
-    if days < SOON_DAYS:
-        return warn("identity", text, "have a new one signed from identity/request.json")
-    return ok("identity", text)
+def judge_lifetime(due_s: float, left_s: float) -> Finding:
+    """Judge a certificate to be renewed in `due_s`, that ends in `left_s`. Pure."""
+    text = f"enrolled; the certificate holds for {left_s / DAY_S:.1f} days more"
+    if due_s < -LATE_SHARE * left_s:
+        return warn(
+            "identity",
+            f"{text}, and should have been renewed by now",
+            "the agent renews it by itself while it is connected: site-agent run",
+        )
+    return ok("identity", f"{text}, and is renewed by itself in {max(0.0, due_s) / DAY_S:.1f}")
+
+
+def _not_enrolled(home: Path) -> Finding:
+    if pending(home):
+        return warn(
+            "identity",
+            "an invitation waits in the home",
+            "the agent enrols with it when it runs: site-agent run",
+        )
+    return fail("identity", "not enrolled", _ENROL)
 
 
 def _ask(address: str, identity: Identity) -> Heard:

@@ -62,8 +62,12 @@ class JobResult:
 
 def job_folder(spool: Path, key: WorkKey) -> Path:
     """Return the folder of a unit of work."""
-    digest = key.order_digest.removeprefix("sha256:")[:16]
-    return spool / f"{key.round:06d}-{key.kind}-{digest}"
+    return spool / folder_name(key.round, key.kind, key.order_digest)
+
+
+def folder_name(number: int, kind: WorkKind, order_digest: str) -> str:
+    """Return the name of the folder of a unit of work, of round `number`."""
+    return f"{number:06d}-{kind}-{order_digest.removeprefix('sha256:')[:16]}"
 
 
 def write_file(path: Path, value: Any) -> None:

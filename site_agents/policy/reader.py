@@ -10,6 +10,7 @@ from fedfactory.contracts.errors import ValueRangeError
 from site_agents.policy.nodes import Place, Source
 from site_agents.policy.values import (
     EGRESS_MODES,
+    LOGS_MODES,
     TRAINING_KEYS,
     AcknowledgedRisk,
     Allowed,
@@ -56,7 +57,7 @@ def parse_policy(text: str, *, name: str, known_zone: Callable[[str], bool]) -> 
 
 
 def _policy(root: Place, known_zone: Callable[[str], bool]) -> Policy:
-    at = root.fields(_SECTIONS)
+    at = root.fields(_SECTIONS, ("logs",))
     privacy = at["privacy"].fields(_CAPS, ("dp", *_WITHOUT_DP))
     limits = at["limits"].fields(_LIMITS, ("time_zone",))
     return Policy(
@@ -76,6 +77,7 @@ def _policy(root: Place, known_zone: Callable[[str], bool]) -> Policy:
         hours=_hours(at["limits"], limits, known_zone),
         max_model_bytes=limits["max_model_bytes"].whole(),
         egress=at["egress"].word(EGRESS_MODES),
+        logs=at["logs"].word(LOGS_MODES) if "logs" in at else "none",
     )
 
 

@@ -19,6 +19,7 @@ from site_agents.policy.values import (
     DataRule,
     EgressMode,
     Hours,
+    LogsMode,
     OneOf,
     Policy,
     Range,
@@ -53,6 +54,7 @@ def policy_text(
     hours: Hours | None = None,
     max_model_bytes: int = 2_000_000_000,
     egress: EgressMode = "automatic",
+    logs: LogsMode = "none",
 ) -> str:
     """Return the text of a policy.yaml for a site's choices.
 
@@ -83,6 +85,7 @@ def policy_text(
             hours=hours,
             max_model_bytes=max_model_bytes,
             egress=egress,
+            logs=logs,
         )
     )
 
@@ -117,6 +120,10 @@ def render(policy: Policy) -> str:
             "# What leaves, leaves by itself: automatic. A person approves the first result of a",
             "# run: first_round; every result: every_round; the last round's alone: final_only.",
             f"egress: {policy.egress}",
+            "",
+            "# What an operator may read of this site's own record of a run: none, or outcomes:",
+            "# when work began, and how it ended (an update, or a refusal's code). Never a text.",
+            f"logs: {policy.logs}",
             "",
         ]
     )

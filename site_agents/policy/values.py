@@ -23,6 +23,8 @@ EGRESS_MODES: Final[tuple[EgressMode, ...]] = (
     "every_round",
     "final_only",
 )
+LogsMode = Literal["none", "outcomes"]
+LOGS_MODES: Final[tuple[LogsMode, ...]] = ("none", "outcomes")
 TRAINING_KEYS: Final = tuple(field.name for field in fields(TrainParameters))
 MAX_NAME: Final = 100
 MAX_REASON: Final = 1000
@@ -147,7 +149,8 @@ class Policy:
     `coordinators` and `operators` map names to fingerprints of public keys; a coordinator's orders
     carry its name. `metrics` maps each metric that may leave to the granularity it is rounded to
     (0: as it is). `without_dp` is None where differential privacy is required. Epsilons are caps
-    at `delta`. `max_evaluations`, `rounds` and `gpu_hours_per_run` count per run.
+    at `delta`. `max_evaluations`, `rounds` and `gpu_hours_per_run` count per run. `logs` says what
+    an operator may read of the site's own record of a run.
 
     Raises:
         ValueRangeError: a value is out of range, or values do not fit each other; `key` names it.
@@ -169,6 +172,7 @@ class Policy:
     hours: Hours | None
     max_model_bytes: int
     egress: EgressMode
+    logs: LogsMode
 
     def __post_init__(self) -> None:
         _check_keys(self)
@@ -271,6 +275,8 @@ def _check_limits(policy: Policy) -> None:
         _name("limits.time_zone", policy.hours.time_zone)
     if policy.egress not in EGRESS_MODES:
         raise ValueRangeError("egress", policy.egress, f"one of {', '.join(EGRESS_MODES)}")
+    if policy.logs not in LOGS_MODES:
+        raise ValueRangeError("logs", policy.logs, f"one of {', '.join(LOGS_MODES)}")
 
 
 def _allowed(key: str, allowed: Allowed) -> None:

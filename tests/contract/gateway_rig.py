@@ -1,4 +1,4 @@
-"""A real gateway on loopback with real identities; SuperLink is played by a function."""
+"""A real gateway on loopback with a real registry; SuperLink and desk are played by functions."""
 
 import contextlib
 import hashlib
@@ -6,45 +6,157 @@ import socket
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedfactory.contracts.model import BlobRef
-from fedfactory.coordinator.blobs import BlobStore
-from fedfactory.coordinator.gateway import Gateway
-from fedfactory.identity.authority import Authority
-from fedfactory.identity.enrolment import (
-    install_certificate,
-    load_identity,
-    load_node_key,
-    read_request,
-    request_identity,
+from fedfactory.coordinator.gateway.blobs import BlobStore
+from fedfactory.coordinator.gateway.gateway import Gateway
+from fedfactory.coordinator.gateway.limits import GatewayLimits
+from fedfactory.coordinator.membership.registrar import issued
+from fedfactory.coordinator.membership.registry import Registry
+from fedfactory.identity.enrolment import Identity, request_text
+from fedfactory.identity.issuer import Issuer
+from fedfactory.identity.roles import Peer, Role
+from fedfactory.identity.root import Root
+from fedfactory.wire.membership import Certified, Members
+from fedfactory.wire.operations import (
+    Done,
+    LogsGiven,
+    ModelFound,
+    Runs,
+    Submitted,
+    Watched,
 )
-from fedfactory.identity.roles import Role
 from site_agents.gateway_client import GatewayClient
 
 MIB = 1024 * 1024
+RUN = "run-1"
+LIMITS = GatewayLimits(max_model_bytes=64 * MIB)
+
+
+class Desk:
+    """Answers every wish; `asked` lists who wished for what."""
+
+    def __init__(self):
+        self.asked = []
+        self.fails_with = None
+        self.watches_until = threading.Event()
+
+    def _note(self, peer, wanted):
+        self.asked.append((peer, wanted))
+        if self.fails_with is not None:
+            raise self.fails_with
+
+    def submit(self, peer, wanted):
+        self._note(peer, wanted)
+        return Submitted(run_id=None, reason="no", findings=())
+
+    def list_runs(self, peer, wanted):
+        self._note(peer, wanted)
+        return Runs(runs=())
+
+    def watch(self, peer, wanted):
+        self._note(peer, wanted)
+        number = wanted.after
+        while True:
+            number += 1
+            yield Watched(number=number, status="running", event="e", summary=None)
+            if self.watches_until.wait(0.05):
+                return
+
+    def stop(self, peer, wanted):
+        self._note(peer, wanted)
+        return Done(told="stopped")
+
+    resume = revoke = stop
+
+    def logs(self, peer, wanted):
+        self._note(peer, wanted)
+        return LogsGiven(logs=None)
+
+    def find_model(self, peer, wanted):
+        self._note(peer, wanted)
+        return ModelFound(model=None, round=None, kept=())
+
+    def list_members(self, peer, wanted):
+        self._note(peer, wanted)
+        return Members(consortium="lead", members=())
+
+    def invite(self, peer, wanted):
+        self._note(peer, wanted)
+        raise AssertionError("a fault of the coordinator's own, with secrets in it")
+
+
+class Certifier:
+    """Stands where the registrar does; its own tests are elsewhere."""
+
+    def __init__(self):
+        self.asked = []
+
+    def enrol(self, peer, facts, wanted, version):
+        self.asked.append((peer, facts, wanted, version))
+        return Certified(
+            certificate="-----BEGIN CERTIFICATE-----", authority="-----BEGIN CERTIFICATE-----"
+        )
+
+    renew = enrol
+
+
+class Ear:
+    """A listener that keeps what it hears."""
+
+    def __init__(self):
+        self.heard = []
+
+    def replied(self, message_id):
+        self.heard.append(("replied", message_id))
+
+    def came(self, site):
+        self.heard.append(("came", site))
+
+    def went(self, site):
+        self.heard.append(("went", site))
 
 
 class Rig:
     """`answer(method, body)` plays SuperLink; `forwarded` lists the calls that reached it."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, *, limits=LIMITS):
         self.folder = folder
-        self.authority = Authority.create_ephemeral()
-        self.store = BlobStore(folder / "blobs")
+        self.limits = limits
+        self.issuer = Issuer.create(folder / "issuer", "lead", Root.new("lead"))
+        self.registry = Registry(folder / "registry.sqlite")
         self.forwarded = []
         self.answer = lambda method, body: (200, b"")
-        self.gateway = Gateway(
-            self.enrol(Role.COORDINATOR, "lead", hosts=("127.0.0.1", "localhost")),
-            self.store,
-            self._forward,
-        )
-        self.gateway.limit_uploads(256 * MIB)
-        self.port = self.gateway.start("127.0.0.1")
-        self.address = f"127.0.0.1:{self.port}"
+        self.desk = Desk()
+        self.registrar = Certifier()
+        self.ear = Ear()
+        self._identities = {}
+        self._node_keys = {}
+        self.identity = self.enrol(Role.COORDINATOR, "lead", hosts=("127.0.0.1", "localhost"))
         self._open = contextlib.ExitStack()
+        self.port = 0
+        self.start()
+
+    def start(self):
+        """Start the gateway (again): on the same port, with the blobs of before."""
+        self.store = BlobStore(self.folder / "blobs")
+        self._running = set()
+        self.gateway = Gateway(
+            identity=lambda: self.identity,
+            store=self.store,
+            forward=self._forward,
+            standing=self.registry.standing,
+            desk=self.desk,
+            registrar=self.registrar,
+            limits=self.limits,
+        )
+        self.gateway.subscribe(self.ear)
+        self.port = self.gateway.start("127.0.0.1", self.port)
+        self.address = f"127.0.0.1:{self.port}"
 
     def _forward(self, method, public_key, timestamp, signature, body):
         self.forwarded.append((method, public_key, timestamp, signature, body))
@@ -52,57 +164,109 @@ class Rig:
 
     def close(self):
         self._open.close()
+        self.desk.watches_until.set()
         self.gateway.stop()
+        self.registry.close()
         assert not list(self.store.root.glob(".*")), "something half-written was left behind"
+        eventually(lambda: not self.gateway._door.calls._calls)
 
-    def enrol(self, role, name, *, hosts=(), authority=None):
-        authority = authority or self.authority
-        folder = self.folder / f"identity-{role}-{name}"
-        request_identity(folder, role, name, node_key=role is Role.SITE)
-        request = read_request(folder)
-        certificate = authority.sign(request.csr_pem, role, name, timedelta(days=1), hosts=hosts)
-        install_certificate(folder, certificate, authority.certificate_pem)
-        return load_identity(folder)
+    def enrol(self, role, name, *, hosts=(), issuer=None, lifetime=timedelta(days=1)):
+        """Return an identity of the consortium's, the same one each time."""
+        if issuer is None and (role, name) in self._identities:
+            return self._identities[role, name]
+        key = ec.generate_private_key(ec.SECP256R1())
+        csr = request_text(key, name).encode()
+        signer = issuer or self.issuer
+        chain = signer.sign(csr, role, name, lifetime, hosts=hosts)
+        identity = Identity(
+            key_pem=_private_pem(key), certificate_pem=chain, authority_pem=signer.bundle_pem
+        )
+        if issuer is None:
+            self._enlist(Peer(role=role, name=name), issued(chain, self.issuer))
+            self._identities[role, name] = identity
+        return identity
+
+    def _enlist(self, peer, made):
+        if peer.role is Role.INVITED:
+            self.registry.invite(Peer(role=Role.SITE, name=peer.name), made, by="ana")
+        else:
+            self.registry.enlist(peer, made)
+
+    def save(self, identity, folder):
+        """Write an identity as a daemon keeps it."""
+        folder.mkdir()
+        (folder / "tls.key").write_bytes(identity.key_pem)
+        (folder / "certificate.pem").write_bytes(identity.certificate_pem)
+        (folder / "authority.pem").write_bytes(identity.authority_pem)
+        return folder
 
     def admit(self, site, node_id):
-        """Enrol and admit a site; return a client that speaks as it."""
+        """Enrol and admit a site, with an open run of its own; return a client that speaks as it."""
         identity = self.enrol(Role.SITE, site)
         self.gateway.admit(site, node_id, self.public_key(site))
+        self.open_run(site)
         return self.client(identity)
+
+    def open_run(self, site):
+        if site not in self._running:
+            self._running.add(site)
+            self.gateway.open_run(f"run-of-{site}", (site,), 256 * MIB)
 
     def client(self, identity):
         client = GatewayClient(self.address, identity)
         self._open.callback(client.close)
         return client
 
+    def node_key(self, site):
+        if site not in self._node_keys:
+            self._node_keys[site] = ec.generate_private_key(ec.SECP384R1())
+        return self._node_keys[site]
+
     def public_key(self, site):
-        return read_request(self.folder / f"identity-site-{site}").node_public_key.encode()
+        return (
+            self.node_key(site)
+            .public_key()
+            .public_bytes(
+                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+            )
+        )
 
     def signed(self, site):
         """The keyword arguments that prove a Fleet call to be `site`'s."""
-        key = serialization.load_pem_private_key(
-            load_node_key(self.folder / f"identity-site-{site}"), password=None
-        )
         timestamp = datetime.now(UTC).isoformat()
         return {
             "public_key": self.public_key(site),
             "timestamp": timestamp,
-            "signature": key.sign(timestamp.encode(), ec.ECDSA(hashes.SHA256())),
+            "signature": self.node_key(site).sign(timestamp.encode(), ec.ECDSA(hashes.SHA256())),
         }
 
     def offer(self, site, data):
-        """Adopt `data` as a blob and offer it to a site."""
+        """Adopt `data` as a blob of the site's run and offer it."""
         source = self.folder / "staged"
+        source.unlink(missing_ok=True)
         source.write_bytes(data)
         ref = ref_of(data)
-        self.store.adopt(source, ref)
-        self.gateway.offer(site, ref.digest)
+        self.open_run(site)
+        self.store.adopt(f"run-of-{site}", source, ref)
+        self.gateway.offer(f"run-of-{site}", site, ref.digest)
         return ref
+
+    def arriving(self):
+        """What lies among the uploads: file name -> length."""
+        return {p.name: p.stat().st_size for p in (self.store.root / "arriving").iterdir()}
+
+
+def _private_pem(key):
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
 
 
 @contextlib.contextmanager
-def open_rig(folder):
-    rig = Rig(folder)
+def open_rig(folder, **options):
+    rig = Rig(Path(folder), **options)
     try:
         yield rig
     finally:
@@ -121,9 +285,10 @@ def eventually(condition, timeout_s=10.0):
 
 
 class Relay:
-    """A TCP relay to a local port that cuts its first connections after so many bytes down."""
+    """A TCP relay to a local port that cuts its first connections after so many bytes down (up)."""
 
-    def __init__(self, port, cut_after):
+    def __init__(self, port, cut_after, *, up=False):
+        self._up = up
         self._target = port
         self._cut_after = list(cut_after)
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -155,8 +320,8 @@ class Relay:
                 gateway = socket.create_connection(("127.0.0.1", self._target))
                 self._sockets += [caller, gateway]
                 budget = self._cut_after.pop(0) if self._cut_after else None
-                self._start(self._pump, caller, gateway, None)  # few bytes: requests
-                self._start(self._pump, gateway, caller, budget)
+                self._start(self._pump, caller, gateway, budget if self._up else None)
+                self._start(self._pump, gateway, caller, None if self._up else budget)
 
     def _pump(self, source, sink, budget):
         down = 0

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,26 +19,53 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.fleet_pb2 import PullMessagesResponse
 from flwr.proto.message_pb2 import Message, Metadata, ObjectTree, PullObjectResponse
 
-from fedfactory.coordinator.flower_seam import FLEET_PATHS, build_app
+from fedfactory.coordinator import flower_seam
+from fedfactory.coordinator import superlink as superlink_module
+from fedfactory.coordinator.flower_seam import (
+    FLEET_PATHS,
+    SuperLinkClient,
+    SuperLinkGoneError,
+    build_app,
+)
 from fedfactory.coordinator.superlink import SuperLink
-from site_agents.agent import NODE_ID_FILE, come_online
 from site_agents.config import AGENT_FILE, load_agent_config
 from site_agents.flower_seam import FleetNode, FleetUnavailableError
 
 PEM = serialization.Encoding.PEM
+pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
 def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
-    home: Path = tmp_path_factory.mktemp("superlink")
+    with running(tmp_path_factory.mktemp("superlink")) as found:
+        yield found
+
+
+@contextmanager
+def running(home: Path) -> Iterator[SuperLink]:
     logs = home / "logs"
     logs.mkdir()
     found = SuperLink(home, logs)
     try:
-        found.wait_ready()
+        look_after(found, lambda: found.client is not None)
         yield found
     finally:
         found.stop()
+
+
+def look_after(superlink: SuperLink, until: Callable[[], object], seconds: float = 60) -> None:
+    """Tick as the daemon does, until something holds."""
+    end = time.monotonic() + seconds
+    superlink.tick(time.monotonic())
+    while not until():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.02)
+        superlink.tick(time.monotonic())
+
+
+def client_of(superlink: SuperLink) -> SuperLinkClient:
+    assert superlink.client is not None
+    return superlink.client
 
 
 def _key() -> tuple[bytes, bytes]:
@@ -49,14 +81,14 @@ def _node(superlink: SuperLink, private: bytes) -> FleetNode:
     def tunnel(
         method: str, body: bytes, public_key: bytes, timestamp: str, signature: bytes
     ) -> tuple[int, bytes]:
-        return superlink.client.forward(method, public_key, timestamp, signature, body)
+        return superlink.forward(method, public_key, timestamp, signature, body)
 
     return FleetNode(tunnel, private)
 
 
 def test_a_registered_node_lives_through_its_calls(superlink: SuperLink) -> None:
     private, public = _key()
-    node_id = superlink.client.register_node(public, "a")
+    node_id = client_of(superlink).register_node(public, "a")
     node = _node(superlink, private)
     assert node.activate() == node_id
     assert node.heartbeat()
@@ -72,7 +104,7 @@ def test_a_node_that_goes_on_after_a_restart_says_at_once_that_it_lives(
 ) -> None:
     """SuperLink keeps no reply of a node whose last heartbeat is too old."""
     private, public = _key()
-    node_id = superlink.client.register_node(public, "b")
+    node_id = client_of(superlink).register_node(public, "b")
     killed = _node(superlink, private)
     killed.activate()
     calls: list[str] = []
@@ -80,7 +112,7 @@ def test_a_node_that_goes_on_after_a_restart_says_at_once_that_it_lives(
     def tunnel(method: str, *call: Any) -> tuple[int, bytes]:
         calls.append(method)
         body, *signed = call
-        return superlink.client.forward(method, *signed, body)
+        return superlink.forward(method, *signed, body)
 
     node = FleetNode(tunnel, private)
     node.resume(node_id)
@@ -94,11 +126,13 @@ def test_a_node_that_goes_on_after_a_restart_says_at_once_that_it_lives(
 def test_a_node_id_that_a_crash_tore_is_asked_for_anew(
     superlink: SuperLink, tmp_path: Path, left: str | None
 ) -> None:
+    from site_agents.line import NODE_ID_FILE, come_online
+
     (tmp_path / AGENT_FILE).write_text("site: lumi\ngateway: localhost:1\n")
     if left is not None:
         (tmp_path / NODE_ID_FILE).write_text(left)
     private, public = _key()
-    node_id = superlink.client.register_node(public, f"torn {left}")
+    node_id = client_of(superlink).register_node(public, f"torn {left}")
     node = _node(superlink, private)
     come_online(load_agent_config(tmp_path, []), node)
     assert (tmp_path / NODE_ID_FILE).read_text() == str(node_id)
@@ -113,10 +147,117 @@ def test_an_unregistered_key_is_refused(superlink: SuperLink) -> None:
     node.close()
 
 
+def test_a_node_that_was_taken_away_is_no_node(superlink: SuperLink) -> None:
+    private, public = _key()
+    client = client_of(superlink)
+    node_id = client.register_node(public, "revoked")
+    node = _node(superlink, private)
+    node.activate()
+    client.unregister_node(node_id)
+    client.unregister_node(node_id)  # taken away already: nothing to say
+    with pytest.raises(FleetUnavailableError):
+        node.activate()
+    node.close()
+    with pytest.raises(SuperLinkGoneError):  # why Roll.add replaces SuperLink then
+        client.register_node(public, "revoked")
+
+
+def test_a_run_whose_server_app_fails_says_why(superlink: SuperLink, tmp_path: Path) -> None:
+    client = client_of(superlink)
+    flower_run = client.start_run(tmp_path / "link.sock", tmp_path / "nowhere.json")
+    assert client.why_ended(flower_run) is None
+    look_after(superlink, lambda: client.why_ended(flower_run) is not None)
+    assert "nowhere.json" in (client.why_ended(flower_run) or "")
+    client.stop_run(flower_run)  # it is over: nothing to say
+
+
+def test_a_run_that_is_stopped_before_its_start_is_never_started(
+    superlink: SuperLink, tmp_path: Path
+) -> None:
+    client = client_of(superlink)
+    os.kill(superlink.pids["superexec"], signal.SIGSTOP)
+    try:
+        flower_run = client.start_run(tmp_path / "link.sock", tmp_path / "nowhere.json")
+        client.stop_run(flower_run)
+        assert client.why_ended(flower_run) is not None
+    finally:
+        os.kill(superlink.pids["superexec"], signal.SIGCONT)
+
+
+def test_several_runs_have_a_server_app_each_at_the_same_time(
+    superlink: SuperLink, tmp_path: Path
+) -> None:
+    """Each opens its settings, a pipe here: all are held open before the first is let go on."""
+    client = client_of(superlink)
+    pipes = [tmp_path / f"settings-{n}.json" for n in range(3)]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    runs = [client.start_run(tmp_path / "link.sock", pipe) for pipe in pipes]
+    handles: list[int] = []
+
+    def held() -> bool:
+        for pipe in pipes[len(handles) :]:
+            try:
+                handles.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+            except OSError:  # nobody reads yet
+                return False
+        return True
+
+    look_after(superlink, held)
+    assert [client.why_ended(flower_run) for flower_run in runs] == [None] * 3
+    for handle in handles:
+        os.close(handle)
+    look_after(superlink, lambda: all(client.why_ended(run) is not None for run in runs))
+
+
+def test_what_dies_is_started_again(tmp_path: Path) -> None:
+    with running(tmp_path) as superlink:
+        before = superlink.pids
+        os.kill(before["superexec"], signal.SIGKILL)
+        look_after(superlink, lambda: superlink.epoch == 2)
+        assert superlink.generation == 1
+        assert superlink.pids["superlink"] == before["superlink"]
+        os.kill(before["superlink"], signal.SIGKILL)
+        look_after(superlink, lambda: superlink.generation == 2 and superlink.client)
+        assert set(superlink.pids.values()).isdisjoint(before.values())
+        assert client_of(superlink).register_node(_key()[1], "again")
+
+
+def test_a_frozen_superlink_holds_up_nobody_for_long_and_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flower_seam, "CALL_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(flower_seam, "HEALTH_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("fedfactory.coordinator.superlink.FROZEN_S", 4.0)
+    with running(tmp_path) as superlink:
+        client = client_of(superlink)
+        os.kill(superlink.pids["superlink"], signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(SuperLinkGoneError):
+            client.register_node(_key()[1], "held up")
+        status, _ = superlink.forward("PULL_MESSAGES", b"", "2026-01-01T00:00:00+00:00", b"", b"")
+        assert status == 503
+        assert time.monotonic() - began < 10
+        look_after(superlink, lambda: superlink.generation == 2 and superlink.client)
+
+
+def test_a_port_that_another_took_is_not_insisted_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = [int(taken.getsockname()[1])]
+        free_port = superlink_module._free_port
+        monkeypatch.setattr(
+            superlink_module, "_free_port", lambda: ports.pop() if ports else free_port()
+        )
+        with running(tmp_path) as superlink:
+            assert superlink.generation == 2
+
+
 def test_every_fleet_path_exists(superlink: SuperLink) -> None:
     _, public = _key()
     for method in FLEET_PATHS:
-        status, _ = superlink.client.forward(method, public, "2026-01-01T00:00:00+00:00", b"", b"")
+        status, _ = superlink.forward(method, public, "2026-01-01T00:00:00+00:00", b"", b"")
         assert status not in (404, 405, 415), method
 
 
@@ -125,14 +266,13 @@ def test_only_fleet_paths_are_in_the_table() -> None:
     assert "register-node" not in " ".join(FLEET_PATHS.values())
 
 
-@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 def test_the_app_archive_holds_no_logic() -> None:
     content, digest = build_app()
     assert build_app()[1] == digest
     with zipfile.ZipFile(BytesIO(content)) as archive:
         code = archive.read("fedfactory_run.py").decode()
     assert [line for line in code.splitlines() if line and not line.startswith("#")] == [
-        "from fedfactory.coordinator.serverapp import app",
+        "from fedfactory.coordinator.running.serverapp import app",
         "no_clientapp = None  # sites run their own agent and never load this archive",
     ]
 

@@ -6,22 +6,20 @@ import time
 
 import grpc
 import pytest
-from gateway_rig import eventually, open_rig
+from gateway_rig import LIMITS, eventually, open_rig
 
 from fedfactory.contracts.errors import EnvironmentFailedError
-from fedfactory.coordinator.gateway import MAX_CALLS_PER_SITE
-from fedfactory.identity.roles import Role
+from fedfactory.identity.roles import Peer, Role
 from fedfactory.wire.rpc import gateway_pb2 as pb
 from fedfactory.wire.rpc.service import GatewayCalls
 from fedfactory.wire.tls import open_channel
+
+CESGA = Peer(role=Role.SITE, name="cesga")
 
 
 @pytest.fixture
 def rig(tmp_path):
     with open_rig(tmp_path) as rig:
-        rig.heard = []
-        rig.gateway.on_connect = lambda site: rig.heard.append(("connected", site))
-        rig.gateway.on_disconnect = lambda site: rig.heard.append(("lost", site))
         yield rig
 
 
@@ -29,7 +27,7 @@ def test_the_first_ring_says_that_we_are_heard(rig):
     bell = rig.admit("cesga", 7).listen()
     next(bell)
     assert rig.gateway.connected() == ["cesga"]
-    assert rig.heard == [("connected", "cesga")]
+    assert rig.ear.heard == [("came", "cesga")]
 
 
 def test_a_ring_is_heard_at_once_and_by_its_site_alone(rig):
@@ -53,8 +51,8 @@ def test_rings_nobody_picked_up_do_not_pile_up(rig):
     next(bell)
     for _ in range(10_000):
         rig.gateway.ring("cesga")
-    assert rig.gateway._doorbells["cesga"].qsize() <= 1
-    next(bell)
+    rig.gateway.hang_up_all()
+    assert len(list(bell)) <= 2
 
 
 def test_ringing_where_nobody_listens_is_no_error(rig):
@@ -72,7 +70,7 @@ def test_the_latest_stream_replaces_the_older(rig):
     next(newer)
     assert rig.gateway.connected() == ["cesga"]
     # a site that came back is said to be connected again, and was never lost
-    assert rig.heard == [("connected", "cesga")] * 2
+    assert rig.ear.heard == [("came", "cesga")] * 2
 
 
 def test_hanging_up_is_noticed(rig):
@@ -80,7 +78,7 @@ def test_hanging_up_is_noticed(rig):
     bell = client.listen()
     next(bell)
     client.close()
-    eventually(lambda: rig.heard == [("connected", "cesga"), ("lost", "cesga")])
+    eventually(lambda: rig.ear.heard == [("came", "cesga"), ("went", "cesga")])
     assert rig.gateway.connected() == []
 
 
@@ -100,7 +98,7 @@ def test_a_site_cannot_take_all_the_threads(rig):
     with open_channel(rig.address, rig.enrol(Role.SITE, "cesga")) as channel:
         calls = GatewayCalls(channel)
         request = pb.DownloadRequest(digest=ref.digest)
-        parked = [calls.download(request) for _ in range(MAX_CALLS_PER_SITE)]
+        parked = [calls.download(request) for _ in range(LIMITS.open_calls)]
         for stream in parked:
             next(stream)
         with pytest.raises(grpc.RpcError) as refused:
@@ -109,7 +107,7 @@ def test_a_site_cannot_take_all_the_threads(rig):
         next(other.listen())  # nobody else suffers
         for stream in parked:
             stream.cancel()
-        eventually(lambda: rig.gateway._open_calls["cesga"] == 0)
+        eventually(lambda: rig.gateway._door.calls.count(CESGA) == 0)
         next(calls.download(request))
 
 

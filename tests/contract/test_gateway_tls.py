@@ -3,19 +3,23 @@
 import socket
 import ssl
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import grpc
 import pytest
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from gateway_rig import open_rig
 
 from fedfactory.contracts.errors import EnvironmentFailedError, IdentityError
-from fedfactory.identity import authority as authority_module
-from fedfactory.identity.authority import Authority
-from fedfactory.identity.enrolment import Identity
-from fedfactory.identity.roles import Role
+from fedfactory.identity import certificates
+from fedfactory.identity.enrolment import Identity, request_text
+from fedfactory.identity.issuer import Issuer
+from fedfactory.identity.roles import Peer, Role
+from fedfactory.identity.root import Root
 from fedfactory.wire.rpc import gateway_pb2 as pb
-from fedfactory.wire.rpc.service import SERVICE
+from fedfactory.wire.rpc.methods import GATEWAY
 from fedfactory.wire.tls import is_loopback, server_credentials
 from site_agents.gateway_client import GatewayClient
 
@@ -26,7 +30,11 @@ def rig(tmp_path):
         yield rig
 
 
-def knock(rig, credentials, path=f"/{SERVICE}/Listen", **options):
+def stranger_issuer(folder):
+    return Issuer.create(folder / "stranger", "lead", Root.new("lead"))
+
+
+def knock(rig, credentials, path=f"/{GATEWAY}/Listen", **options):
     with grpc.secure_channel(rig.address, credentials, options=[*options.items()]) as channel:
         call = channel.unary_stream(path, pb.ListenRequest.SerializeToString)
         return next(call(pb.ListenRequest(), timeout=5))
@@ -39,30 +47,30 @@ def test_an_admitted_site_is_heard(rig):
 
 
 def test_no_certificate_no_connection(rig):
-    credentials = grpc.ssl_channel_credentials(rig.authority.certificate_pem)
+    credentials = grpc.ssl_channel_credentials(rig.issuer.bundle_pem)
     with pytest.raises(grpc.RpcError) as refused:
         knock(rig, credentials)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_a_foreign_authority_counts_for_nothing(rig):
+def test_a_foreign_authority_counts_for_nothing(rig, tmp_path):
     rig.admit("cesga", 7)
-    stranger = rig.enrol(Role.SITE, "lumi", authority=Authority.create_ephemeral())
+    stranger = rig.enrol(Role.SITE, "lumi", issuer=stranger_issuer(tmp_path))
     forged = Identity(
         key_pem=stranger.key_pem,
         certificate_pem=stranger.certificate_pem,
-        authority_pem=rig.authority.certificate_pem,
+        authority_pem=rig.issuer.bundle_pem,
     )
     with pytest.raises(EnvironmentFailedError):
         next(rig.client(forged).listen())
     assert rig.gateway.connected() == []
 
 
-def test_a_valid_site_that_was_not_admitted_is_refused(rig):
+def test_a_valid_site_whose_node_is_not_registered_yet_tries_again(rig):
     client = rig.client(rig.enrol(Role.SITE, "lumi"))
-    with pytest.raises(IdentityError) as refused:
+    with pytest.raises(EnvironmentFailedError) as refused:
         next(client.listen())
-    assert "admitted" in refused.value.diagnostic
+    assert "not registered" in refused.value.diagnostic
 
 
 @pytest.mark.parametrize("role", [Role.OPERATOR, Role.VIEWER])
@@ -83,36 +91,86 @@ def test_a_coordinators_certificate_opens_no_site_call(rig):
         next(client.listen())
 
 
-def test_an_agent_does_not_talk_to_a_gateway_of_another_authority(rig):
-    other = Authority.create_ephemeral()
-    identity = rig.enrol(Role.SITE, "lumi", authority=other)
+def test_an_agent_does_not_talk_to_a_gateway_of_another_authority(rig, tmp_path):
+    other = stranger_issuer(tmp_path)
+    identity = rig.enrol(Role.SITE, "lumi", issuer=other)
     with pytest.raises(IdentityError, match="enrolled with"):
         next(rig.client(identity).listen())
 
 
-def test_a_site_cannot_pass_for_the_gateway(rig, monkeypatch):
-    """Even with the hosts in its certificate: its key usage is for callers only."""
-    usage = ExtendedKeyUsageOID.CLIENT_AUTH
-    monkeypatch.setitem(authority_module._USAGE, Role.COORDINATOR, usage)
-    impostor = rig.enrol(Role.COORDINATOR, "impostor", hosts=("127.0.0.1",))
-    server = grpc.server(ThreadPoolExecutor(1))
-    port = server.add_secure_port("127.0.0.1:0", server_credentials(impostor))
-    server.start()
-    client = GatewayClient(f"127.0.0.1:{port}", rig.enrol(Role.SITE, "cesga"))
-    try:
-        with pytest.raises(IdentityError, match="certificate"):
-            next(client.listen())
-    finally:
-        client.close()
-        server.stop(0).wait()
+@pytest.mark.parametrize("role", [Role.SITE, Role.OPERATOR, Role.VIEWER, Role.INVITED])
+def test_no_other_role_can_pass_for_the_gateway(rig, role):
+    """Of the same authority, and naming the host: its key usage is for callers only."""
+    request = x509.load_pem_x509_csr(certificate_request("impostor", key := new_key()))
+    leaf = certificates.build_leaf(
+        request.public_key(),
+        Peer(role=Role.COORDINATOR, name="impostor"),
+        rig.issuer.certificate,
+        rig.issuer._key,
+        timedelta(days=1),
+        hosts=("127.0.0.1",),
+    )
+    for made, refused in ((leaf, False), (as_role(leaf, role, rig), True)):
+        identity = Identity(
+            key_pem=pem_of_key(key),
+            certificate_pem=certificates.pem_of([made, rig.issuer.certificate]),
+            authority_pem=rig.issuer.bundle_pem,
+        )
+        server = grpc.server(ThreadPoolExecutor(1))
+        port = server.add_secure_port("127.0.0.1:0", server_credentials(lambda: identity))  # noqa: B023
+        server.start()
+        client = GatewayClient(f"127.0.0.1:{port}", rig.enrol(Role.SITE, "cesga"))
+        try:
+            with pytest.raises(IdentityError if refused else EnvironmentFailedError) as found:
+                next(client.listen())
+            assert ("CERTIFICATE_VERIFY_FAILED" in found.value.diagnostic) is refused
+        finally:
+            client.close()
+            server.stop(0).wait()
+
+
+def new_key():
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def certificate_request(name, key):
+    return request_text(key, name).encode()
+
+
+def pem_of_key(key):
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def as_role(leaf, role, rig):
+    """The same certificate, hosts and all, with the role and key usage of another."""
+    hosts = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    addresses = [name for name in hosts if isinstance(name, x509.IPAddress)]
+    uri = x509.UniformResourceIdentifier(Peer(role=role, name="impostor").uri)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(leaf.subject)
+        .issuer_name(leaf.issuer)
+        .public_key(leaf.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(leaf.not_valid_before_utc)
+        .not_valid_after(leaf.not_valid_after_utc)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([certificates._USAGE[role]]), critical=True)
+        .add_extension(x509.SubjectAlternativeName([uri, *addresses]), critical=False)
+        .sign(rig.issuer._key, hashes.SHA256())
+    )
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        f"/{SERVICE}/Tunnel/../../v1/control/start-run",
-        f"/{SERVICE}/%4cisten",
-        f"/{SERVICE}/listen",
+        f"/{GATEWAY}/Tunnel/../../v1/control/start-run",
+        f"/{GATEWAY}/%4cisten",
+        f"/{GATEWAY}/listen",
         "/v1/control/start-run",
         "/v1/fleet/pull-messages",
         "/v1/runtime/pull-task",
@@ -122,7 +180,7 @@ def test_a_site_cannot_pass_for_the_gateway(rig, monkeypatch):
         "//Listen",
     ],
 )
-def test_there_is_nothing_but_the_four_methods(rig, path):
+def test_there_is_nothing_but_the_methods_of_the_table(rig, path):
     rig.admit("cesga", 7)
     identity = rig.enrol(Role.SITE, "cesga")
     credentials = grpc.ssl_channel_credentials(
@@ -148,8 +206,7 @@ def handshake(rig, folder, ciphers):
 
 
 def test_tls_1_2_only_with_forward_secret_aead_suites(rig, tmp_path):
-    rig.enrol(Role.SITE, "cesga")
-    folder = tmp_path / "identity-site-cesga"
+    folder = rig.save(rig.enrol(Role.SITE, "cesga"), tmp_path / "cesga")
     strong = "ECDHE-ECDSA-AES128-GCM-SHA256"
     assert handshake(rig, folder, strong) == strong
     with pytest.raises(ssl.SSLError):

@@ -5,15 +5,24 @@ import re
 import subprocess
 import sys
 import threading
-from itertools import chain
 
 import grpc
 import pytest
-from gateway_rig import MIB, Relay, eventually, open_rig, ref_of
+from gateway_rig import LIMITS, MIB, RUN, Relay, eventually, open_rig, ref_of
 
-from fedfactory.contracts.errors import EnvironmentFailedError, IntegrityError, ProtocolError
-from fedfactory.identity.roles import Role
+from fedfactory.contracts.errors import (
+    EnvironmentFailedError,
+    IdentityError,
+    IntegrityError,
+    ProtocolError,
+)
+from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.versions import own_version
+from fedfactory.coordinator.gateway.arrivals import KEPT_PER_PEER
+from fedfactory.identity.roles import Peer, Role
 from fedfactory.wire.rpc import gateway_pb2 as pb
+from fedfactory.wire.rpc import transfers
+from fedfactory.wire.rpc.methods import GATEWAY
 from fedfactory.wire.rpc.pieces import (
     PIECE_BYTES,
     BlobReference,
@@ -22,19 +31,21 @@ from fedfactory.wire.rpc.pieces import (
     upload_from_wire,
     upload_to_wire,
 )
-from fedfactory.wire.rpc.service import GatewayCalls
+from fedfactory.wire.rpc.service import VERSION, GatewayCalls
 from fedfactory.wire.tls import open_channel
-from site_agents import gateway_client
 from site_agents.blob_cache import KEEP, BlobCache
 from site_agents.gateway_client import GatewayClient
 
 DATA = os.urandom(5 * MIB + 123)
 REF = ref_of(DATA)
+CESGA = Peer(role=Role.SITE, name="cesga")
+OURS = f"site:cesga:{REF.digest.removeprefix('sha256:')}"
+SAID = ((VERSION, own_version()),)
 
 
 @pytest.fixture
 def rig(tmp_path, monkeypatch):
-    monkeypatch.setattr(gateway_client, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(transfers, "FIRST_PAUSE_S", 0.001)
     with open_rig(tmp_path) as rig:
         rig.site = rig.admit("cesga", 7)
         yield rig
@@ -52,6 +63,10 @@ def file(tmp_path):
     path = tmp_path / "update.safetensors"
     path.write_bytes(DATA)
     return path
+
+
+def pieces(data):
+    return [data[i : i + PIECE_BYTES] for i in range(0, len(data), PIECE_BYTES)]
 
 
 # ---- the wire form ---------------------------------------------------------------------------
@@ -111,8 +126,8 @@ def test_only_what_was_offered_to_this_site_and_is_still_there(rig, tmp_path):
     with pytest.raises(ProtocolError) as refused:
         rig.site.download(ref, tmp_path / "model")
     assert "offered" in refused.value.diagnostic
-    rig.gateway.offer("cesga", ref.digest)
-    rig.gateway.discard(ref.digest)
+    rig.gateway.offer("run-of-lumi", "cesga", ref.digest)
+    rig.gateway.discard("run-of-lumi", ref.digest)
     with pytest.raises(ProtocolError):
         rig.site.download(ref, tmp_path / "model")
     assert not (tmp_path / "model").exists()
@@ -189,7 +204,7 @@ def test_a_blob_of_another_length_is_refused(rig, tmp_path, found):
 
 def test_an_alteration_that_goes_away_is_got_over(rig, tmp_path, monkeypatch):
     ref = rig.offer("cesga", DATA)
-    real = rig.site._calls.download
+    real = rig.site._transfers._calls.download
     first = iter([True])
 
     def once_altered(request, timeout):
@@ -197,7 +212,7 @@ def test_an_alteration_that_goes_away_is_got_over(rig, tmp_path, monkeypatch):
         for piece in real(request, timeout=timeout):
             yield bytes(len(piece)) if altered else piece
 
-    monkeypatch.setattr(rig.site._calls, "download", once_altered)
+    monkeypatch.setattr(rig.site._transfers._calls, "download", once_altered)
     rig.site.download(ref, tmp_path / "model")
     assert (tmp_path / "model").read_bytes() == DATA
 
@@ -214,11 +229,13 @@ def test_a_gateway_that_is_gone_is_said_in_time(rig, tmp_path):
 # ---- up --------------------------------------------------------------------------------------
 
 
-def test_an_update_is_stored_by_its_digest(rig, file):
+def test_an_update_waits_for_its_claim_and_is_then_stored_by_its_digest(rig, file):
     rig.site.upload(file, REF)
+    assert not rig.store.path(REF.digest).exists()
+    assert rig.store.claim(RUN, "cesga", REF.digest)
     assert rig.store.path(REF.digest).read_bytes() == DATA
-    assert rig.store.claim("cesga", REF.digest)
     assert rig.gateway.traffic()["cesga"] == {"down": 0, "up": len(DATA)}
+    assert rig.arriving() == {}
 
 
 def test_equal_updates_are_sent_by_each_site(rig, file):
@@ -244,25 +261,138 @@ def test_an_update_altered_on_disk_is_refused_each_time(rig, file):
     file.write_bytes(bytes(len(DATA)))
     with pytest.raises(IntegrityError, match="other bytes"):
         rig.site.upload(file, REF)
-    assert not rig.store.path(REF.digest).exists()
+    assert not rig.store.claim(RUN, "cesga", REF.digest)
+    assert rig.arriving() == {}
     assert rig.gateway.traffic()["cesga"]["up"] == 4 * len(DATA)
 
 
-def test_an_upload_that_breaks_is_sent_again_whole(rig, file, monkeypatch):
-    real = rig.site._calls.upload
-    breaks = iter([True])
-
-    def broken_once(parts, timeout):
-        return real(chain(cut_after(parts, 2) if next(breaks, False) else parts), timeout=timeout)
-
-    monkeypatch.setattr(rig.site._calls, "upload", broken_once)
+@pytest.mark.parametrize("cut", [1, 1000, PIECE_BYTES - 1, PIECE_BYTES, 3 * MIB, len(DATA)])
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_cut_upload_goes_on_where_it_was(rig, calls, file, cut, restart):
+    """Also after a restart of the gateway, which hashes what lies there once."""
+    hang_up(rig, calls, [REFERENCE, *pieces(DATA[:cut])], cut)
+    if restart:
+        rig.gateway.stop()
+        rig.start()
+        rig.admit("cesga", 7)
+    before = rig.gateway.traffic().get("cesga", {"up": 0})["up"]
     rig.site.upload(file, REF)
+    assert rig.gateway.traffic().get("cesga", {"up": 0})["up"] - before == len(DATA) - cut
+    assert rig.store.claim(RUN, "cesga", REF.digest)
     assert rig.store.path(REF.digest).read_bytes() == DATA
 
 
-def cut_after(parts, count):
-    for _, part in zip(range(count), parts, strict=False):
-        yield part
+def hang_up(rig, calls, parts, arrived):
+    """Send parts of an upload and break off once they have arrived."""
+    go_on = threading.Event()
+
+    def sent():
+        yield from parts
+        go_on.wait(10)
+
+    with open_channel(rig.address, rig.enrol(Role.SITE, "cesga")) as channel:
+        call = channel.stream_unary(
+            f"/{GATEWAY}/Upload", upload_to_wire, pb.UploadReceipt.FromString
+        ).future(sent(), metadata=SAID)
+        eventually(lambda: rig.arriving() == {OURS: arrived})
+        call.cancel()
+        eventually(lambda: rig.gateway._door.calls.count(CESGA) == 0)
+        go_on.set()
+
+
+def test_bytes_that_changed_on_disk_meanwhile_are_found_and_sent_again(rig, calls, file):
+    hang_up(rig, calls, [REFERENCE, *pieces(DATA[: 3 * MIB])], 3 * MIB)
+    rig.gateway.stop()
+    (rig.store.root / "arriving" / OURS).write_bytes(bytes(3 * MIB))
+    rig.start()
+    rig.admit("cesga", 7)
+    rig.site.upload(file, REF)
+    assert rig.store.claim(RUN, "cesga", REF.digest)
+    assert rig.store.path(REF.digest).read_bytes() == DATA
+
+
+def test_a_line_that_breaks_resumes_an_upload(rig, tmp_path):
+    """Through a relay that cuts its first connections in the middle of a transfer."""
+    data = os.urandom(20 * MIB)
+    (tmp_path / "large").write_bytes(data)
+    ref = ref_of(data)
+    with Relay(rig.port, cut_after=[6 * MIB, 6 * MIB], up=True) as relay:
+        client = GatewayClient(f"127.0.0.1:{relay.port}", rig.enrol(Role.SITE, "cesga"))
+        client.upload(tmp_path / "large", ref)
+        client.close()
+    assert rig.store.claim(RUN, "cesga", ref.digest)
+    assert rig.store.path(ref.digest).read_bytes() == data
+    assert relay.cuts_made == 2
+    assert relay.carried < len(data) + 2 * 5 * MIB
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_finished_update_is_sent_again_without_its_bytes(rig, file, restart):
+    rig.site.upload(file, REF)
+    if restart:
+        rig.gateway.stop()
+        rig.start()
+        rig.admit("cesga", 7)
+    before = rig.gateway.traffic().get("cesga", {"up": 0})
+    rig.site.upload(file, REF)
+    assert rig.store.claim(RUN, "cesga", REF.digest)
+    rig.site.upload(file, REF)
+    assert rig.gateway.traffic().get("cesga", {"up": 0})["up"] == before["up"]
+
+
+def test_a_site_learns_nothing_of_what_another_has_sent(rig, file, calls):
+    rig.admit("lumi", 8).upload(file, REF)
+    assert rig.store.claim(RUN, "lumi", REF.digest)
+    assert calls.arrived(REFERENCE, timeout=10).offset == 0
+
+
+def test_an_offset_beyond_what_has_arrived_is_refused_and_costs_nothing(rig, calls, file):
+    hang_up(rig, calls, [REFERENCE, DATA[:MIB]], MIB)
+    beyond = BlobReference(digest=REF.digest, bytes=REF.bytes, offset=MIB + 1)
+    with pytest.raises(grpc.RpcError) as refused:
+        calls.upload(iter([beyond, *pieces(DATA[MIB + 1 :])]), timeout=10)
+    assert refused.value.code() is grpc.StatusCode.DATA_LOSS
+    assert rig.arriving() == {OURS: MIB}
+    # less than has arrived is taken from there on
+    less = BlobReference(digest=REF.digest, bytes=REF.bytes, offset=1000)
+    calls.upload(iter([less, *pieces(DATA[1000:])]), timeout=10)
+    assert rig.store.claim(RUN, "cesga", REF.digest)
+
+
+def test_what_nobody_claims_is_bounded(rig, file, tmp_path):
+    for number in range(10):
+        data = DATA[: MIB + number]
+        (tmp_path / "many").write_bytes(data)
+        rig.site.upload(tmp_path / "many", ref_of(data))
+    assert len(rig.arriving()) == KEPT_PER_PEER
+
+
+def test_an_operators_model_goes_in_and_a_lent_one_out(rig, file, tmp_path):
+    ana = rig.client(rig.enrol(Role.OPERATOR, "ana"))
+    ana.upload(file, REF)
+    peer = Peer(role=Role.OPERATOR, name="ana")
+    assert rig.store.take_upload(peer, REF.digest).read_bytes() == DATA
+    other = Peer(role=Role.OPERATOR, name="bob")
+    assert rig.store.take_upload(other, REF.digest) is None
+    assert not rig.store.claim(RUN, "ana", REF.digest)  # no site's
+    with pytest.raises(ProtocolError):
+        ana.download(REF, tmp_path / "back")
+    rig.gateway.lend(peer, file, REF)
+    ana.download(REF, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == DATA
+    viewer = rig.client(rig.enrol(Role.VIEWER, "eva"))
+    with pytest.raises(ProtocolError):
+        viewer.download(REF, tmp_path / "peek")
+    with pytest.raises(IdentityError, match="viewer"):
+        viewer.upload(file, REF)
+    rig.gateway.lend(Peer(role=Role.VIEWER, name="eva"), file, REF)
+    viewer.download(REF, tmp_path / "peek")
+
+
+def test_a_lent_file_that_is_gone_is_not_there(rig, file, tmp_path):
+    rig.gateway.lend(Peer(role=Role.OPERATOR, name="ana"), tmp_path / "pruned", REF)
+    with pytest.raises(ProtocolError):
+        rig.client(rig.enrol(Role.OPERATOR, "ana")).download(REF, tmp_path / "back")
 
 
 REFERENCE = BlobReference(digest=REF.digest, bytes=REF.bytes)
@@ -272,65 +402,68 @@ REFERENCE = BlobReference(digest=REF.digest, bytes=REF.bytes)
     ("parts", "code"),
     [
         ([], "INVALID_ARGUMENT"),
-        ([DATA], "INVALID_ARGUMENT"),
+        ([DATA[:100]], "INVALID_ARGUMENT"),
         ([REFERENCE], "DATA_LOSS"),
-        ([REFERENCE, DATA[:-1]], "DATA_LOSS"),
-        ([REFERENCE, DATA, b"x"], "DATA_LOSS"),
-        ([REFERENCE, bytes(len(DATA))], "DATA_LOSS"),
-        ([REFERENCE, REFERENCE, DATA], "INVALID_ARGUMENT"),
+        ([REFERENCE, *pieces(DATA[:-1])], "DATA_LOSS"),
+        ([REFERENCE, *pieces(DATA), b"x"], "DATA_LOSS"),
+        ([REFERENCE, *pieces(bytes(len(DATA)))], "DATA_LOSS"),
+        ([REFERENCE, REFERENCE, DATA[:100]], "INVALID_ARGUMENT"),
         ([BlobReference(digest="sha256:../x", bytes=1), b"x"], "INVALID_ARGUMENT"),
-        ([BlobReference(digest=REF.digest, bytes=1 << 40), DATA], "INVALID_ARGUMENT"),
+        ([BlobReference(digest=REF.digest, bytes=1 << 40), b"x"], "INVALID_ARGUMENT"),
+        ([REFERENCE, DATA], "RESOURCE_EXHAUSTED"),
     ],
 )
 def test_anything_but_reference_then_its_bytes_is_refused(rig, calls, parts, code):
     with pytest.raises(grpc.RpcError) as refused:
         calls.upload(iter(parts), timeout=10)
     assert refused.value.code().name == code
-    assert not list(rig.store.root.iterdir())
+    assert not rig.store.claim(RUN, "cesga", REF.digest)
+    eventually(lambda: rig.arriving() in ({}, {OURS: len(DATA) - 1}))
 
 
-def test_no_upload_before_the_run_says_how_long_one_may_be(rig, file):
-    rig.gateway.limit_uploads(0)
+def test_the_largest_of_a_sites_open_runs_says_how_long_an_update_may_be(rig, file):
+    rig.gateway.close_run("run-of-cesga")
+    with pytest.raises(EnvironmentFailedError) as refused:
+        rig.site.upload(file, REF)
+    assert "no run of this site's is open" in refused.value.diagnostic
+    rig.gateway.open_run("other", ("lumi",), 256 * MIB)
+    rig.gateway.open_run("small", ("cesga",), len(DATA) - 1)
     with pytest.raises(ProtocolError) as refused:
         rig.site.upload(file, REF)
-    assert "0 bytes" in refused.value.diagnostic
+    assert f"{len(DATA) - 1} bytes" in refused.value.diagnostic
+    rig.gateway.open_run("large", ("lumi", "cesga"), len(DATA))
+    rig.site.upload(file, REF)
+    rig.gateway.close_run("large")
+    with pytest.raises(ProtocolError):
+        rig.site.upload(file, REF)
 
 
-def test_an_aborted_upload_leaves_nothing(rig, calls):
-    started, go_on = threading.Event(), threading.Event()
-
-    def parts():
-        yield REFERENCE
-        yield DATA[:MIB]
-        started.set()
-        go_on.wait(10)
-
-    with open_channel(rig.address, rig.enrol(Role.SITE, "cesga")) as channel:
-        call = channel.stream_unary("/fedfactory.v1.Gateway/Upload", upload_to_wire).future(parts())
-        assert started.wait(10)
-        eventually(lambda: list(rig.store.root.glob(".*.part")))
-        call.cancel()
-        go_on.set()
-    eventually(lambda: not list(rig.store.root.iterdir()))
+def test_an_operators_upload_has_a_limit_too(rig, tmp_path):
+    long = tmp_path / "long"
+    with long.open("wb") as file:
+        file.truncate(LIMITS.max_model_bytes + 1)
+    ref = BlobRef(digest="sha256:" + "0" * 64, bytes=LIMITS.max_model_bytes + 1)
+    with pytest.raises(ProtocolError):
+        rig.client(rig.enrol(Role.OPERATOR, "ana")).upload(long, ref)
 
 
 def test_a_hanging_upload_gives_way_to_the_next(rig, file):
-    started, go_on = threading.Event(), threading.Event()
+    go_on = threading.Event()
 
     def parts():
         yield REFERENCE
         yield DATA[:MIB]
-        started.set()
         go_on.wait(10)
 
     with open_channel(rig.address, rig.enrol(Role.SITE, "cesga")) as channel:
-        call = channel.stream_unary("/fedfactory.v1.Gateway/Upload", upload_to_wire).future(parts())
-        assert started.wait(10)
-        eventually(lambda: list(rig.store.root.glob(".*.part")))
+        call = channel.stream_unary(f"/{GATEWAY}/Upload", upload_to_wire).future(
+            parts(), metadata=SAID
+        )
+        eventually(lambda: rig.arriving() == {OURS: MIB})
         rig.site.upload(file, REF)
         assert call.exception(timeout=10) is not None
         go_on.set()
-    eventually(lambda: not list(rig.store.root.glob(".*.part")))
+    assert rig.store.claim(RUN, "cesga", REF.digest)
     assert rig.store.path(REF.digest).read_bytes() == DATA
 
 
@@ -410,7 +543,7 @@ client.close()
 def test_the_clients_memory_does_not_follow_the_blobs_size(rig, tmp_path):
     refs = [rig.offer("cesga", os.urandom(size * MIB)) for size in (40, 200)]
     blobs = [f"{ref.digest},{ref.bytes}" for ref in refs]
-    identity = tmp_path / "identity-site-cesga"
+    identity = rig.save(rig.enrol(Role.SITE, "cesga"), tmp_path / "cesga")
     out = subprocess.run(
         [sys.executable, "-c", AGENT, rig.address, identity, tmp_path / "model", *blobs],
         check=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedfactory.contracts.strategy import StreamingStrategy
-from fedfactory.testing.strategies import StreamingStrategyContract
+from fedfactory.testing.strategies import StaleStrategyContract, StreamingStrategyContract
 from strategies import make_strategy
 
 
@@ -19,3 +19,9 @@ class TestFedProx(StreamingStrategyContract):
     @pytest.fixture
     def strategy(self) -> StreamingStrategy:
         return make_strategy("fedprox", {"mu": 0.1, "weighting": "examples"})
+
+
+class TestFedBuff(StaleStrategyContract):
+    @pytest.fixture
+    def strategy(self) -> StreamingStrategy:
+        return make_strategy("fedbuff", {"server_lr": 0.7})

@@ -10,14 +10,21 @@ import numpy as np
 import pytest
 
 from fedfactory.contracts import plugins
-from fedfactory.contracts.errors import UnknownNameError, UsageError, ValueRangeError
+from fedfactory.contracts.errors import (
+    IntegrityError,
+    UnknownNameError,
+    UsageError,
+    ValueRangeError,
+)
 from fedfactory.contracts.model import BlobRef
-from fedfactory.coordinator.aggregation import (
+from fedfactory.contracts.updates import Update
+from fedfactory.coordinator.aggregating.aggregation import (
     AggregationError,
     StreamingAggregation,
     mean_metrics,
     verify_update,
 )
+from fedfactory.rounds.events import Taken
 from fedfactory.testing.strategies import (
     SITES,
     TRAINING,
@@ -42,10 +49,18 @@ def aggregate(
     aggregation.open_round(1, folder / "base", SITES)
     for site, delta in deltas.items():
         blob = write_arrays(folder / site, delta)
-        aggregation.offer(site, train_update(site, blob, examples=examples[site]), folder / site)
+        offer(aggregation, train_update(site, blob, examples=examples[site]), folder / site)
     for site in set(SITES) - deltas.keys():
         aggregation.resolve_absent(site)
-    return aggregation.close(folder / "out", tuple(sorted(deltas)))
+    return aggregation.close(folder / "out", taken(*deltas))
+
+
+def offer(aggregation: StreamingAggregation, update: Update, path: Path) -> None:
+    aggregation.offer(update.work.site, update, path, order_round=1, staleness=0)
+
+
+def taken(*sites: str) -> tuple[Taken, ...]:
+    return tuple(Taken(site=site, order_round=1, staleness=0) for site in sorted(sites))
 
 
 def test_fedavg_is_the_weighted_mean_of_the_paper(tmp_path: Path) -> None:
@@ -93,9 +108,9 @@ def test_a_result_that_does_not_fit_the_dtype_is_an_error(tmp_path: Path) -> Non
     blob = write_arrays(tmp_path / "lumi", delta)
     aggregation = StreamingAggregation(make_strategy("fedavg", EXAMPLES), training=TRAINING)
     aggregation.open_round(1, tmp_path / "base", ("lumi",))
-    aggregation.offer("lumi", train_update("lumi", blob), tmp_path / "lumi")
+    offer(aggregation, train_update("lumi", blob), tmp_path / "lumi")
     with pytest.raises(AggregationError, match=r"head\.bias.*not finite"):
-        aggregation.close(tmp_path / "out", ("lumi",))
+        aggregation.close(tmp_path / "out", taken("lumi"))
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -106,11 +121,11 @@ def test_the_prefix_is_folded_while_others_still_train(tmp_path: Path) -> None:
     aggregation.open_round(1, tmp_path / "base", SITES)
     for i, site in enumerate(("cyfronet", "cesga")):
         blob = write_arrays(tmp_path / site, example_delta(i))
-        aggregation.offer(site, train_update(site, blob), tmp_path / site)
+        offer(aggregation, train_update(site, blob), tmp_path / site)
     for site in ("cyfronet", "cesga"):
         (tmp_path / site).unlink()
     aggregation.resolve_absent("lumi")
-    aggregation.close(tmp_path / "out", ("cesga", "cyfronet"))
+    aggregation.close(tmp_path / "out", taken("cesga", "cyfronet"))
 
 
 def test_fedprox_sets_mu_at_every_site(tmp_path: Path) -> None:
@@ -122,6 +137,41 @@ def test_fedprox_sets_mu_at_every_site(tmp_path: Path) -> None:
     assert all(plan.training and plan.training.proximal_mu == 0.25 for plan in plans)
     (evaluation,) = aggregation.plan_evaluate(1, model, tmp_path / "base", ("lumi",))
     assert evaluation.training is None
+
+
+def test_fedbuff_is_algorithm_1_of_the_paper(tmp_path: Path) -> None:
+    """The current model moves by server_lr / K sum s(tau) delta, whatever bases the deltas have."""
+    write_arrays(tmp_path / "base", example_model())
+    aggregation = StreamingAggregation(
+        make_strategy("fedbuff", {"server_lr": 0.5}), training=TRAINING
+    )
+    buffered = (
+        Taken(site="cesga", order_round=2, staleness=3),
+        Taken(site="cesga", order_round=3, staleness=0),
+        Taken(site="lumi", order_round=1, staleness=8),
+    )
+    for _ in range(2):  # a round that is opened again begins anew
+        aggregation.open_round(4, tmp_path / "base", ())
+        for number, part in enumerate(reversed(buffered)):
+            path = tmp_path / f"{number}"
+            update = train_update(
+                part.site, write_arrays(path, example_delta(number)), round=part.order_round
+            )
+            aggregation.offer(part.site, update, path, order_round=part.order_round, staleness=0)
+    aggregation.close(tmp_path / "out", buffered)
+    found = read_arrays(tmp_path / "out")
+    for name, base in example_model().items():
+        if base.dtype.kind == "f":
+            deltas = [example_delta(number)[name].astype(np.float64) for number in (2, 1, 0)]
+            step = 0.5 * (deltas[0] / 2 + deltas[1] + deltas[2] / 3) / 3
+            tolerance = np.finfo(base.dtype).eps
+            np.testing.assert_allclose(found[name], base + step, rtol=tolerance, atol=tolerance)
+
+
+def test_no_memory_is_taken_up(tmp_path: Path) -> None:
+    aggregation = StreamingAggregation(make_strategy("fedavg", EXAMPLES), training=TRAINING)
+    with pytest.raises(IntegrityError, match="begun with another"):
+        aggregation.restore(tmp_path / "memory")
 
 
 def test_metrics_are_weighted_by_examples_and_reduced_to_the_common_ones() -> None:
@@ -145,6 +195,8 @@ def test_metrics_are_weighted_by_examples_and_reduced_to_the_common_ones() -> No
         ("fedprox", {"mu": -1.0, "weighting": "uniform"}, ValueRangeError, r"strategy\.mu=-1"),
         ("fedprox", {"mu": float("nan"), "weighting": "uniform"}, ValueRangeError, "mu=nan"),
         ("fedprox", {"mu": "much", "weighting": "uniform"}, ValueRangeError, "mu=much"),
+        ("fedbuff", {"server_lr": 0.0}, ValueRangeError, r"strategy\.server_lr=0"),
+        ("fedbuff", {}, UsageError, r"needs a value for strategy\.server_lr"),
     ],
 )
 def test_wrong_names_and_options(
@@ -158,7 +210,7 @@ def test_an_outside_package_adds_a_strategy(monkeypatch: pytest.MonkeyPatch) -> 
     entry = EntryPoint("mine", "strategies.fedavg:FedAvg", "fedfactory.strategies")
     alien = EntryPoint("alien", "collections:OrderedDict", "fedfactory.strategies")
     monkeypatch.setattr(plugins, "_entries", lambda group: (entry, alien))
-    assert STRATEGIES.names() == ["alien", "fedavg", "fedprox", "mine"]
+    assert STRATEGIES.names() == ["alien", "fedavg", "fedbuff", "fedprox", "mine"]
     assert make_strategy("mine", {"weighting": "uniform"})
     with pytest.raises(UsageError, match="no streaming strategy"):
         make_strategy("alien", {})

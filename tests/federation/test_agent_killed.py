@@ -60,7 +60,7 @@ def _kill_at_random(launch: Launcher, *, rounds: int, deaths: int, seed: int) ->
     federation = launch(
         f"rounds={rounds}", "local_epochs=1", "task=tabular", "privacy=dp_sgd",
         f"privacy.target_epsilon={TARGET}", "privacy.evaluation_noise_multiplier=20",
-        "round.quorum=2",  # what is done again costs again: its budget may end before the run
+        "rounds.quorum=2",  # what is done again costs again: its budget may end before the run
     )  # fmt: skip
     federation.wait_for_round(1)
     home = home_of(agent_of(federation, SITE))

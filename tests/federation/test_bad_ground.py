@@ -116,7 +116,7 @@ def _run(*command: str) -> None:
 @pytest.fixture(scope="module")
 def ground(launch_shared: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Ground:
     federation = launch_shared(
-        "rounds=100000", "local_epochs=1", "evaluate=false", "round.quorum=1", "round.deadline_s=30",
+        "rounds=100000", "local_epochs=1", "evaluate=false", "rounds.quorum=1", "rounds.deadline_s=30",
         "task=tabular", "privacy=dp_sgd", "privacy.target_epsilon=null",
         "privacy.noise_multiplier=20",
     )  # fmt: skip

@@ -16,9 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-from fedfactory.identity.authority import Authority
-from fedfactory.identity.enrolment import install_certificate, read_request
+from fedfactory.identity.enrolment import install_certificate, read_request, request_identity
+from fedfactory.identity.issuer import Issuer
 from fedfactory.identity.roles import Role
+from fedfactory.identity.root import Root
 from site_agents.status import Status, read_status
 from tests.federation.conftest import (
     Federation,
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.federation
 
 @pytest.fixture(scope="module")
 def running(launch_shared: Launcher) -> Federation:
-    federation = launch_shared("rounds=5000", "local_epochs=1", "evaluate=false", "round.quorum=1")
+    federation = launch_shared("rounds=5000", "local_epochs=1", "evaluate=false", "rounds.quorum=1")
     federation.wait_for_round(2)
     return federation
 
@@ -127,7 +128,7 @@ def test_sigterm_drains_and_a_tick_takes_over(running: Federation) -> None:
 
 
 def test_a_word_and_a_second_signal_reach_work_under_way(launch: Launcher) -> None:
-    federation = launch("rounds=1", "local_epochs=100000", "evaluate=false", "round.quorum=1")
+    federation = launch("rounds=1", "local_epochs=100000", "evaluate=false", "rounds.quorum=1")
     within(60, lambda: len(federation.find("site_agents.worker")) == 3)
     stopped, killed = (agent_of(federation, site) for site in ("cesga", "lumi"))
     for agent in (stopped, killed):
@@ -154,23 +155,20 @@ def has_in_hand(home: Path) -> bool:
 
 
 def test_a_gateway_that_is_away_is_said_once(tmp_path: Path) -> None:
-    home, authority = tmp_path / "home", Authority.create_ephemeral()
+    home = tmp_path / "home"
     with socket.socket() as taken:  # bound and not listening: every connection is refused
         taken.bind(("127.0.0.1", 0))
         gateway = f"127.0.0.1:{taken.getsockname()[1]}"
         made = site_agent(home, "init", "--site", "cesga", "--gateway", gateway)
         assert made.returncode == 0, made.stderr
+        _enrol(home, Issuer.create(tmp_path / "issuer", "alliance", Root.new("alliance")))
         agent = subprocess.Popen(
             [sys.executable, "-m", "site_agents.cli.main", "run", "--home", str(home)],
             stderr=subprocess.PIPE,
             text=True,
         )
         try:
-            within(30, lambda: status_of_if_any(home) == "waiting for a certificate")
-            request = read_request(home / "identity")
-            certificate = authority.sign(request.csr_pem, Role.SITE, "cesga", timedelta(days=1))
-            install_certificate(home / "identity", certificate, authority.certificate_pem)
-            within(30, lambda: status_of(home).detail == "the gateway cannot be reached")
+            within(30, lambda: detail_of(home) == "the gateway cannot be reached")
             time.sleep(2.0)  # it tries some five times
             agent.send_signal(signal.SIGTERM)
             _, log = agent.communicate(timeout=30)
@@ -178,13 +176,20 @@ def test_a_gateway_that_is_away_is_said_once(tmp_path: Path) -> None:
             agent.kill()
             agent.wait()
     assert agent.returncode == 0, log
-    assert log.count("waits for certificate.pem") == 1
     assert log.count("not connected") == 1, log
 
 
-def status_of_if_any(home: Path) -> str:
+def _enrol(home: Path, issuer: Issuer) -> None:
+    folder = home / "identity"
+    request_identity(folder, Role.SITE, "cesga", node_key=True)
+    request = read_request(folder)
+    certificate = issuer.sign(request.csr_pem, Role.SITE, "cesga", timedelta(days=1))
+    install_certificate(folder, certificate, issuer.bundle_pem)
+
+
+def detail_of(home: Path) -> str:
     status = read_status(home)
-    return status.connection if status else ""
+    return status.detail if status else ""
 
 
 def test_an_idle_agent_costs_next_to_nothing(launch: Launcher) -> None:

@@ -24,7 +24,7 @@ def test_a_killed_worker_is_restarted_and_the_run_completes(launch: Launcher) ->
 
 def test_a_killed_agent_is_named_and_the_run_goes_on_with_quorum(launch: Launcher) -> None:
     federation = launch(
-        "rounds=3", "local_epochs=10", "round.quorum=2", "round.deadline_s=4", "evaluate=false"
+        "rounds=3", "local_epochs=10", "rounds.quorum=2", "rounds.deadline_s=4", "evaluate=false"
     )
     federation.wait_for_round(1)
     (agent,) = federation.find("site_agents.cli.main", "/lumi ")
@@ -39,7 +39,7 @@ def test_a_killed_agent_is_named_and_the_run_goes_on_with_quorum(launch: Launche
 
 def test_without_quorum_the_run_fails_and_keeps_the_last_model(launch: Launcher) -> None:
     federation = launch(
-        "rounds=50", "local_epochs=5", "round.quorum=3", "round.deadline_s=4", "evaluate=false"
+        "rounds=50", "local_epochs=5", "rounds.quorum=3", "rounds.deadline_s=4", "evaluate=false"
     )
     federation.wait_for_round(1)
     (agent,) = federation.find("site_agents.cli.main", "/lumi ")
@@ -55,13 +55,18 @@ def test_without_quorum_the_run_fails_and_keeps_the_last_model(launch: Launcher)
     assert summary["model"]["file"] == "model.safetensors"
 
 
-def test_a_killed_superlink_fails_the_run_with_a_reason(launch: Launcher) -> None:
-    federation = launch("rounds=200", "local_epochs=1", "evaluate=false")
-    federation.wait_for_round(1)
-    (superlink,) = federation.find("flower-superlink")
-    superlink.kill()
-    assert federation.wait() == 3, federation.output()
-    assert "superlink" in federation.summary()["reason"]
+@pytest.mark.parametrize(
+    "part", ["flower-superlink", "flower-superexec", "flwr-serverapp"], ids=lambda p: p[7:]
+)
+def test_a_killed_part_of_the_coordinator_is_replaced(launch: Launcher, part: str) -> None:
+    federation = launch("rounds=12", "local_epochs=1", "evaluate=false")
+    federation.wait_for_round(3)
+    federation.find(part)[0].kill()
+    assert federation.wait() == 0, federation.output()
+    summary = federation.summary()
+    assert [entry["round"] for entry in summary["rounds"]] == list(range(1, 13))
+    taken = [e for e in federation.events() if e["event"] == "ReplyAccepted"]
+    assert len({(e["round"], e["site"]) for e in taken}) == len(taken) == 36
 
 
 def test_a_killed_launcher_leaves_no_process(launch: Launcher) -> None:

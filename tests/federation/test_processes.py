@@ -36,7 +36,7 @@ def _is_loopback(ip: str) -> bool:
 
 def test_every_part_is_a_process_of_its_own(running: Federation) -> None:
     parts = {
-        "coordinator": running.find("fedfactory.coordinator", "--until-stdin-closes"),
+        "coordinator": running.find("fedfactory.cli.main coordinator"),
         "superlink": running.find("flower-superlink"),
         "serverapp": running.find("flwr-serverapp"),
         "agents": running.find("site_agents.cli.main"),
@@ -52,7 +52,7 @@ def test_all_listeners_are_on_loopback_and_sites_reach_only_the_gateway(
     running: Federation,
 ) -> None:
     listeners = {p.pid: _listeners(p) for p in running.tree()}
-    (coordinator,) = running.find("fedfactory.coordinator", "--until-stdin-closes")
+    (coordinator,) = running.find("fedfactory.cli.main coordinator")
     (superlink,) = running.find("flower-superlink")
     assert len(listeners[superlink.pid]) == 1
     assert len(listeners[coordinator.pid]) == 1

@@ -16,7 +16,7 @@ ROUNDS, EARLY, LATE = 150, 20, 148
 PARTS = {
     "agent": "site_agents.cli.main",
     "worker": "site_agents.worker",
-    "coordinator": "fedfactory.coordinator",
+    "coordinator": "fedfactory.cli.main coordinator",
     "superlink": "flower-superlink",
 }
 MOST_GROWTH_BYTES = 10e6

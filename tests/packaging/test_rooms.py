@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 PUBLIC = ("flwr.app", "flwr.serverapp", "flwr.serverapp.strategy")
 SEAMS = {"fedfactory/coordinator/flower_seam.py", "site_agents/flower_seam.py"}
 # The gateway judges Fleet's messages before it passes them on, so it knows their types.
-MESSAGE_TYPES = {"fedfactory/coordinator/tunnel.py": "flwr.proto."}
+MESSAGE_TYPES = {"fedfactory/coordinator/gateway/tunnel.py": "flwr.proto."}
 
 
 def flower_imports(source: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedfactory.contracts.model import BlobRef
-from fedfactory.coordinator import accumulator
-from fedfactory.coordinator.aggregation import StreamingAggregation
+from fedfactory.coordinator.aggregating import accumulator
+from fedfactory.coordinator.aggregating.aggregation import StreamingAggregation
+from fedfactory.rounds.events import Taken
 from fedfactory.testing.strategies import TRAINING, example_delta, example_model, train_update
 from fedfactory.wire.arrays import read_arrays, write_arrays
 from strategies import make_strategy
@@ -36,10 +38,14 @@ def run_round(
             number = SITES.index(site)
             blob = write_arrays(folder / site, example_delta(number))
             update = train_update(site, blob, examples=3 + 7 * number)
-            aggregation.offer(site, update, folder / site)
+            aggregation.offer(site, update, folder / site, order_round=1, staleness=0)
         elif told:
             aggregation.resolve_absent(site)
-    return aggregation.close(folder / "out", tuple(sorted(answering)))
+    return aggregation.close(folder / "out", taken(answering))
+
+
+def taken(sites: Iterable[str]) -> tuple[Taken, ...]:
+    return tuple(Taken(site=site, order_round=1, staleness=0) for site in sorted(sites))
 
 
 @settings(deadline=None, max_examples=60)
@@ -73,8 +79,9 @@ def test_the_mean_is_numpys(counts: list[int]) -> None:
         aggregation.open_round(1, folder / "base", sites)
         for i, site in enumerate(sites):
             blob = write_arrays(folder / site, example_delta(i))
-            aggregation.offer(site, train_update(site, blob, examples=counts[i]), folder / site)
-        aggregation.close(folder / "out", sites)
+            update = train_update(site, blob, examples=counts[i])
+            aggregation.offer(site, update, folder / site, order_round=1, staleness=0)
+        aggregation.close(folder / "out", taken(sites))
         found = read_arrays(folder / "out")
         for key, delta in example_delta(0).items():
             stacked = [example_delta(i)[key].astype(np.float64) for i in range(len(counts))]

@@ -29,7 +29,7 @@ from site_agents.policy import (
     parse_policy,
 )
 from site_agents.policy.text import render
-from site_agents.policy.values import EGRESS_MODES, TRAINING_KEYS
+from site_agents.policy.values import EGRESS_MODES, LOGS_MODES, TRAINING_KEYS
 from site_agents.policy_file import load_policy
 from tests.policy_orders import NOW, UNSIGNED, WITHOUT_DP
 
@@ -116,6 +116,7 @@ def policies(draw: st.DrawFn) -> Policy:
         hours=draw(st.one_of(st.none(), windows())),
         max_model_bytes=draw(st.integers(1, 5000)),
         egress=draw(st.sampled_from(EGRESS_MODES)),
+        logs=draw(st.sampled_from(LOGS_MODES)),
     )
 
 

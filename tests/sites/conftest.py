@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,3 +34,14 @@ def make_site(tmp_path: Path, coordinator: Coordinator) -> Iterator[Callable[...
 @pytest.fixture
 def site(make_site: Callable[..., Site]) -> Site:
     return make_site()
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    """What a test starts ends with it."""
+    before = set(threading.enumerate())
+    yield
+    end = time.monotonic() + 10
+    while left := set(threading.enumerate()) - before:
+        assert time.monotonic() < end, [thread.name for thread in left]
+        time.sleep(0.01)

@@ -202,6 +202,7 @@ class Site:
                 fetch=lambda ref: nullcontext(self.folder / "base.safetensors"), send=self._send
             ),
             timeout_s=60.0,
+            sources=frozenset(config.data),
         )
 
     def close(self) -> None:

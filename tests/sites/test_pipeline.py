@@ -216,9 +216,7 @@ def test_a_person_may_say_no(make_site) -> None:
 
 
 def test_what_leaves_is_written_down_before_it_leaves(site: Site) -> None:
-    site.pipeline._transfer = site.pipeline._transfer.__class__(
-        fetch=site.pipeline._transfer.fetch, send=_raise_any(OSError("line cut"))
-    )
+    site.pipeline._release._send = _raise_any(OSError("line cut"))
     before = site.books.anchor().audit_length
     assert site.code() == "transfer_failed"
     assert site.books.anchor().audit_length == before + 2  # the release, then the refusal

@@ -12,8 +12,9 @@ import pytest
 from rig import OPEN, Site
 
 from site_agents.cli.main import main
-from site_agents.pipeline import KEEP_JOBS, Pending
+from site_agents.pipeline import Pending
 from site_agents.policy import Hours
+from site_agents.spool import KEEP_OF_RUN
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_what_waits_is_not_pruned_by_later_work(make_site, waiting):
     site = make_site(egress="every_round", without_dp=OPEN)
     terms = site.coordinator.terms(privacy=None)
     texts = [site.delivery(terms, round=number) for number in range(1, 6)]
-    assert len(texts) > KEEP_JOBS
+    assert len(texts) > KEEP_OF_RUN
     for text in texts:
         assert isinstance(site.answer(text), Pending)
     ids = [one["id"] for one in waiting(site)]

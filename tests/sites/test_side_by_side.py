@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from rig import HUB, LINEAGE, PRIVACY, Coordinator, Site, changed
+from rig import HUB, LINEAGE, OPEN, PRIVACY, Coordinator, Site, changed
 
 from fedfactory.identity.signing import fingerprint
+from site_agents.spool import KEEP_OF_RUN
 
 ROUNDS = 8
 STEPS = 16
@@ -64,3 +65,41 @@ def test_two_coordinators_at_a_time(
     site.restart()
     assert site.books.check(max((r.anchor for r in replies), key=lambda a: a.audit_length)) is None
     assert site.books._ledger.budget.spendings[LINEAGE] == budget.spendings[LINEAGE]
+
+
+def test_a_busy_run_does_not_cost_another_its_finished_update(
+    make_site: Callable[..., Site], coordinator: Coordinator
+) -> None:
+    site = make_site(without_dp=OPEN)
+    quiet = coordinator.terms(privacy=None, run_id="quiet")
+    busy = coordinator.terms(privacy=None, run_id="busy", rounds=10)
+    first = site.ask(quiet)
+    for number in range(1, 9):
+        assert site.code(busy, round=number) is None
+    site.restart()
+    assert site.code(busy, round=9) is None
+    assert site.ask(quiet).update == first.update
+    folders = list((site.home / "spool" / "jobs").iterdir())
+    assert len(folders) == 1 + KEEP_OF_RUN
+
+
+def test_asked_again_by_another_flower_run_while_it_works(site: Site) -> None:
+    """A coordinator that was restarted asks by a new message; both are answered, by one work."""
+    working, go = threading.Event(), threading.Event()
+
+    def fault(job: object) -> None:
+        working.set()
+        assert go.wait(30)
+
+    site.executor.fault = fault
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(site.answer, site.delivery())
+        assert working.wait(30)
+        again = threads.submit(site.answer, site.delivery())
+        time.sleep(0.2)
+        assert not again.done()
+        go.set()
+        replies = [first.result(30), again.result(30)]
+    assert replies[0].update == replies[1].update is not None
+    assert site.executions() == 1
+    assert site.steps_spent() == STEPS

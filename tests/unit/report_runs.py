@@ -18,12 +18,13 @@ from fedfactory.rounds.events import (
     OrdersSent,
     ReplyAccepted,
     ReplyRefused,
-    RunPlan,
+    RunResumed,
     RunStarted,
 )
 from fedfactory.rounds.history import History, append
 from fedfactory.rounds.machine import RunState, step
 from fedfactory.rounds.summary import summary
+from tests.run_plans import run_plan
 
 BLOB = BlobRef(digest="sha256:" + "a" * 64, bytes=408792)
 
@@ -50,11 +51,11 @@ class Story:
         self.state = RunState.new()
         self._at = 1_000.0
         self._privacy = privacy
-        plan = RunPlan(
-            run_id="20261121-run", task="digits", strategy="fedavg", seed=1, rounds=rounds,
-            sites=self.sites, quorum=1, deadline_s=60.0, evaluate=True, privacy=privacy,
+        plan = run_plan(
+            run_id="20261121-run", rounds=rounds, sites=self.sites, quorum=1, deadline_s=60.0,
+            privacy=privacy,
         )  # fmt: skip
-        self.add(RunStarted(at=self._at, plan=plan, model=BLOB))
+        self.add(RunStarted(at=self._at, plan=plan, model=BLOB, connected=self.sites))
 
     def add(self, event: Event) -> None:
         self.events.append(event)
@@ -76,6 +77,7 @@ class Story:
                 round=number,
                 kind=kind,
                 site=site,
+                order_digest="sha256:" + "0" * 64,
                 payload=payload,
                 examples=500,
                 metrics={"loss": 0.5, "accuracy": 0.9},
@@ -105,8 +107,11 @@ class Story:
     def deadline(self, number: int, kind: WorkKind = "train") -> None:
         self.add(DeadlinePassed(at=self._now(), round=number, kind=kind))
 
+    def died(self) -> None:
+        self.add(RunResumed(at=self._now(), connected=self.sites))
+
     def trained(self, number: int) -> None:
-        self.add(ModelAggregated(at=self._now(), round=number, model=BLOB))
+        self.add(ModelAggregated(at=self._now(), round=number, model=BLOB, state=None))
 
     def measured(self, number: int) -> None:
         metrics = {"loss": 1 / number, "accuracy": 1 - 0.4 / number}

@@ -5,16 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
 
 from fedfactory.choices import choices, groups
 from fedfactory.cli import local as local_command
-from fedfactory.cli.main import COMMANDS, guarded, main
-from fedfactory.contracts.errors import RunFailedError, RunStoppedError
-from fedfactory.local import run as local_run
+from fedfactory.cli.dispatch import guarded
+from fedfactory.cli.main import COMMANDS, PROGRAM, main
+from fedfactory.contracts.errors import (
+    RefusedError,
+    RunFailedError,
+    RunStoppedError,
+    UnreachableError,
+)
 from fedfactory.run_schema import RunSchema
+from site_agents.cli.main import PROGRAM as SITE_PROGRAM
 
 
 def test_help_lists_every_command_and_exit_code(capsys):
@@ -22,8 +29,27 @@ def test_help_lists_every_command_and_exit_code(capsys):
     shown = capsys.readouterr().out
     for command in COMMANDS:
         assert f"  {command} " in shown
-    for code in ("0 completed", "2 wrong name", "3 the run failed", "4 the run was stopped", "130"):
+    for code in (
+        "0 done",
+        "2 wrong name",
+        "3 the run failed",
+        "4 the run was stopped",
+        "5 refused",
+        "6 coordinator not reachable",
+        "130",
+    ):
         assert code in shown
+
+
+@pytest.mark.parametrize("program", [PROGRAM, SITE_PROGRAM], ids=lambda p: p.name)
+def test_every_command_of_the_table_is_there_and_has_help(program, capsys):
+    for name in program.commands:
+        try:
+            code = program.main([name, "--help"])
+        except SystemExit as end:  # argparse's own
+            code = end.code
+        assert code in (0, None), name
+        assert f"usage: {program.name} {name}" in capsys.readouterr().out
 
 
 def test_no_command_shows_help_and_is_wrong(capsys):
@@ -48,21 +74,28 @@ def test_local_help_shows_every_choice_and_key(flag, capsys):
 def test_cfg_prints_the_composed_yaml(words, capsys):
     assert main(["local", "rounds=3", *words, "task=echo"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
-    assert shown["rounds"] == 3
+    assert shown["rounds"]["number"] == 3
     assert shown["task"] == {"name": "echo", "megabytes": 100}
 
 
 def test_the_config_reaches_the_run_and_its_exit_code_comes_back(monkeypatch):
+    from fedfactory.local import run as local_run
+
     seen = []
     monkeypatch.setattr(local_run, "run_local", lambda config: seen.append(config) or 4)
     assert main(["local", "rounds=3"]) == 4
     assert seen[0].rounds == 3
-    assert yaml.safe_load(seen[0].composed_yaml)["rounds"] == 3
+    assert yaml.safe_load(seen[0].composed_yaml)["rounds"]["number"] == 3
 
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(RunFailedError("too few sites"), 3), (RunStoppedError("asked to"), 4)],
+    [
+        (RunFailedError("too few sites"), 3),
+        (RunStoppedError("asked to"), 4),
+        (RefusedError("no site could begin"), 5),
+        (UnreachableError(), 6),
+    ],
 )
 def test_known_errors_become_one_line_and_their_code(error, code, capsys):
     def command() -> int:
@@ -121,7 +154,7 @@ def test_letters_that_the_terminal_lacks_are_replaced(tmp_path):
         [
             sys.executable,
             "-c",
-            "from fedfactory.cli.main import guarded; guarded(lambda: print('a\u2588b') or 0)",
+            "from fedfactory.cli.dispatch import guarded; guarded(lambda: print('a\u2588b') or 0)",
         ],
         capture_output=True,
         env={**os.environ, "PYTHONIOENCODING": "latin-1"},
@@ -154,7 +187,86 @@ def test_a_target_that_is_no_strategy_is_refused_before_anything_starts(target, 
     assert list(tmp_path.iterdir()) == []
 
 
-HEAVY = ("torch", "flwr", "grpc", "sklearn", "scipy", "rich", "cryptography")
+def completions(line: str, program: str = "fedfactory") -> list[str]:
+    """Return what the shell is told for a line with the cursor at its end."""
+    reader, writer = os.pipe()
+    env = {
+        **os.environ,
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_SHELL": "bash",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    }
+    module = {"fedfactory": "fedfactory.cli.main", "site-agent": "site_agents.cli.main"}
+    done = subprocess.run(
+        ["bash", "-c", f'exec 8>&{writer}; exec "$@"', "-", sys.executable, "-m", module[program]],
+        env=env,
+        pass_fds=[writer],
+        capture_output=True,
+        check=False,
+    )
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        found = file.read()
+    assert done.stderr == b"", done.stderr
+    return found.split("\n") if found else []
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("fedfactory re", {"report", "resume", "revoke"}),
+        ("fedfactory stop x --n", {"--now"}),
+        ("fedfactory revoke x --role ", {"site", "operator", "viewer"}),
+        ("fedfactory model ", {"get"}),
+        ("fedfactory run privacy=", {"privacy=dp_sgd", "privacy=none"}),
+        ("fedfactory run --det", {"--detach"}),
+        ("fedfactory nosuch ", set()),
+    ],
+)
+def test_the_shell_completes(line, found):
+    if found:
+        assert {word for word in completions(line) if not word.startswith("-h")} >= found
+    else:
+        with pytest.raises(AssertionError, match="unknown command"):
+            completions(line)
+
+
+def test_the_shell_completes_the_other_program_and_runs_here(tmp_path, monkeypatch):
+    assert set(completions("site-agent a", "site-agent")) == {"approvals", "approve", "audit"}
+    assert "--json" in completions("site-agent status --", "site-agent")
+    (tmp_path / "runs" / "20261121-120000-ab12").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert {"20261121-120000-ab12", "last"} <= set(completions("fedfactory watch "))
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_is_code_for_the_shell(shell, capsys):
+    assert main(["completion", shell]) == 0
+    code = capsys.readouterr().out
+    assert (
+        "complete -o nospace -o default -o bashdefault -F _python_argcomplete fedfactory site-agent"
+        in code
+    )
+    done = subprocess.run(["bash", "-n"], input=code, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_is_quick():
+    """Median of five, with all that the interpreter itself needs."""
+    taken = []
+    for _ in range(5):
+        began = time.monotonic()
+        subprocess.run(
+            [sys.executable, "-m", "fedfactory.cli.main", "--help"], capture_output=True, check=True
+        )
+        taken.append(time.monotonic() - began)
+    assert sorted(taken)[2] < 0.15 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), taken
+
+
+HEAVY = ("torch", "flwr", "grpc", "sklearn", "scipy", "rich", "cryptography", "pyarrow")
 
 
 @pytest.mark.parametrize(
@@ -164,6 +276,9 @@ HEAVY = ("torch", "flwr", "grpc", "sklearn", "scipy", "rich", "cryptography")
         ("fedfactory.cli.main", ["local", "--help"]),
         ("fedfactory.cli.main", ["local", "rounds=many"]),
         ("site_agents.cli.main", ["sites"]),
+        ("fedfactory.cli.main", ["run", "--help"]),
+        ("fedfactory.cli.main", ["runs", "--as", "/nowhere", "--limit", "none"]),
+        ("fedfactory.cli.main", ["completion", "zsh"]),
     ],
 )
 def test_a_quick_answer_imports_nothing_heavy(module, words):

@@ -29,8 +29,9 @@ def test_the_defaults_are_the_demo():
     assert (config.strategy_name, config.rounds) == ("fedavg", 10)
     assert (config.partition.kind, config.partition.alpha) == ("dirichlet", 0.3)
     assert config.sites == ("cesga", "cyfronet", "lumi")
-    assert config.round.quorum == 3
-    assert config.evaluate
+    assert (config.rules.quorum, config.rules.mode) == (3, "sync")
+    assert (config.evaluation.sites, config.evaluation.central) == (True, False)
+    assert (config.checkpoints, config.model, config.central) == (3, None, None)
     assert not config.baselines
     assert config.out is None
     assert config.task_data is None
@@ -69,8 +70,8 @@ def test_typed_values_reach_the_config(tmp_path: Path):
         "partition=labels",
         "partition.labels_per_site=2",
         "federation.sites=[lumi,cesga]",
-        "round.quorum=1",
-        "round.deadline_s=5",
+        "rounds.quorum=1",
+        "rounds.deadline_s=5",
         f"out='{tmp_path}/a b'",
         f"task.data='{data}'",
     )
@@ -79,9 +80,9 @@ def test_typed_values_reach_the_config(tmp_path: Path):
     assert (training.lr, training.momentum, training.proximal_mu) == (1.0, 0.0, 0.0)
     assert isinstance(training.lr, float)
     assert (config.rounds, config.seed) == (3, 9)
-    assert (config.evaluate, config.baselines) == (False, True)
+    assert (config.evaluation.sites, config.baselines) == (False, True)
     assert config.sites == ("cesga", "lumi")
-    assert (config.round.quorum, config.round.deadline_s) == (1, 5.0)
+    assert (config.rules.quorum, config.rules.deadline_s) == (1, 5.0)
     assert (config.partition.kind, config.partition.labels_per_site) == ("labels", 2)
     assert (config.out, config.task_data) == (tmp_path / "a b", data)
 
@@ -111,7 +112,7 @@ def test_strategies_of_other_packages_are_choices_with_open_keys():
     known = {"strategy": ["fedavg", "fedprox", "theirs"]}
     config = config_of("strategy=theirs", "strategy.gamma=2", plugins=known)
     assert (config.strategy_name, config.strategy_options) == ("theirs", {"gamma": 2})
-    with pytest.raises(UsageError, match="known: custom, fedavg, fedprox, theirs"):
+    with pytest.raises(UsageError, match="known: custom, fedavg, fedbuff, fedprox, theirs"):
         config_of("strategy=their", plugins=known)
 
 
@@ -131,7 +132,7 @@ def test_numbered_sites_stay_in_canonical_order():
 
 def test_references_are_resolved_in_the_kept_yaml(monkeypatch):
     monkeypatch.setenv("FEDFACTORY_TEST_OUT", "there")
-    config = config_of("out=${oc.env:FEDFACTORY_TEST_OUT}", "local_epochs=${rounds}")
+    config = config_of("out=${oc.env:FEDFACTORY_TEST_OUT}", "local_epochs=${rounds.number}")
     assert config.training.local_epochs == config.rounds
     kept = yaml.safe_load(config.composed_yaml)
     assert (kept["out"], kept["local_epochs"]) == ("there", config.rounds)
@@ -152,3 +153,46 @@ def test_composing_twice_leaves_nothing_behind():
 
 def test_the_config_module_is_the_shipped_one():
     assert hydra_config.CONFIG_MODULE == "fedfactory.conf"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "found"),
+    [
+        (["rounds.quorum=0.5"], {"quorum": 2}),
+        (["rounds.select=random", "rounds.per_round=0.6"], {"per_round": 2, "quorum": 2}),
+        (["rounds.required=[lumi,cesga,lumi]"], {"required": ("cesga", "lumi")}),
+        (["rounds.mode=async"], {"mode": "async", "buffer": 2, "quorum": 1}),
+        (["rounds.mode=async", "rounds.buffer=1"], {"buffer": 1}),
+        (["rounds={number:3,retries:0}"], {"retries": 0}),
+    ],
+)
+def test_rules_of_rounds(overrides, found):
+    rules = config_of(*overrides).rules
+    assert {name: getattr(rules, name) for name in found} == found
+
+
+def test_rounds_and_their_number_are_one_thing():
+    assert config_of("rounds=3") == dataclasses.replace(
+        config_of("rounds.number=3"), composed_yaml=config_of("rounds=3").composed_yaml
+    )
+    assert config_of("rounds={number:4}").rounds == 4
+
+
+def test_metrics_know_their_direction():
+    assert not config_of("evaluation.metric=loss").evaluation.higher_is_better
+    assert config_of("evaluation.metric=accuracy").evaluation.higher_is_better
+
+
+def test_sites_may_come_from_elsewhere():
+    composed = compose_config("run", ["rounds.quorum=4"], RunSchema, CHOICE_SCHEMAS, None)
+    config = run_config(plain(composed), "", sites=("a", "b", "c", "d"))
+    assert (config.sites, config.rules.quorum) == (("a", "b", "c", "d"), 4)
+
+
+def test_a_central_evaluation_and_a_warm_start(tmp_path: Path):
+    data = tmp_path / "public.npz"
+    data.touch()
+    config = config_of(f"evaluation.central={data}", "evaluation.patience=2", "model=run-1:3")
+    assert (config.central, config.evaluation.central) == (data, True)
+    assert (config.evaluation.patience, config.model) == (2, "run-1:3")
+    assert config_of("rounds.mode=async", f"evaluation.central={data}", "evaluation.keep=best")

@@ -16,7 +16,7 @@ from fedfactory.contracts.orders import WorkKey
 from fedfactory.contracts.updates import Refusal, Reply
 from site_agents import dispatch
 from site_agents.dispatch import Dispatcher
-from site_agents.flower_seam import Incoming
+from site_agents.flower_seam import Incoming, RunGoneError
 from site_agents.pipeline import Pending
 from site_agents.status import StatusBoard, read_status
 
@@ -39,8 +39,11 @@ class Line:
     def __init__(self) -> None:
         self.sent: list[str] = []
         self.cut = False
+        self.gone: set[str] = set()
 
     def send(self, message: Incoming, text: str) -> None:
+        if message.text in self.gone:
+            raise RunGoneError
         if self.cut:
             raise EnvironmentFailedError("cut")
         reply = from_json(Reply, text)
@@ -138,6 +141,22 @@ def test_a_reply_that_superlink_forgot_is_given_up(tmp_path: Path):
         with pytest.raises(EnvironmentFailedError):
             bench.dispatcher.send_unsent()
     bench.dispatcher.send_unsent()
+    assert bench.dispatcher.is_idle
+
+
+def test_a_reply_of_a_flower_run_that_is_over_is_dropped_and_holds_up_no_other(tmp_path: Path):
+    bench = Bench(tmp_path, reply_to)
+    bench.line.gone = {"gone"}
+    bench.submit("gone")
+    bench.settled()
+    assert bench.dispatcher.is_idle
+    bench.line.gone, bench.line.cut = set(), True
+    for text in ("a", "gone later", "b"):
+        bench.submit(text)
+        bench.settled()
+    bench.line.gone, bench.line.cut = {"gone later"}, False
+    bench.dispatcher.send_unsent()
+    assert bench.line.sent == ["a", "b"]
     assert bench.dispatcher.is_idle
 
 

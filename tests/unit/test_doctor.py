@@ -25,7 +25,7 @@ from site_agents.doctor.house import (
     examine_policy,
     examine_versions,
 )
-from site_agents.doctor.way import Heard, examine_way, judge_answer, proxy_for
+from site_agents.doctor.way import Heard, examine_way, judge_answer, judge_lifetime, proxy_for
 from site_agents.lease import Lease
 from site_agents.policy import DataRule, policy_text
 from site_agents.setup import make_home
@@ -104,7 +104,7 @@ def test_a_lineage_without_a_budget(config: AgentConfig):
 
 
 def test_rights_holder_and_the_administrators_word(config: AgentConfig):
-    (config.home / "identity").chmod(0o755)
+    (config.home / "identity").mkdir(mode=0o755)
     control.set(config.home, "paused", by="ana", reason="upgrade")
     with Lease(config.home, "run"):
         found = {one.text: one for one in examine_home(config)}
@@ -201,7 +201,8 @@ def heard(code: str, details: str = "", clock: float | None = 100.0) -> Heard:
     ("answer", "level", "said"),
     [
         (heard("NOT_FOUND"), "ok", "know each other"),
-        (heard("PERMISSION_DENIED"), "warn", "not admitted"),
+        (heard("PERMISSION_DENIED", "it was cut off"), "fail", "it was cut off"),
+        (heard("FAILED_PRECONDITION", "version 9 is too new"), "fail", "version 9"),
         (heard("UNAVAILABLE", "CERTIFICATE_VERIFY_FAILED"), "fail", "not of this site's authority"),
         (heard("UNAVAILABLE", "refused"), "fail", "does not answer"),
     ],
@@ -215,6 +216,16 @@ def test_what_the_gateways_answer_means(answer: Heard, level: str, said: str):
 
 def test_a_gateway_that_does_not_tell_its_time():
     assert len(list(judge_answer("hub:443", heard("NOT_FOUND", clock=None)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("due_days", "left_days", "level"),
+    [(10.0, 20.0, "ok"), (0.0, 10.0, "ok"), (-1.0, 9.0, "ok"), (-4.0, 6.0, "warn")],
+)
+def test_a_certificate_that_should_have_been_renewed(due_days: float, left_days: float, level: str):
+    found = judge_lifetime(86400 * due_days, 86400 * left_days)
+    assert (found.level, found.area) == (level, "identity")
+    assert f"{left_days:.1f} days" in found.text
 
 
 def test_proxies():
@@ -235,8 +246,14 @@ def test_the_way_without_a_listener_and_without_a_certificate(config: AgentConfi
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         reached, waiting = examine_way(address, config.home / "identity")
-    assert (reached.level, waiting.level) == ("ok", "warn")
-    assert "request.json" in waiting.todo
+    assert (reached.level, waiting.level) == ("ok", "fail")
+    assert "site-agent enrol" in waiting.todo
+    (config.home / "identity").mkdir(exist_ok=True)
+    (config.home / "identity" / "invitation.json").touch()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        _, waiting = examine_way(address, config.home / "identity")
+    assert (waiting.level, "site-agent run" in waiting.todo) == ("warn", True)
     [gone] = examine_way(address, config.home / "identity")
     assert gone.level == "fail"
     [nameless] = examine_way("no.such.host.invalid:443", config.home / "identity")

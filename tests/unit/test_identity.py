@@ -1,8 +1,7 @@
 """Who may be who: roles in certificates, keys that stay where they were made."""
 
 import stat
-import threading
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from cryptography import x509
@@ -11,30 +10,34 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedfactory.contracts.errors import IdentityError
-from fedfactory.identity.authority import Authority
 from fedfactory.identity.enrolment import (
     install_certificate,
     load_identity,
     load_node_key,
     read_request,
     request_identity,
-    wait_for_certificate,
 )
+from fedfactory.identity.issuer import Issuer
 from fedfactory.identity.roles import Peer, Role, peer_of
+from fedfactory.identity.root import Root
 
 DAY = timedelta(days=1)
 
 
 @pytest.fixture(scope="module")
-def authority():
-    return Authority.create_ephemeral()
+def authority(tmp_path_factory):
+    return an_issuer(tmp_path_factory.mktemp("authority"))
+
+
+def an_issuer(folder):
+    return Issuer.create(folder / "issuer", "alliance", Root.new("alliance"))
 
 
 def enrol(folder, authority, role=Role.SITE, name="cesga", *, hosts=(), node_key=False):
     request_identity(folder, role, name, node_key=node_key)
     request = read_request(folder)
     certificate = authority.sign(request.csr_pem, role, request.name, DAY, hosts=hosts)
-    install_certificate(folder, certificate, authority.certificate_pem)
+    install_certificate(folder, certificate, authority.bundle_pem)
     return x509.load_pem_x509_certificate(certificate)
 
 
@@ -55,7 +58,7 @@ def test_a_certificate_carries_one_role_one_usage_and_the_hosts(tmp_path, author
     assert list(extension(certificate, x509.ExtendedKeyUsage)) == [ExtendedKeyUsageOID.SERVER_AUTH]
 
 
-@pytest.mark.parametrize("role", [Role.SITE, Role.OPERATOR, Role.VIEWER])
+@pytest.mark.parametrize("role", [Role.SITE, Role.OPERATOR, Role.VIEWER, Role.INVITED])
 def test_callers_may_only_call(tmp_path, authority, role):
     certificate = enrol(tmp_path, authority, role)
     assert list(extension(certificate, x509.ExtendedKeyUsage)) == [ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -109,10 +112,12 @@ def test_names_that_could_mean_more_than_a_name_are_refused(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_certificate_never_outlives_its_authority(tmp_path):
-    short = Authority.create_ephemeral(timedelta(minutes=10))
-    certificate = enrol(tmp_path, short)
-    assert certificate.not_valid_after_utc <= datetime.now(UTC) + timedelta(minutes=10)
+def test_a_certificate_never_outlives_its_issuer(tmp_path, authority):
+    request_identity(tmp_path, Role.SITE, "cesga")
+    request = read_request(tmp_path).csr_pem
+    signed = authority.sign(request, Role.SITE, "cesga", timedelta(days=9999))
+    end = x509.load_pem_x509_certificate(signed).not_valid_after_utc
+    assert end == authority.certificate.not_valid_after_utc
 
 
 def test_keys_are_private_files_made_once(tmp_path, authority):
@@ -159,35 +164,20 @@ def test_a_request_cut_short_is_made_again(tmp_path):
     assert request.public_key() == key.public_key()
 
 
-def test_waiting_ends_when_the_certificate_comes(tmp_path, authority):
-    request_identity(tmp_path, Role.SITE, "cesga")
-    signer = threading.Timer(0.1, enrol, (tmp_path, authority))
-    signer.start()
-    wait_for_certificate(tmp_path, 10, threading.Event())
-    signer.join()
-    assert load_identity(tmp_path).authority_pem == authority.certificate_pem
-
-
-def test_waiting_in_vain_says_where(tmp_path):
-    request_identity(tmp_path, Role.SITE, "cesga")
-    with pytest.raises(IdentityError, match=r"request\.json"):
-        wait_for_certificate(tmp_path, 0.05, threading.Event())
-
-
 def test_an_identity_must_hang_together(tmp_path, authority):
     enrol(tmp_path / "a", authority)
     enrol(tmp_path / "b", authority, name="lumi")
-    other = Authority.create_ephemeral()
+    other = an_issuer(tmp_path)
     theirs = (tmp_path / "b" / "certificate.pem").read_bytes()
     mine = (tmp_path / "a" / "certificate.pem").read_bytes()
 
-    install_certificate(tmp_path / "a", theirs, authority.certificate_pem)
+    install_certificate(tmp_path / "a", theirs, authority.bundle_pem)
     with pytest.raises(IdentityError, match="another key"):
         load_identity(tmp_path / "a")
-    install_certificate(tmp_path / "a", mine, other.certificate_pem)
-    with pytest.raises(IdentityError, match="not signed by"):
+    install_certificate(tmp_path / "a", mine, other.bundle_pem)
+    with pytest.raises(IdentityError, match="root that is trusted"):
         load_identity(tmp_path / "a")
-    install_certificate(tmp_path / "a", b"half a certif", authority.certificate_pem)
+    install_certificate(tmp_path / "a", b"half a certif", authority.bundle_pem)
     with pytest.raises(IdentityError, match="no whole identity"):
         load_identity(tmp_path / "a")
     with pytest.raises(IdentityError, match="no node key"):
@@ -197,9 +187,9 @@ def test_an_identity_must_hang_together(tmp_path, authority):
 def test_an_expired_certificate_is_named(tmp_path, authority):
     request_identity(tmp_path, Role.SITE, "cesga")
     request = read_request(tmp_path)
-    expired = authority.sign(request.csr_pem, Role.SITE, "cesga", -timedelta(minutes=1))
-    install_certificate(tmp_path, expired, authority.certificate_pem)
-    with pytest.raises(IdentityError, match="not now"):
+    expired = authority.sign(request.csr_pem, Role.SITE, "cesga", timedelta(minutes=-1))
+    install_certificate(tmp_path, expired, authority.bundle_pem)
+    with pytest.raises(IdentityError, match="new invitation"):
         load_identity(tmp_path)
 
 

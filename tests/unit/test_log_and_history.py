@@ -6,6 +6,7 @@ import pytest
 
 from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.contracts.updates import Payload
 from fedfactory.rounds.events import (
     DeadlinePassed,
@@ -16,43 +17,41 @@ from fedfactory.rounds.events import (
     OrdersSent,
     ReplyAccepted,
     ReplyRefused,
-    RunPlan,
     RunStarted,
     SiteLost,
 )
 from fedfactory.rounds.history import History, append
 from fedfactory.rounds.log import encode_event, read_log
 from fedfactory.rounds.summary import metrics_line, summary
+from tests.run_plans import run_plan
 
 BLOB = BlobRef(digest="sha256:" + "a" * 64, bytes=9)
 NEXT = BlobRef(digest="sha256:" + "b" * 64, bytes=9)
 
 
-def _plan(evaluate: bool = True) -> RunPlan:
-    return RunPlan(
-        run_id="r", task="digits", strategy="fedavg", seed=1, rounds=1, sites=("a", "b", "c"),
-        quorum=1, deadline_s=5.0, evaluate=evaluate, privacy=None,
-    )  # fmt: skip
+def _plan() -> RunPlan:
+    return run_plan(rounds=1, sites=("a", "b", "c"), quorum=1, deadline_s=5.0)
 
 
 def _accepted(site: str, kind: str = "train", at: float = 12.0, examples: int = 5) -> ReplyAccepted:
     payload = Payload(form="delta", blob=BLOB) if kind == "train" else None
     return ReplyAccepted(
-        at=at, round=1, kind=kind, site=site, payload=payload, examples=examples,
-        metrics={"loss": 0.5}, seconds=1.0, privacy=None,
+        at=at, round=1, kind=kind, site=site, order_digest="", payload=payload,
+        examples=examples, metrics={"loss": 0.5}, seconds=1.0, privacy=None,
     )  # fmt: skip
 
 
 EVENTS: list[Event] = [
-    RunStarted(at=10.0, plan=_plan(), model=BLOB),
+    RunStarted(at=10.0, plan=_plan(), model=BLOB, connected=("a", "b", "c")),
     OrdersSent(at=11.0, round=1, kind="train", sites=("a", "b", "c")),
     _accepted("a"),
     ReplyRefused(at=12.5, round=1, kind="train", site="b", code="work_failed", detail=""),
     SiteLost(at=13.0, site="c"),
     DeadlinePassed(at=16.0, round=1, kind="train"),
-    ModelAggregated(at=17.0, round=1, model=NEXT),
+    ModelAggregated(at=17.0, round=1, model=NEXT, state=None),
     OrdersSent(at=17.5, round=1, kind="evaluate", sites=("a", "b", "c")),
     _accepted("a", "evaluate", 18.0),
+    DeadlinePassed(at=18.5, round=1, kind="evaluate"),
     MetricsAggregated(at=19.0, round=1, metrics={"loss": 0.5, "accuracy": 0.9}),
 ]
 
@@ -81,7 +80,7 @@ def test_summary_names_who_took_part_and_why_others_did_not() -> None:
     found = summary(_fold(EVENTS), end, traffic={}, model_file="m")
     (line,) = found["rounds"]
     assert line == metrics_line(_fold(EVENTS), 1)
-    assert (line["seconds"], line["train_seconds"]) == (8.0, 6.0)
+    assert (line["seconds"], line["train_seconds"]) == (9.0, 7.0)
     assert {s: p["status"] for s, p in line["sites"].items()} == {
         "a": "took_part", "b": "refused", "c": "no_answer",
     }  # fmt: skip
@@ -94,10 +93,3 @@ def test_summary_names_who_took_part_and_why_others_did_not() -> None:
 def test_an_answer_counts_once() -> None:
     twice = [*EVENTS[:3], _accepted("a", examples=99), *EVENTS[3:]]
     assert _fold(twice).rounds[0].parts["a"].examples == 5
-
-
-def test_a_round_nobody_evaluated_ends_with_the_next() -> None:
-    events = [*EVENTS[:8], OrdersSent(at=30.0, round=2, kind="train", sites=("a",))]
-    history = _fold(events)
-    assert history.rounds[0].metrics == {}
-    assert history.finished_model == NEXT

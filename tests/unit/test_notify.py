@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from site_agents.notify import notify, watchdog_period_s
+from fedfactory.systemd_notify import notify, watchdog_period_s
 
 
 @pytest.fixture

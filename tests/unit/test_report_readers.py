@@ -41,6 +41,7 @@ def _talk(stdout: int) -> subprocess.Popen[bytes]:
         stdout=stdout,
         stderr=subprocess.PIPE,
         cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)},
     )
 
 

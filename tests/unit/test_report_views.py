@@ -72,6 +72,18 @@ def test_plain_output_is_as_agreed() -> None:
     assert _lines(stream.getvalue()) == _lines((GOLDEN / "report_plain.txt").read_text())
 
 
+def test_what_broke_in_and_what_was_best_are_told() -> None:
+    stream, story = io.StringIO(), Story(rounds=2)
+    story.sent(1)
+    story.died()
+    story.whole_round(1)
+    story.whole_round(2)
+    print_results(story.summary(), "/runs/r", stream)
+    shown = stream.getvalue()
+    assert "interrupted      round 1: the run's process died, and went on in round 1" in shown
+    assert "best             round 2 (loss 0.5000)" in shown
+
+
 def test_long_runs_are_cut_and_say_where_the_rest_is() -> None:
     stream, story = io.StringIO(), Story(rounds=31)
     for number in range(1, 32):

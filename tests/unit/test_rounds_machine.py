@@ -6,25 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.updates import Payload
+from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.rounds.diagram import mermaid
 from fedfactory.rounds.events import (
     Aggregate,
     AggregateMetrics,
     AggregationFailed,
-    Command,
     DeadlinePassed,
     Event,
     Finish,
     MetricsAggregated,
-    ModelAggregated,
-    OrdersSent,
     RecordRound,
-    ReplyAccepted,
-    ReplyRefused,
     RunFailed,
-    RunPlan,
     RunStarted,
     SendOrders,
     SetDeadline,
@@ -32,58 +25,9 @@ from fedfactory.rounds.events import (
     SiteLost,
     StopRequested,
 )
-from fedfactory.rounds.machine import PHASES, TABLE, MachineError, RunState, replay, step
-
-SITES = ("cesga", "cyfronet", "lumi")
-PLAN = RunPlan(
-    run_id="r",
-    task="digits",
-    strategy="fedavg",
-    seed=1,
-    rounds=2,
-    sites=SITES,
-    quorum=2,
-    deadline_s=30.0,
-    evaluate=True,
-    privacy=None,
-)
-
-
-def blob(number: int) -> BlobRef:
-    return BlobRef(digest=f"sha256:{number:064x}", bytes=8)
-
-
-def accepted(site: str, kind: str = "train", round: int = 1) -> ReplyAccepted:  # noqa: A002
-    payload = Payload(form="delta", blob=blob(99)) if kind == "train" else None
-    return ReplyAccepted(
-        at=1.0, round=round, kind=kind, site=site, payload=payload,
-        examples=10, metrics={"loss": 1.0}, seconds=0.5, privacy=None,
-    )  # fmt: skip
-
-
-def refused(site: str, code: str = "work_failed", kind: str = "train") -> ReplyRefused:
-    return ReplyRefused(at=1.0, round=1, kind=kind, site=site, code=code, detail="")
-
-
-def sent(*sites: str, kind: str = "train", round: int = 1) -> OrdersSent:  # noqa: A002
-    return OrdersSent(at=1.0, round=round, kind=kind, sites=sites)
-
-
-class Run:
-    """Feeds events to the machine; remembers the log and the last commands."""
-
-    def __init__(self, plan: RunPlan = PLAN) -> None:
-        self.state = RunState.new()
-        self.log: list[Event] = []
-        self.last: tuple[Command, ...] = ()
-        self.feed(RunStarted(at=0.0, plan=plan, model=blob(0)))
-
-    def feed(self, *events: Event) -> tuple[Command, ...]:
-        for event in events:
-            self.log.append(event)
-            self.state, self.last = step(self.state, event)
-        assert replay(self.log) == self.state
-        return self.last
+from fedfactory.rounds.machine import PHASES, TABLE, MachineError, step
+from tests.run_events import PLAN, Run, accepted, made, refused, sent, taken
+from tests.run_plans import SITES, blob, run_plan
 
 
 def test_start_asks_everyone_and_bounds_the_wait() -> None:
@@ -97,8 +41,8 @@ def test_a_whole_run() -> None:
     run = Run()
     assert run.feed(sent(*SITES)) == ()
     assert run.feed(accepted("lumi"), accepted("cesga")) == ()
-    assert run.feed(accepted("cyfronet")) == (Aggregate(round=1, sites=SITES),)
-    assert run.feed(ModelAggregated(at=2.0, round=1, model=blob(1))) == (
+    assert run.feed(accepted("cyfronet")) == (Aggregate(round=1, updates=taken(*SITES)),)
+    assert run.feed(made(1, at=2.0)) == (
         SendOrders(round=1, kind="evaluate", sites=SITES, model=blob(1), again=False),
         SetDeadline(round=1, kind="evaluate", after_s=30.0),
     )
@@ -106,16 +50,16 @@ def test_a_whole_run() -> None:
     ready = run.feed(*(accepted(site, "evaluate") for site in reversed(SITES)))
     assert ready == (AggregateMetrics(round=1, sites=SITES),)
     assert run.feed(MetricsAggregated(at=3.0, round=1, metrics={"loss": 1.0})) == (
-        RecordRound(round=1),
+        RecordRound(round=1, drop=()),
         SendOrders(round=2, kind="train", sites=SITES, model=blob(1), again=False),
         SetDeadline(round=2, kind="train", after_s=30.0),
     )
     run.feed(sent(*SITES, round=2), *(accepted(site, round=2) for site in SITES))
-    run.feed(ModelAggregated(at=4.0, round=2, model=blob(2)))
+    run.feed(made(2, at=4.0))
     run.feed(sent(*SITES, kind="evaluate", round=2))
     run.feed(*(accepted(site, "evaluate", round=2) for site in SITES))
     end = run.feed(MetricsAggregated(at=5.0, round=2, metrics={}))
-    assert end[0] == RecordRound(round=2)
+    assert end[0] == RecordRound(round=2, drop=())
     assert isinstance(end[1], Finish)
     assert (end[1].status, end[1].model) == ("completed", blob(2))
     assert run.state.phase == "done"
@@ -123,9 +67,9 @@ def test_a_whole_run() -> None:
 
 
 def test_without_evaluation_the_next_round_follows_at_once() -> None:
-    run = Run(replace(PLAN, evaluate=False))
+    run = Run(run_plan(evaluate=False))
     run.feed(sent(*SITES), *(accepted(site) for site in SITES))
-    commands = run.feed(ModelAggregated(at=2.0, round=1, model=blob(1)))
+    commands = run.feed(made(1, at=2.0))
     assert [type(c) for c in commands] == [RecordRound, SendOrders, SetDeadline]
 
 
@@ -142,7 +86,7 @@ def test_an_answer_after_its_phase_is_late() -> None:
     run = Run()
     run.feed(sent(*SITES), accepted("lumi"), accepted("cesga"))
     assert run.feed(DeadlinePassed(at=9.0, round=1, kind="train")) == (
-        Aggregate(round=1, sites=("cesga", "lumi")),
+        Aggregate(round=1, updates=taken("cesga", "lumi")),
     )
     assert run.feed(accepted("cyfronet")) == ()
     assert [late.why for late in run.state.late] == ["late"]
@@ -151,9 +95,9 @@ def test_an_answer_after_its_phase_is_late() -> None:
 
 
 def test_an_answer_for_a_past_round_is_late() -> None:
-    run = Run(replace(PLAN, evaluate=False))
+    run = Run(run_plan(evaluate=False))
     run.feed(sent(*SITES), *(accepted(site) for site in SITES))
-    run.feed(ModelAggregated(at=2.0, round=1, model=blob(1)))
+    run.feed(made(1, at=2.0))
     before = run.state
     assert run.feed(accepted("lumi", round=1)) == ()
     assert run.state.train == before.train
@@ -184,7 +128,9 @@ def test_an_unreachable_quorum_fails_at_once() -> None:
 def test_a_refusal_does_not_stop_a_round_with_quorum() -> None:
     run = Run()
     run.feed(sent(*SITES), refused("lumi"), accepted("cesga"))
-    assert run.feed(accepted("cyfronet")) == (Aggregate(round=1, sites=("cesga", "cyfronet")),)
+    assert run.feed(accepted("cyfronet")) == (
+        Aggregate(round=1, updates=taken("cesga", "cyfronet")),
+    )
 
 
 def test_a_site_that_comes_back_is_asked_again() -> None:
@@ -206,7 +152,7 @@ def test_a_site_that_connects_late_for_the_first_time_is_asked_again() -> None:
 def test_sites_the_strategy_left_out_are_not_awaited() -> None:
     run = Run()
     run.feed(sent("cesga", "lumi"), accepted("lumi"))
-    assert run.feed(accepted("cesga")) == (Aggregate(round=1, sites=("cesga", "lumi")),)
+    assert run.feed(accepted("cesga")) == (Aggregate(round=1, updates=taken("cesga", "lumi")),)
     assert run.state.train["cyfronet"].status == "not_selected"
     (finish,) = Run().feed(sent("lumi"))
     assert isinstance(finish, Finish)
@@ -216,7 +162,7 @@ def test_sites_the_strategy_left_out_are_not_awaited() -> None:
 def test_an_evaluation_without_answers_gives_no_metrics() -> None:
     run = Run()
     run.feed(sent(*SITES), *(accepted(site) for site in SITES))
-    run.feed(ModelAggregated(at=2.0, round=1, model=blob(1)), sent(*SITES, kind="evaluate"))
+    run.feed(made(1, at=2.0), sent(*SITES, kind="evaluate"))
     run.feed(refused("lumi", kind="evaluate"))
     commands = run.feed(DeadlinePassed(at=9.0, round=1, kind="evaluate"))
     assert [type(c) for c in commands] == [RecordRound, SendOrders, SetDeadline]
@@ -232,26 +178,24 @@ def test_a_failed_aggregation_ends_the_run_with_the_last_finished_model() -> Non
 def test_stopping_during_evaluation_keeps_the_last_finished_model() -> None:
     run = Run()
     run.feed(sent(*SITES), *(accepted(site) for site in SITES))
-    run.feed(ModelAggregated(at=2.0, round=1, model=blob(1)))
-    (finish,) = run.feed(StopRequested(at=3.0, reason="Ctrl-C"))
+    run.feed(made(1, at=2.0))
+    (finish,) = run.feed(StopRequested(at=3.0, reason="Ctrl-C", after_round=False))
     assert finish == Finish(status="stopped", reason="Ctrl-C", model=blob(0))
-
-
-def test_a_stop_before_the_start_ends_the_run_as_it_starts() -> None:
-    state, commands = step(RunState.new(), StopRequested(at=0.0, reason="Ctrl-C"))
-    assert commands == ()
-    state, commands = step(state, RunStarted(at=1.0, plan=PLAN, model=blob(0)))
-    assert commands == (Finish(status="stopped", reason="Ctrl-C", model=blob(0)),)
-    assert state.phase == "done"
 
 
 @pytest.mark.parametrize(
     "plan",
     [
-        replace(PLAN, quorum=4),
-        replace(PLAN, quorum=0),
-        replace(PLAN, rounds=0),
-        replace(PLAN, sites=("lumi", "lumi"), quorum=1),
+        run_plan(quorum=4),
+        run_plan(quorum=0),
+        run_plan(rounds=0),
+        run_plan(checkpoints=0),
+        run_plan(sites=("lumi", "lumi"), quorum=1),
+        run_plan(required=("marenostrum",)),
+        run_plan(select="random", per_round=1, quorum=2),
+        run_plan(select="random", per_round=3, extra=1),
+        run_plan(mode="async", quorum=1),
+        run_plan(buffer=2),
     ],
 )
 def test_a_plan_that_cannot_be_run_is_a_machine_error(plan: RunPlan) -> None:
@@ -262,8 +206,8 @@ def test_a_plan_that_cannot_be_run_is_a_machine_error(plan: RunPlan) -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        RunStarted(at=1.0, plan=PLAN, model=blob(0)),
-        ModelAggregated(at=1.0, round=1, model=blob(1)),
+        RunStarted(at=1.0, plan=PLAN, model=blob(0), connected=SITES),
+        made(1, at=1.0),
         MetricsAggregated(at=1.0, round=1, metrics={}),
         accepted("lumi", "evaluate"),
         accepted("lumi", round=2),
@@ -310,5 +254,5 @@ def test_the_diagram_comes_from_the_table() -> None:
 
 def test_every_phase_but_the_first_can_be_stopped_and_broken() -> None:
     for phase in PHASES[1:-1]:
-        assert TABLE[phase, StopRequested].to == ("done",)
+        assert TABLE[phase, StopRequested].to == (phase, "done")
         assert TABLE[phase, RunFailed].to == ("done",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -9,16 +10,18 @@ from pathlib import Path
 import pytest
 
 from fedfactory.contracts.errors import UsageError
-from fedfactory.identity.enrolment import read_request
+from fedfactory.identity.enrolment import load_identity
 from site_agents import setup
 from site_agents.assembly import open_books, sources_of
 from site_agents.cli.main import main
 from site_agents.config import AgentConfig, load_agent_config
+from site_agents.enrolling import enrol, pending
 from site_agents.ledger import Ledger
 from site_agents.person import person
 from site_agents.policy import DataRule, policy_text
 from site_agents.policy_file import load_policy
 from site_agents.setup import make_home
+from tests.unit.identity_rig import seat
 
 KEY = "sha256:" + "a" * 64
 POLICY = policy_text(
@@ -50,7 +53,7 @@ def test_a_home_with_books_that_open(tmp_path: Path):
     anchor = books.anchor()
     books.close()
     assert (anchor.site, anchor.ledger_sequence) == ("cesga", 2)
-    assert read_request(config.home / "identity").name == "cesga"
+    assert not (config.home / "identity").exists()  # keys are made by enrolling
     assert [(name, one.lineage) for name, one in sources_of(config)().items()] == [
         ("mine", "people")
     ]
@@ -95,7 +98,7 @@ def test_nothing_is_left_of_one_that_does_not_hold(tmp_path: Path, changed: dict
 
 
 @pytest.mark.parametrize(
-    ("owner", "step"), [(setup, "request_identity"), (Ledger, "create"), (Path, "replace")]
+    ("owner", "step"), [(setup, "load_agent_config"), (Ledger, "create"), (Path, "replace")]
 )
 def test_nothing_is_left_of_one_that_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, step: str
@@ -145,7 +148,7 @@ def test_init_by_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         *("--task", "tabular", "--lineage", "people", "--second-place", "syslog"),
     ]
     assert main(words) == 0
-    assert "request.json" in capsys.readouterr().out
+    assert "site-agent enrol FILE" in capsys.readouterr().out
     config, policy = load_agent_config(home, []), load_policy(home / "policy.yaml")
     assert config.data == {"mine": {"kind": "csv", "path": str(data), "unit": "age"}}
     assert policy.data["mine"] == DataRule(lineage="people", public_size=20000, unit="age")
@@ -153,6 +156,66 @@ def test_init_by_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert policy.without_dp is None
     assert policy.delta == pytest.approx(5e-6)
     assert main(words) == 2
+
+
+def test_init_by_invitation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    with seat(tmp_path / "seat") as here:
+        file = here.invitation_file(tmp_path / "cesga.invitation", "cesga")
+        person = here.invitation_file(tmp_path / "bo.invitation", "bo", "operator")
+        home = tmp_path / "home"
+        words = ["init", "--home", str(home), "--invitation", str(file)]
+        assert main([*words, "--site", "lumi"]) == 2
+        assert main(["init", "--home", str(home), "--invitation", str(person)]) == 2
+        said = capsys.readouterr().err
+        assert "the invitation is for the site 'cesga'" in said
+        assert "`fedfactory enrol` takes it" in said
+        assert not home.exists()
+
+        assert main(words) == 0
+        assert "by another way" in capsys.readouterr().out
+        config, policy = load_agent_config(home, []), load_policy(home / "policy.yaml")
+        assert (config.site, config.gateway_address) == ("cesga", here.address)
+        assert policy.coordinators == {"alliance": here.consortium.coordinator_key}
+        assert policy.operators == here.registry.operators()
+        assert pending(home)
+        enrol(home)  # as the agent does when it starts
+        load_identity(home / "identity")
+        assert not pending(home)
+        token = json.loads(file.read_text())["token"].encode()
+        assert not [p for p in home.rglob("*") if p.is_file() and token in p.read_bytes()]
+        monkeypatch.setenv("FEDFACTORY_HOME", str(home))
+        assert main(["enrol", str(file)]) == 0  # again: it is enrolled with it
+
+
+def test_enrol_at_a_site(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with seat(tmp_path / "seat") as here:
+        lumi = here.invitation_file(tmp_path / "lumi.json", "lumi")
+        person = here.invitation_file(tmp_path / "bo.json", "bo", "operator")
+        cesga = here.invitation_file(tmp_path / "cesga.json", "cesga")
+        free = POLICY.replace("hub", "elsewhere")
+        home = made(tmp_path / "home", policy_text=free, gateway_address=here.address).home
+        other = POLICY.replace("hub", "alliance")
+        pinned = made(tmp_path / "pinned", policy_text=other, gateway_address=here.address).home
+        for file, where, said in (
+            (lumi, home, "says 'cesga'"),
+            (person, home, "not for a site"),
+            (tmp_path / "no.json", home, "cannot be read"),
+            (cesga, pinned, "which is right"),
+            (cesga, tmp_path, "holds no agent.yaml"),
+        ):
+            assert main(["enrol", str(file), "--home", str(where)]) in (1, 2)
+            assert said in capsys.readouterr().err
+        assert main(["enrol", str(cesga), "--home", str(home)]) == 0
+        assert main(["enrol", str(cesga), "--home", str(home)]) == 0
+        load_identity(home / "identity")
+        second = made(tmp_path / "second", gateway_address=here.address).home
+        assert main(["enrol", str(cesga), "--home", str(second)]) == 1
+        assert "used already" in capsys.readouterr().err
+        away = made(tmp_path / "away", gateway_address="127.0.0.1:1").home
+        assert main(["enrol", str(cesga), "--home", str(away)]) == 6
+        assert "127.0.0.1:1 cannot be reached" in capsys.readouterr().err
 
 
 def test_init_asks_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

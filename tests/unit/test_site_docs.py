@@ -35,7 +35,7 @@ def test_the_pages_first_command_makes_a_home(
     np.savez("digits.npz", x=np.zeros((5, 64), np.float32), y=np.arange(5))
     words = [str(tmp_path / "home") if word == "~/fedfactory" else word for word in words[1:]]
     assert main(words) == 0
-    assert "request.json" in capsys.readouterr().out
+    assert "site-agent enrol" in capsys.readouterr().out
     monkeypatch.setenv("FEDFACTORY_HOME", str(tmp_path / "home"))
     assert main(["status"]) == 0
     policy, found = examine_policy(load_agent_config(tmp_path / "home", []))

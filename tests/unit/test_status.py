@@ -113,3 +113,24 @@ def test_json_with_the_daemon_down_and_up(tmp_path: Path, capsys: pytest.Capture
     up = json.loads(capsys.readouterr().out)
     assert up["agent"]["mode"] == "run"
     assert up["last_known"]["connection"] == "connected"
+
+
+def test_what_is_refused_and_until_when_the_certificate_holds(tmp_path: Path):
+    clock = iter([0.0, 100.0, 200.0]).__next__
+    board = StatusBoard(tmp_path, clock=clock)
+    board.certificate(7300.0 + 3 * 86400)
+    board.connection("connected", "hub:443")
+    board.connection("refused", "cut off: ask for a new invitation")
+    status = read_status(tmp_path)
+    assert status is not None
+    assert (status.connection, status.connected_at) == ("refused", 200.0)
+    lines = status_lines(HOLDER, status, RUNNING, 0, 7300.0)
+    assert lines[1:4] == [
+        "connection  refused for 118 min  cut off: ask for a new invitation",
+        "            last connected 118 min ago",
+        "certificate holds for 3 d more, and is renewed by itself",
+    ]
+    ended = status_lines(None, status, RUNNING, 0, 7300.0 + 5 * 86400)
+    assert "site-agent enrol" in ended[1]
+    # An agent that starts anew knows both from before.
+    assert StatusBoard(tmp_path, clock=lambda: 300.0)._status.certificate_ends == 7300.0 + 3 * 86400

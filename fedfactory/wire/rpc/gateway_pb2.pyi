@@ -72,12 +72,20 @@ class UploadPiece(_message.Message):
     def __init__(self, reference: _Optional[_Union[BlobReference, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class BlobReference(_message.Message):
-    __slots__ = ("digest", "bytes")
+    __slots__ = ("digest", "bytes", "offset")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     digest: str
     bytes: int
-    def __init__(self, digest: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
+    offset: int
+    def __init__(self, digest: _Optional[str] = ..., bytes: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class ArrivedBytes(_message.Message):
+    __slots__ = ("offset",)
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    def __init__(self, offset: _Optional[int] = ...) -> None: ...
 
 class UploadReceipt(_message.Message):
     __slots__ = ("digest",)
@@ -90,5 +98,27 @@ class ListenRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Ring(_message.Message):
+    __slots__ = ("question_id", "question")
+    QUESTION_ID_FIELD_NUMBER: _ClassVar[int]
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
+    question_id: str
+    question: bytes
+    def __init__(self, question_id: _Optional[str] = ..., question: _Optional[bytes] = ...) -> None: ...
+
+class SiteAnswer(_message.Message):
+    __slots__ = ("question_id", "answer")
+    QUESTION_ID_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    question_id: str
+    answer: bytes
+    def __init__(self, question_id: _Optional[str] = ..., answer: _Optional[bytes] = ...) -> None: ...
+
+class AnswerReceipt(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Document(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: bytes
+    def __init__(self, json: _Optional[bytes] = ...) -> None: ...

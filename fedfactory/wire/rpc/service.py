@@ -1,87 +1,180 @@
-"""The gateway's four methods on gRPC: paths and wire forms, once for both ends.
+"""The three services of the one public port, for both ends, made of the table in methods.py.
 
-gateway.proto is the contract. The generated code serves the small messages; array bytes go through
-pieces.py. After a change of gateway.proto, from the repository's root:
+The generated code serves the small messages; array bytes go through pieces.py. After a change of
+gateway.proto, from the repository's root:
 
     python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. fedfactory/wire/rpc/gateway.proto
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
 
 import grpc
 
-from fedfactory.wire.rpc import gateway_pb2 as pb
-from fedfactory.wire.rpc.pieces import (
-    BlobReference,
-    Bytes,
-    piece_from_wire,
-    piece_to_wire,
-    upload_from_wire,
-    upload_to_wire,
+from fedfactory.contracts.versions import own_version
+from fedfactory.identity.facts import CertificateFacts
+from fedfactory.identity.roles import Peer
+from fedfactory.wire.membership import (
+    Certified,
+    EnrolWanted,
+    Invitation,
+    InviteWanted,
+    Members,
+    MembersWanted,
+    RenewWanted,
+    RevokeWanted,
 )
+from fedfactory.wire.operations import (
+    Done,
+    LogsGiven,
+    LogsOfSite,
+    ModelFound,
+    ModelWanted,
+    ResumeWanted,
+    Runs,
+    RunsWanted,
+    StopWanted,
+    Submission,
+    Submitted,
+    Watched,
+    WatchWanted,
+)
+from fedfactory.wire.rpc import gateway_pb2 as pb
+from fedfactory.wire.rpc.methods import (
+    BY_PATH,
+    ENROLMENT,
+    GATEWAY,
+    HEALTH,
+    METHODS,
+    OPERATIONS,
+    Method,
+)
+from fedfactory.wire.rpc.pieces import Bytes
 
-SERVICE: Final = pb.DESCRIPTOR.services_by_name["Gateway"].full_name
 # Trailing metadata of every call of a known peer: the gateway's clock in Unix seconds, so that a
-# site's doctor can tell whose clock is wrong.
+# site's doctor can tell whose clock is wrong, and its version.
 CLOCK: Final = "fedfactory-clock"
+# Metadata of every call, both ways.
+VERSION: Final = "fedfactory-version"
 Context = grpc.ServicerContext
+# Serves one call of a method: raw messages in, raw messages out.
+Serve = Callable[[Method, Iterator[bytes], Context], Iterator[bytes]]
 
 
-class GatewayService(Protocol):
-    """What serves the four methods."""
+class EnrolmentService(Protocol):
+    """What serves Enrolment. `version` is the caller's; a FedfactoryError refuses."""
 
-    def tunnel(self, request: pb.TunnelRequest, context: Context) -> pb.TunnelReply:
-        """Pass one Fleet call on."""
+    def enrol(
+        self, peer: Peer, facts: CertificateFacts, wanted: EnrolWanted, version: str
+    ) -> Certified:
+        """Certify an invited peer; `facts` are of the invitation's certificate."""
 
-    def download(self, request: pb.DownloadRequest, context: Context) -> Iterator[bytes]:
-        """Yield a blob's bytes."""
-
-    def upload(self, parts: Iterator[BlobReference | Bytes], context: Context) -> pb.UploadReceipt:
-        """Take a blob: its reference, then its bytes."""
-
-    def listen(self, request: pb.ListenRequest, context: Context) -> Iterator[pb.Ring]:
-        """Ring the caller's doorbell."""
+    def renew(
+        self, peer: Peer, facts: CertificateFacts, wanted: RenewWanted, version: str
+    ) -> Certified:
+        """Certify a member's key anew."""
 
 
-def handlers(service: GatewayService) -> grpc.GenericRpcHandler[Any, Any]:
-    """Return what a gRPC server needs to serve `service`."""
-    return grpc.method_handlers_generic_handler(
-        SERVICE,
-        {
-            "Tunnel": grpc.unary_unary_rpc_method_handler(
-                service.tunnel,
-                pb.TunnelRequest.FromString,
-                pb.TunnelReply.SerializeToString,
-            ),
-            "Download": grpc.unary_stream_rpc_method_handler(
-                service.download, pb.DownloadRequest.FromString, piece_to_wire
-            ),
-            "Upload": grpc.stream_unary_rpc_method_handler(
-                service.upload, upload_from_wire, pb.UploadReceipt.SerializeToString
-            ),
-            "Listen": grpc.unary_stream_rpc_method_handler(
-                service.listen, pb.ListenRequest.FromString, pb.Ring.SerializeToString
-            ),
-        },
-    )
+class OperationsService(Protocol):
+    """What serves Operations to the operator or viewer `peer`; a FedfactoryError refuses."""
+
+    def submit(self, peer: Peer, submission: Submission) -> Submitted:
+        """Take a run, or say why not."""
+
+    def list_runs(self, peer: Peer, wanted: RunsWanted) -> Runs:
+        """List the runs."""
+
+    def watch(self, peer: Peer, wanted: WatchWanted) -> Iterator[Watched]:
+        """Yield a run's events. Must yield every few seconds: only then is a cut stream left."""
+
+    def stop(self, peer: Peer, wanted: StopWanted) -> Done:
+        """Stop a run."""
+
+    def resume(self, peer: Peer, wanted: ResumeWanted) -> Done:
+        """Let a run go on."""
+
+    def logs(self, peer: Peer, wanted: LogsOfSite) -> LogsGiven:
+        """Ask a site for what it lets out."""
+
+    def find_model(self, peer: Peer, wanted: ModelWanted) -> ModelFound:
+        """Find a model, and lend it to the caller (Gateway.lend)."""
+
+    def invite(self, peer: Peer, wanted: InviteWanted) -> Invitation:
+        """Invite somebody."""
+
+    def list_members(self, peer: Peer, wanted: MembersWanted) -> Members:
+        """List the members."""
+
+    def revoke(self, peer: Peer, wanted: RevokeWanted) -> Done:
+        """Cut a member off."""
+
+
+def handlers(serve: Serve) -> list[grpc.GenericRpcHandler[Any, Any]]:
+    """Return what a gRPC server needs to let `serve` serve every method.
+
+    All are registered as streams of raw messages, which look the same on the wire: so the caller is
+    judged before its message is read, and a malformed one is ours to answer.
+    """
+    return [
+        grpc.method_handlers_generic_handler(
+            service,
+            {
+                method.name: grpc.stream_stream_rpc_method_handler(
+                    functools.partial(serve, method), None, None
+                )
+                for method in METHODS
+                if method.service == service
+            },
+        )
+        for service in (GATEWAY, ENROLMENT, OPERATIONS, HEALTH)
+    ]
 
 
 class GatewayCalls:
-    """The same four methods for a caller on an open channel; each raises grpc.RpcError."""
+    """Gateway's methods for a caller on an open channel; each raises grpc.RpcError."""
 
     def __init__(self, channel: grpc.Channel) -> None:
-        self.tunnel: Callable[..., pb.TunnelReply] = channel.unary_unary(
-            f"/{SERVICE}/Tunnel", pb.TunnelRequest.SerializeToString, pb.TunnelReply.FromString
-        )
-        self.download: Callable[..., Iterable[Bytes]] = channel.unary_stream(
-            f"/{SERVICE}/Download", pb.DownloadRequest.SerializeToString, piece_from_wire
-        )
-        self.upload: Callable[..., pb.UploadReceipt] = channel.stream_unary(
-            f"/{SERVICE}/Upload", upload_to_wire, pb.UploadReceipt.FromString
-        )
-        self.listen: Callable[..., Iterable[pb.Ring]] = channel.unary_stream(
-            f"/{SERVICE}/Listen", pb.ListenRequest.SerializeToString, pb.Ring.FromString
-        )
+        self.tunnel: Callable[..., pb.TunnelReply] = _call(channel, GATEWAY, "Tunnel")
+        self.download: Callable[..., Iterable[Bytes]] = _call(channel, GATEWAY, "Download")
+        self.arrived: Callable[..., pb.ArrivedBytes] = _call(channel, GATEWAY, "Arrived")
+        self.upload: Callable[..., pb.UploadReceipt] = _call(channel, GATEWAY, "Upload")
+        self.listen: Callable[..., Iterable[pb.Ring]] = _call(channel, GATEWAY, "Listen")
+        self.answer: Callable[..., pb.AnswerReceipt] = _call(channel, GATEWAY, "Answer")
+
+
+class EnrolmentCalls:
+    """Enrolment's methods: values in and out, `timeout` in seconds; each raises grpc.RpcError."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.enrol: Callable[..., Certified] = _call(channel, ENROLMENT, "Enrol")
+        self.renew: Callable[..., Certified] = _call(channel, ENROLMENT, "Renew")
+
+
+class OperationsCalls:
+    """Operations' methods: values in and out, `timeout` in seconds; each raises grpc.RpcError."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.submit: Callable[..., Submitted] = _call(channel, OPERATIONS, "Submit")
+        self.list_runs: Callable[..., Runs] = _call(channel, OPERATIONS, "ListRuns")
+        self.watch: Callable[..., Iterator[Watched]] = _call(channel, OPERATIONS, "Watch")
+        self.stop: Callable[..., Done] = _call(channel, OPERATIONS, "Stop")
+        self.resume: Callable[..., Done] = _call(channel, OPERATIONS, "Resume")
+        self.logs: Callable[..., LogsGiven] = _call(channel, OPERATIONS, "Logs")
+        self.find_model: Callable[..., ModelFound] = _call(channel, OPERATIONS, "FindModel")
+        self.invite: Callable[..., Invitation] = _call(channel, OPERATIONS, "Invite")
+        self.list_members: Callable[..., Members] = _call(channel, OPERATIONS, "ListMembers")
+        self.revoke: Callable[..., Done] = _call(channel, OPERATIONS, "Revoke")
+
+
+def _call(channel: grpc.Channel, service: str, name: str) -> Any:
+    method = BY_PATH[f"/{service}/{name}"]
+    openers: dict[str, Callable[..., Any]] = {
+        "": channel.unary_unary,
+        "up": channel.stream_unary,
+        "down": channel.unary_stream,
+    }
+    made = openers[method.streams](method.path, method.request.to_wire, method.answer.from_wire)
+    return functools.partial(made, metadata=((VERSION, own_version()),))

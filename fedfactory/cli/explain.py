@@ -1,0 +1,49 @@
+"""`fedfactory explain RUN`: why a site did not contribute, in one sentence with the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fedfactory.cli.arguments import count
+from fedfactory.cli.operating import add_run, connected, meant_run, operating, print_json
+from fedfactory.contracts.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from fedfactory.operator.client import OperatorClient
+    from fedfactory.rounds.events import Event
+
+
+def run(words: Sequence[str]) -> int:
+    """Print one sentence per site and round; return 0."""
+    parser = operating(
+        "explain",
+        "Say for each site that did not contribute to a round why, with the events that show it.",
+    )
+    add_run(parser)
+    parser.add_argument("--site", metavar="S", help="this site alone, also where it contributed")
+    parser.add_argument("--round", type=count, metavar="N", help="this round alone")
+    asked = parser.parse_args(words)
+    with connected(asked) as client:
+        row = meant_run(client, asked.run)
+        if asked.site is not None and asked.site not in row.sites:
+            raise UnknownNameError("site of this run", asked.site, row.sites)
+        events = _events_so_far(client, row.run_id)
+    from fedfactory.operator.explaining import explained, explained_lines
+
+    found = explained(events, asked.site, asked.round)
+    if asked.json:
+        from fedfactory.contracts.codec import encode
+
+        print_json({"run_id": row.run_id, "explained": [encode(one) for one in found]})
+    else:
+        for line in explained_lines(found, events, evidence=not asked.quiet):
+            print(line)
+    return 0
+
+
+def _events_so_far(client: OperatorClient, run_id: str) -> list[Event]:
+    from fedfactory.rounds.log import decode_event
+
+    watched = client.watch(run_id, follow=False)
+    return [decode_event(piece.event)[1] for piece in watched if piece.event is not None]

@@ -1,0 +1,63 @@
+"""`fedfactory invite NAME`: a small file that a site or a person enrols with, once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from fedfactory.cli.arguments import count
+from fedfactory.cli.operating import connected, operating, print_json
+from fedfactory.cli.revoke import ROLES
+from fedfactory.contracts.errors import UsageError
+
+DAYS: Final = 7
+DAY_S: Final = 86400.0
+
+
+def run(words: Sequence[str]) -> int:
+    """Write the invitation; return 0."""
+    parser = operating(
+        "invite",
+        "Write a small file that somebody enrols with, once. Treat it as a password: send it over"
+        " a channel that you would send a password over.",
+    )
+    parser.add_argument("name", metavar="NAME", help="letters, digits, '.', '_', '-'")
+    parser.add_argument("--role", choices=ROLES, default="site", help="(default: site)")
+    parser.add_argument(
+        "--days", type=count, default=DAYS, help=f"how long it is good for (default {DAYS})"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="a new file (default: NAME.invitation)"
+    )
+    asked = parser.parse_args(words)
+    out: Path = asked.out or Path(f"{asked.name}.invitation")
+    if out.exists():
+        raise UsageError(f"{out} is there already: name another file with --out, or remove it")
+    from fedfactory.contracts.codec import to_json
+    from fedfactory.durable_file import create_durably, sync_folder
+
+    with connected(asked) as client:
+        invitation = client.invite(asked.role, asked.name, asked.days * DAY_S)
+    create_durably(out, f"{to_json(invitation)}\n".encode())
+    sync_folder(out.absolute().parent)
+    if asked.json:
+        about = {"role": asked.role, "name": asked.name, "file": str(out)}
+        print_json({**about, "expires_at": invitation.expires_at})
+    elif asked.quiet:
+        print(out)
+    else:
+        _tell(out, asked.role, asked.name, invitation.expires_at)
+    return 0
+
+
+def _tell(out: Path, role: str, name: str, expires_at: float) -> None:
+    from fedfactory.operator.telling import moment
+
+    how = (
+        f"site-agent init --invitation {out.name}, then site-agent enrol {out.name}"
+        if role == "site"
+        else f"fedfactory enrol {out.name}"
+    )
+    print(f"{out}: for {role} {name}, once, until {moment(expires_at)}")
+    print(f"send it as you would a password; there: {how}")

@@ -1,0 +1,168 @@
+"""`fedfactory run [key=value ...]`: submit a run to the coordinator and follow it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from fedfactory.cli.arguments import Arguments
+from fedfactory.cli.composing import Composed, choices_help, compose_run, override_words
+from fedfactory.cli.follow_run import check_free, follow, followed_folder
+from fedfactory.cli.main import EXIT_CODES
+from fedfactory.cli.operating import add_operating, connected, print_json, say
+from fedfactory.contracts.errors import RefusedError, UnreachableError, UsageError
+
+if TYPE_CHECKING:
+    from fedfactory.config import RunConfig
+    from fedfactory.operator.client import OperatorClient
+    from fedfactory.wire.operations import Submission, Submitted
+
+ABOUT: Final = "Submit a run to the coordinator and follow it."
+EXAMPLES: Final = """\
+examples:
+  fedfactory run rounds=5 task=digits
+  fedfactory run --sites cesga,lumi rounds.quorum=1 privacy=dp_sgd
+  fedfactory run --detach -q rounds=20 model=last     (warm start from the newest run's model)"""
+
+
+def run(words: Sequence[str]) -> int:
+    """Submit a run; return the exit code of what became of it."""
+    parser = _parser()
+    asked = parser.parse_intermixed_args(words)
+    if asked.help:
+        print("\n".join([parser.format_help(), *choices_help(), "", EXAMPLES, "", EXIT_CODES]))
+        return 0
+    composed = compose_run(asked.overrides)
+    with connected(asked) as client, tempfile.TemporaryDirectory(prefix="fedfactory-") as scratch:
+        config = _configured(composed, _sites(client, asked, composed), asked)
+        out = asked.out or config.out
+        if out is not None and not asked.detach:
+            check_free(out)
+        submission = _prepared(client, config, asked, Path(scratch))
+        folder = followed_folder(out, submission.plan.run_id)
+        submitted = _submitted(client, submission)
+        _tell(submitted, asked)
+        if submitted.run_id is None:
+            raise RefusedError(f"the run was not taken: {submitted.reason}")
+        if asked.detach:
+            return 0
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(config.composed_yaml)
+        return follow(client, submitted.run_id, folder, asked)
+
+
+def _parser() -> Arguments:
+    parser = Arguments(prog="fedfactory run", description=ABOUT, add_help=False)
+    overrides = parser.add_argument("overrides", nargs="*", metavar="key=value")
+    overrides.completer = override_words  # type: ignore[attr-defined]  # argcomplete's way
+    parser.add_argument("-h", "--help", action="store_true", help="show this, and all keys")
+    parser.add_argument("--sites", metavar="A,B", help="who takes part (default: all enrolled)")
+    parser.add_argument("--detach", action="store_true", help="submit only: do not follow it")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/<id>)")
+    parser.add_argument("--yes", action="store_true", help="do not ask before it is signed")
+    add_operating(parser)
+    return parser
+
+
+def _sites(
+    client: OperatorClient, asked: argparse.Namespace, composed: Composed
+) -> tuple[str, ...]:
+    """Return the sites that take part: as asked, else of the federation chosen, else everybody."""
+    from fedfactory.operator.submission import chosen_sites
+
+    federation = None
+    if any(word.lstrip("+").startswith("federation") for word in asked.overrides):
+        federation = composed.values["federation"]
+    if asked.sites is not None and federation is not None:
+        raise UsageError("--sites and federation both say who takes part: give one of them")
+    return chosen_sites(client.members().members, asked.sites, federation)
+
+
+def _configured(composed: Composed, sites: tuple[str, ...], asked: argparse.Namespace) -> RunConfig:
+    from fedfactory.config import run_config
+    from fedfactory.operator.submission import check_choices
+
+    config = run_config(composed.values, composed.text, sites=sites)
+    for name, given in (("task.data", config.task_data), ("baselines", config.baselines)):
+        if given:
+            raise UsageError(
+                f"{name} is for `fedfactory local` alone: at a real site the data is the site's own"
+            )
+    check_choices(config, any_strategy_class=False)
+    if sys.stdin.isatty() and not (asked.yes or asked.quiet or asked.json):
+        say("\n".join(_summary(config)))
+        print("sign and submit? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise UsageError("not submitted")
+    return config
+
+
+def _summary(config: RunConfig) -> list[str]:
+    privacy = config.privacy
+    kept = "none: updates may reveal records"
+    if privacy is not None:
+        aim = f"epsilon {privacy.target_epsilon:g}" if privacy.target_epsilon else "by its noise"
+        kept = f"DP-SGD, {aim}, delta {privacy.delta:g}"
+    return [
+        f"task      {config.task_name}, {config.strategy_name}, {config.rounds} rounds",
+        f"sites     {', '.join(config.sites)} (quorum {config.rules.quorum})",
+        f"privacy   {kept}",
+    ]
+
+
+def _prepared(
+    client: OperatorClient, config: RunConfig, asked: argparse.Namespace, scratch: Path
+) -> Submission:
+    """Make and upload what the run starts from; return it signed."""
+    from fedfactory.operator.starting import starting_arrays
+    from fedfactory.operator.submission import submission_of
+
+    if not (asked.quiet or asked.json):
+        say("making the initial model ..." if config.model is None else "preparing the model ...")
+    arrays = starting_arrays(client, config, scratch)
+    now = time.time()
+    run_id = datetime.fromtimestamp(now, UTC).strftime("%Y%m%d-%H%M%S-") + os.urandom(2).hex()
+    return submission_of(
+        config,
+        coordinator=client.operator.consortium,
+        run_id=run_id,
+        signer=client.operator.signer,
+        initial=arrays.initial,
+        central=arrays.central,
+        now=now,
+    )
+
+
+def _submitted(client: OperatorClient, submission: Submission) -> Submitted:
+    try:
+        return client.submit(submission)
+    except UnreachableError as error:
+        raise UnreachableError(
+            f"the coordinator broke off before it answered: `fedfactory runs` tells whether it took"
+            f" {submission.plan.run_id}",
+            diagnostic=error.diagnostic,
+        ) from error
+
+
+def _tell(submitted: Submitted, asked: argparse.Namespace) -> None:
+    from fedfactory.operator.telling import finding_lines
+
+    if asked.json:
+        if asked.detach or submitted.run_id is None:
+            print_json(asdict(submitted))
+        else:
+            print(json.dumps(asdict(submitted)), flush=True)  # the first of its lines
+        return
+    for line in finding_lines(submitted.findings):
+        say(line)
+    if submitted.run_id is not None:
+        print(submitted.run_id if asked.quiet else f"run {submitted.run_id}", flush=True)

@@ -1,0 +1,33 @@
+"""`fedfactory runs`: the coordinator's runs, newest first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from fedfactory.cli.arguments import count
+from fedfactory.cli.operating import connected, operating, print_json
+
+LATEST: Final = 20
+
+
+def run(words: Sequence[str]) -> int:
+    """Print the runs; return 0."""
+    parser = operating("runs", "List the coordinator's runs, newest first.")
+    parser.add_argument("--limit", type=count, default=LATEST, help=f"how many (default {LATEST})")
+    asked = parser.parse_args(words)
+    with connected(asked) as client:
+        rows = client.runs(asked.limit)
+    if asked.json:
+        from fedfactory.contracts.codec import encode
+
+        print_json({"runs": [encode(row) for row in rows]})
+    elif asked.quiet:
+        for row in rows:
+            print(row.run_id)
+    else:
+        from fedfactory.operator.telling import run_lines
+
+        print("\n".join(run_lines(rows, time.time())))
+    return 0

@@ -1,0 +1,120 @@
+"""What a coordinator may ask of a site outside the rounds, and what the site answers. Values only.
+
+A question travels with the doorbell and is answered at once, without work: would the site take part
+in a run, and what does it let out of its record of a run. The site answers by codes and figures,
+never by free text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedfactory.contracts.errors import ProtocolError
+from fedfactory.contracts.orders import WorkKind
+from fedfactory.contracts.plans import Signature, SignedPlan
+from fedfactory.contracts.refusals import REFUSALS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogsWanted:
+    """An operator wants what a site lets out of its record of a run; good until `not_after`."""
+
+    coordinator: str
+    run_id: str
+    site: str
+    nonce: str
+    not_after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedLogsWanted:
+    """The wish under its operator's signature."""
+
+    wanted: LogsWanted
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """Exactly one of: would you take part in `plan`; what do you let out as `logs`.
+
+    `model_bytes` is the size of the plan's first model, which policies limit; None with `logs`.
+    """
+
+    site: str
+    plan: SignedPlan | None
+    model_bytes: int | None
+    logs: SignedLogsWanted | None
+
+    def __post_init__(self) -> None:
+        if (self.plan is None) == (self.logs is None):
+            raise ProtocolError("Question: expected exactly one of plan, logs")
+        if (self.plan is None) != (self.model_bytes is None):
+            raise ProtocolError("Question.model_bytes: present exactly with a plan")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedQuestion:
+    """A question under the coordinator's signature, as an order is."""
+
+    question: Question
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitness:
+    """Whether a site would take part: `code` is a key of REFUSALS, or empty if it would.
+
+    `version` is fedfactory's at the site.
+    """
+
+    code: str
+    version: str
+
+    def __post_init__(self) -> None:
+        if self.code and self.code not in REFUSALS:
+            raise ProtocolError("Fitness.code: not a known code")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLine:
+    """One thing that happened at a site: when (Unix seconds), which work, and how it went.
+
+    `outcome` is 'begun', 'update', or a key of REFUSALS; `seconds` is the work's duration, whole
+    ones under differential privacy, None where it has not ended.
+    """
+
+    at: float
+    round: int
+    kind: WorkKind
+    outcome: str
+    seconds: float | None
+
+    def __post_init__(self) -> None:
+        if self.outcome not in ("begun", "update", *REFUSALS):
+            raise ProtocolError("LogLine.outcome: not a known outcome")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteLogs:
+    """What a site lets out of its record of a run, oldest first.
+
+    `status` says why there is nothing: the site's policy lets none out, or it does not believe the
+    question.
+    """
+
+    status: Literal["let_out", "withheld", "not_authorised"]
+    lines: tuple[LogLine, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The answer to a question: exactly one of both."""
+
+    fitness: Fitness | None
+    logs: SiteLogs | None
+
+    def __post_init__(self) -> None:
+        if (self.fitness is None) == (self.logs is None):
+            raise ProtocolError("Answer: expected exactly one of fitness, logs")

@@ -1,0 +1,79 @@
+"""How a run goes, as its operator asks and its coordinator does it: values, fixed before it begins.
+
+What a run may ask of sites is in plans.py; this is the coordinator's side of the agreement.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedfactory.contracts.privacy import PrivacyPlan
+
+Mode = Literal["sync", "async"]
+Selection = Literal["all", "random", "size", "availability", "round_robin"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRules:
+    """Who is asked in a round, when it counts, and how long it waits.
+
+    `quorum` is the number of sites that must give an update, `required` those that must be among
+    them. `deadline_s` bounds each phase (train, evaluate) in seconds; a phase that lacks its quorum
+    then waits up to `lateness_s` longer. `retries` is how often a site that failed for a passing
+    reason is asked again in a phase, and how often a phase without its quorum begins anew.
+    `select` chooses `per_round` sites (None: all there are), and `extra` more are asked than are
+    waited for (over-selection). `mode` async: no site waits for another, and every `buffer` updates
+    make a new model (FedBuff; Nguyen et al. 2022, algorithm 1); `buffer` is None in sync.
+    """
+
+    mode: Mode
+    quorum: int
+    required: tuple[str, ...]
+    deadline_s: float
+    lateness_s: float
+    retries: int
+    select: Selection
+    per_round: int | None
+    extra: int
+    buffer: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRules:
+    """How each round's model is judged, on released metrics only.
+
+    `sites` lets the sites evaluate, `central` the coordinator on a public set. `metric` (one that
+    the central evaluation gives, else the sites') tells the best model; `higher_is_better`. With
+    `patience`, the run ends after so many rounds in which it moved by no more than `min_delta`.
+    `keep` says which model the run ends with.
+    """
+
+    sites: bool
+    central: bool
+    metric: str
+    higher_is_better: bool
+    patience: int | None
+    min_delta: float
+    keep: Literal["last", "best"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """What a run is to do: fixed before its first round.
+
+    `sites` may take part; some may still be to come. `privacy` is what the run asks of every site,
+    None for none. `checkpoints` is how many finished rounds' models are kept (the best one beside
+    them). In async mode `rounds` counts new models.
+    """
+
+    run_id: str
+    task: str
+    strategy: str
+    seed: int
+    rounds: int
+    sites: tuple[str, ...]
+    rules: RoundRules
+    evaluation: EvaluationRules
+    privacy: PrivacyPlan | None
+    checkpoints: int

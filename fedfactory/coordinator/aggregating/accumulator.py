@@ -1,0 +1,167 @@
+"""Folds updates into the next model, one at a time, from disk, in canonical order.
+
+Sums in float64, so memory is two float32 models however many sites there are, and the order of
+arrival cannot change a bit: whoever calls `add` does so by site, then order. The checks of an
+update's form and values come before (aggregation.verify_update).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfactory.contracts.errors import FedfactoryError
+from fedfactory.contracts.model import DTYPES, BlobRef, ModelSpec, TensorSpec
+from fedfactory.contracts.strategy import StaleStrategy, StreamingStrategy
+from fedfactory.contracts.updates import Update
+from fedfactory.wire.arrays import ArrayFile, ArrayWriter
+
+# 64 Ki elements: the buffers of one chunk (float32 and float64) stay in a core's cache.
+CHUNK_ELEMENTS: Final = 1 << 16
+
+Vector = NDArray[np.float64]
+
+
+class AggregationError(FedfactoryError):
+    """The strategy could not make a model out of the updates."""
+
+
+class Accumulator:
+    """The weighted mean of a round's deltas, and then the new model.
+
+    For each round: `begin`, `add` in rising order of (site, order's round), `finish`. Deltas of
+    older models move the one that `begin` was given. The sum's memory is kept from round to round:
+    asking the system for it anew costs more than the sum itself.
+    """
+
+    def __init__(self, strategy: StreamingStrategy) -> None:
+        self._strategy = strategy
+        self._base = Path()
+        self._spec = ModelSpec(tensors=())
+        self._sum: Vector = np.empty(0, dtype=np.float64)
+        self._total_weight = 0.0
+        self._last_key = ("", 0)
+        self._scratch: Vector = np.empty(CHUNK_ELEMENTS, dtype=np.float64)
+
+    def begin(self, base: Path) -> None:
+        """Start a round from the model in `base`; what was folded before is forgotten."""
+        with ArrayFile(base) as file:
+            self._spec = file.spec
+        self._base = base
+        self._total_weight = 0.0
+        self._last_key = ("", 0)
+        elements = sum(tensor.elements for tensor in self._spec.tensors if tensor.is_float)
+        if self._sum.size != elements:
+            self._sum = np.empty(elements, dtype=np.float64)
+
+    def add(self, update: Update, path: Path, *, staleness: int) -> None:
+        """Fold one update (`path`: its deltas, the float tensors of the model).
+
+        A stale one counts less in the sum, but in full in what the sum is divided by: what all
+        sites computed on old models moves the new one less (Nguyen et al. 2022, algorithm 1, whose
+        mean is over the size of the buffer).
+
+        Raises:
+            AggregationError: the strategy gives it no usable weight.
+        """
+        key = (update.work.site, update.work.round)
+        assert key > self._last_key, "updates are folded in canonical order, once each"
+        self._last_key = key
+        weight = self._checked(self._strategy.weight(update), update)
+        if weight == 0.0:
+            return
+        counted = weight
+        if staleness:
+            assert isinstance(self._strategy, StaleStrategy), "stale updates need a stale_weight"
+            counted = self._checked(self._strategy.stale_weight(update, staleness), update)
+        with ArrayFile(path) as file:
+            self._fold(file, counted, first=self._total_weight == 0.0)
+        self._total_weight += weight
+
+    def _checked(self, weight: float, update: Update) -> float:
+        if not (math.isfinite(weight) and weight >= 0):
+            raise AggregationError(
+                f"the strategy gives site '{update.work.site}' the weight {weight};"
+                " expected a finite number from 0"
+            )
+        return weight
+
+    def finish(self, out: Path) -> BlobRef:
+        """Apply the strategy to base and mean, write the new model, return its reference.
+
+        Tensors are cast to the base's dtypes; integer tensors are the base's.
+
+        Raises:
+            AggregationError: no update had a weight above 0, or the result is not finite.
+        """
+        if self._total_weight == 0.0:
+            raise AggregationError("no update has a weight above 0, so there is no mean")
+        writer = ArrayWriter(out, self._spec)
+        try:
+            with ArrayFile(self._base) as base:
+                at = 0
+                for tensor in self._spec.tensors:
+                    if tensor.is_float:
+                        self._write_moved(writer, base, tensor, at)
+                        at += tensor.elements
+                    else:
+                        for piece in base.chunks(tensor.name):
+                            writer.write(piece)
+        except BaseException:
+            writer.abandon()
+            raise
+        return writer.commit()
+
+    def _fold(self, file: ArrayFile, weight: float, *, first: bool) -> None:
+        at = 0
+        for tensor in self._spec.tensors:
+            if not tensor.is_float:
+                continue
+            for _, delta in _chunks(file, tensor):
+                total = self._sum[at : at + delta.size]
+                if first:
+                    np.multiply(delta, weight, out=total, dtype=np.float64)
+                else:
+                    weighed = self._scratch[: delta.size]
+                    np.multiply(delta, weight, out=weighed, dtype=np.float64)
+                    total += weighed
+                at += delta.size
+
+    def _write_moved(self, writer: ArrayWriter, base: ArrayFile, spec: TensorSpec, at: int) -> None:
+        for start, chunk in _chunks(base, spec):
+            mean = self._sum[at + start : at + start + chunk.size]
+            mean /= self._total_weight
+            moved = self._strategy.apply(chunk.astype(np.float64), mean)
+            writer.write(cast_back(moved, spec, chunk.shape))
+
+
+def cast_back(values: NDArray[Any], spec: TensorSpec, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return a strategy's values in the model's dtype.
+
+    Raises:
+        AggregationError: another shape, no real numbers, or not finite ones in that dtype.
+    """
+    if values.shape != shape or values.dtype.kind not in "fiu":
+        raise AggregationError(
+            f"the strategy made {values.dtype}{list(values.shape)} of tensor '{spec.name}',"
+            f" expected {DTYPES[spec.dtype][0]}{list(shape)}"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):  # told by the check below
+        cast = values.astype(DTYPES[spec.dtype][0])
+    if not np.isfinite(cast).all():
+        raise AggregationError(f"the aggregate of tensor '{spec.name}' is not finite")
+    return cast
+
+
+def _chunks(file: ArrayFile, spec: TensorSpec) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield (start, chunk) over a tensor; the chunk's buffer is reused."""
+    buffer = np.empty(min(CHUNK_ELEMENTS, spec.elements), dtype=DTYPES[spec.dtype][0])
+    for start in range(0, spec.elements, CHUNK_ELEMENTS):
+        chunk = buffer[: spec.elements - start]
+        file.read_into(spec.name, start, chunk)
+        yield start, chunk

@@ -1,0 +1,79 @@
+"""From a strategy's name to what the runner drives: ours stream, Flower's are adapted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fedfactory.contracts.errors import UsageError
+from fedfactory.contracts.orders import TrainParameters
+from fedfactory.contracts.run_plan import RunPlan
+from fedfactory.contracts.strategy import StaleStrategy
+from fedfactory.coordinator.aggregating.aggregation import Aggregation, StreamingAggregation
+from fedfactory.coordinator.running.settings import RunSettings
+
+CUSTOM: Final = "custom"
+
+
+def load_aggregation(settings: RunSettings) -> Aggregation:
+    """Return the aggregation of a run.
+
+    Raises:
+        UsageError: what `check_strategy` raises.
+    """
+    return _make(
+        settings.plan,
+        settings.strategy_options,
+        training=settings.signed.terms.training,
+        any_class=settings.any_strategy_class,
+    )
+
+
+def check_strategy(plan: RunPlan, options: Mapping[str, Any], *, any_class: bool) -> None:
+    """Check what an operator asks for, by making it once: the strategy, its options, its mode.
+
+    `any_class` lets `_target_` name any importable class; else only what is installed here for it
+    (flower_loading.load_flower_strategy).
+
+    Raises:
+        UsageError: an unknown strategy, options it does not take, another `_target_`, a strategy
+            that cannot run in the plan's mode, with its sites, or be saved.
+    """
+    _make(plan, options, training=_ANY_TRAINING, any_class=any_class)
+
+
+# The strategy's own parameters are checked when they are put in the place of these.
+_ANY_TRAINING: Final = TrainParameters(
+    local_epochs=1, batch_size=1, lr=0.1, momentum=0.0, proximal_mu=0.0, max_steps=None
+)
+
+
+def _make(
+    plan: RunPlan, options: Mapping[str, Any], *, training: TrainParameters, any_class: bool
+) -> Aggregation:
+    asynchronous = plan.rules.mode == "async"
+    if plan.strategy == CUSTOM:
+        if asynchronous:
+            raise UsageError(_sync_only("custom (a Flower strategy)"))
+        from fedfactory.coordinator.aggregating.flower_loading import load_flower_strategy
+        from fedfactory.coordinator.aggregating.flower_strategy import FlowerAggregation
+
+        return FlowerAggregation(
+            load_flower_strategy(options, any_class=any_class),
+            training=training,
+            sites=plan.sites,
+            seed=plan.seed,
+        )
+    from strategies import make_strategy
+
+    strategy = make_strategy(plan.strategy, options)
+    if asynchronous and not isinstance(strategy, StaleStrategy):
+        raise UsageError(_sync_only(plan.strategy))
+    return StreamingAggregation(strategy, training=training)
+
+
+def _sync_only(strategy: str) -> str:
+    return (
+        f"rounds.mode=async: strategy={strategy} does not say how an update enters that started"
+        " from an older model (it has no stale_weight); use strategy=fedbuff, or rounds.mode=sync"
+    )

@@ -1,0 +1,159 @@
+"""Whether a submission's parts agree with each other and keep the coordinator's limits. Pure.
+
+The signed terms are what the operator answers for and the sites believe; the plan is how the rounds
+go. What both say must be the same, or a site would be asked for what nobody signed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fedfactory.contracts.codec import encode
+from fedfactory.contracts.errors import UsageError, ValueRangeError
+from fedfactory.contracts.run_plan import EvaluationRules, RoundRules, RunPlan
+from fedfactory.identity.roles import Peer, Role
+from fedfactory.wire.operations import Finding, Submission
+
+# It names a folder: no more than letters, digits and the few marks of our own ids.
+_RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_NONCE: Final = re.compile(r"[0-9a-f]{16,128}")
+_SECONDS: Final = 366 * 86400.0
+_HYDRA_KEY: Final = re.compile(r"_[a-z]+_")
+TARGET: Final = "_target_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a coordinator takes at most: rounds and sites of a run, bytes of a model."""
+
+    max_rounds: int
+    max_sites: int
+    max_model_bytes: int
+
+
+def check_agreement(found: Submission, *, coordinator: str, limits: Limits, now: float) -> None:
+    """Check a submission by itself; `now` is Unix seconds.
+
+    Raises:
+        UsageError: says which value is wrong, and what was expected.
+    """
+    terms, plan = found.signed.terms, found.plan
+    if not _RUN_ID.fullmatch(plan.run_id):
+        raise ValueRangeError("run_id", plan.run_id[:80], "1 to 64 letters, digits, '_', '-'")
+    if not _NONCE.fullmatch(terms.nonce):
+        raise UsageError("the plan's nonce must be 16 to 128 hex digits")
+    if terms.coordinator != coordinator:
+        raise UsageError(
+            f"the plan is signed for the coordinator '{terms.coordinator}', and this is"
+            f" '{coordinator}': sign it for this one"
+        )
+    if terms.not_after <= now:
+        raise UsageError("the plan's time is over: sign it again")
+    _same("run_id", terms.run_id, plan.run_id)
+    _same("task", terms.task, plan.task)
+    _same("sites", terms.sites, plan.sites)
+    _same("rounds", terms.rounds, plan.rounds)
+    _same("privacy", terms.privacy, plan.privacy)
+    _same("evaluation.sites", terms.evaluate, plan.evaluation.sites)
+    _same("a public data set", found.central is not None, plan.evaluation.central)
+    _check_limits(found, limits)
+    _check_sites(plan.sites)
+    _check_rules(plan)
+    _check_evaluation(plan.evaluation)
+    _check_no_code(found)
+
+
+def can_begin(plan: RunPlan, findings: Iterable[Finding]) -> str | None:
+    """Return why the run cannot begin without the sites of `findings`, or None if it can."""
+    unfit = {finding.site for finding in findings}
+    fit = [site for site in plan.sites if site not in unfit]
+    if missing := sorted(unfit.intersection(plan.rules.required)):
+        return f"{', '.join(missing)}: required, and cannot take part now"
+    if len(fit) < plan.rules.quorum:
+        return (
+            f"{len(fit)} of {len(plan.sites)} sites can take part now, and the quorum is"
+            f" {plan.rules.quorum}"
+        )
+    return None
+
+
+def _same(what: str, signed: object, planned: object) -> None:
+    if signed != planned:
+        raise UsageError(f"{what}: the signed terms say one thing and the plan another")
+
+
+def _check_limits(found: Submission, limits: Limits) -> None:
+    plan = found.plan
+    _within("rounds", plan.rounds, 1, limits.max_rounds)
+    _within("the number of sites", len(plan.sites), 1, limits.max_sites)
+    _within("the model's bytes", found.initial.bytes, 1, limits.max_model_bytes)
+    most = found.signed.terms.max_model_bytes
+    _within("max_model_bytes", most, found.initial.bytes, 2 * limits.max_model_bytes)
+    if found.central is not None:
+        _within("the public data set's bytes", found.central.bytes, 1, limits.max_model_bytes)
+    _within("checkpoints", plan.checkpoints, 1, limits.max_rounds)
+
+
+def _check_sites(sites: tuple[str, ...]) -> None:
+    if list(sites) != sorted(set(sites)):
+        raise UsageError("sites: expected each name once, in alphabetical order")
+    for site in sites:
+        Peer(role=Role.SITE, name=site)
+
+
+def _check_rules(plan: RunPlan) -> None:
+    rules: RoundRules = plan.rules
+    many = len(plan.sites)
+    _within("rounds.quorum", rules.quorum, 1, many)
+    _seconds("rounds.deadline_s", rules.deadline_s, above=0.0)
+    _seconds("rounds.lateness_s", rules.lateness_s)
+    _within("rounds.retries", rules.retries, 0, 1000)
+    _within("rounds.extra", rules.extra, 0, many)
+    if strangers := sorted(set(rules.required) - set(plan.sites)):
+        raise UsageError(f"rounds.required: {', '.join(strangers)} is no site of the run")
+    if rules.per_round is not None:
+        _within("rounds.per_round", rules.per_round, rules.quorum, many)
+    if (rules.mode == "async") != (rules.buffer is not None):
+        raise UsageError("rounds.buffer: expected with rounds.mode=async, and only then")
+    if rules.buffer is not None:
+        _within("rounds.buffer", rules.buffer, 1, 1_000_000)
+
+
+def _check_evaluation(rules: EvaluationRules) -> None:
+    if rules.patience is not None:
+        _within("evaluation.patience", rules.patience, 1, 10**9)
+    if not (math.isfinite(rules.min_delta) and rules.min_delta >= 0):
+        raise ValueRangeError("evaluation.min_delta", rules.min_delta, "a number from 0")
+
+
+def _check_no_code(found: Submission) -> None:
+    """Refuse every key by which a framework would make an object, but a strategy's own class."""
+    options = {key: value for key, value in found.strategy_options.items() if key != TARGET}
+    for key in (*options, *_keys(encode([found.signed, found.plan]))):
+        if _HYDRA_KEY.fullmatch(key):
+            raise UsageError(
+                f"{key}: only strategy.{TARGET} may name a class, and nothing else may stand there"
+            )
+
+
+def _keys(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _keys(item)
+
+
+def _within(what: str, found: int, least: int, most: int) -> None:
+    if not least <= found <= most:
+        raise ValueRangeError(what, found, f"a whole number from {least} to {most}")
+
+
+def _seconds(what: str, found: float, above: float = -1.0) -> None:
+    if not (math.isfinite(found) and above < found <= _SECONDS and found >= 0):
+        raise ValueRangeError(what, found, f"seconds, at most {_SECONDS:.0f}")

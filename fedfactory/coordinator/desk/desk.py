@@ -1,0 +1,240 @@
+"""What operators ask of the coordinator (wire/operations.py): the desk answers, on any thread.
+
+Who may call what is decided at the gateway, which gives every method the caller and a value. What
+is wrong with a wish is raised: UnknownNameError, RefusedError, IdentityError, UsageError.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from fedfactory.contracts.errors import IdentityError, RefusedError, UsageError
+from fedfactory.contracts.questions import Question, SignedQuestion
+from fedfactory.coordinator.coordinator_config import CoordinatorConfig
+from fedfactory.coordinator.desk.fitness import unfit_sites
+from fedfactory.coordinator.desk.submitting import Submitting
+from fedfactory.coordinator.desk.watching import find_model, kept_models, watch
+from fedfactory.coordinator.gateway.blobs import blob_path
+from fedfactory.coordinator.running.checkpoints import MODELS
+from fedfactory.coordinator.runs import Runs, StopWish
+from fedfactory.coordinator.schedule import Schedule
+from fedfactory.identity.roles import Peer, Role
+from fedfactory.identity.signing import Signer, verify
+from fedfactory.wire import operations
+from fedfactory.wire.membership import (
+    Invitation,
+    InviteWanted,
+    Member,
+    Members,
+    MembersWanted,
+    RevokeWanted,
+)
+from fedfactory.wire.operations import (
+    Done,
+    Finding,
+    LogsGiven,
+    LogsOfSite,
+    ModelFound,
+    ModelWanted,
+    ResumeWanted,
+    RunsWanted,
+    StopWanted,
+    Submission,
+    Submitted,
+    Watched,
+    WatchWanted,
+)
+
+if TYPE_CHECKING:
+    from fedfactory.coordinator.gateway.gateway import Gateway
+    from fedfactory.coordinator.membership.registrar import Registrar
+    from fedfactory.coordinator.membership.registry import Registry
+
+log = logging.getLogger("fedfactory.coordinator")
+
+LOGS_TIMEOUT_S: Final = 10.0
+LONGEST_WISH_S: Final = 3600.0
+MOST_ROWS: Final = 10_000
+
+
+class Desk:
+    """`gateway` is set once there is one: it serves the desk, and the desk asks through it.
+
+    `address` is what invitations name instead of the consortium's (None: that), once it is known.
+    `unregister(node)` takes a site's node away from SuperLink; `wake` hurries the daemon.
+    """
+
+    gateway: Gateway
+    address: str | None = None
+
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        runs: Runs,
+        schedule: Schedule,
+        *,
+        registry: Registry,
+        registrar: Registrar,
+        signer: Signer,
+        unregister: Callable[[int | None], None],
+        wake: threading.Event,
+    ) -> None:
+        self._config = config
+        self._runs = runs
+        self._schedule = schedule
+        self._registry = registry
+        self._registrar = registrar
+        self._signer = signer
+        self._unregister = unregister
+        self._wake = wake
+        self._submitting = Submitting(
+            config,
+            runs,
+            key_of=self._key_of,
+            upload=self._upload,
+            unfit=self._unfit,
+            waiting=lambda: len(schedule.queue()),
+        )
+
+    # ---- runs ------------------------------------------------------------------------------
+
+    def submit(self, peer: Peer, submission: Submission) -> Submitted:
+        """Take a run, or say why not; see submitting.py."""
+        told = self._submitting.submit(peer, submission)
+        if told.run_id is None:
+            log.info("a run of %s was refused: %s", peer.name, told.reason)
+        else:
+            log.info("run %s of %s was taken", told.run_id, peer.name)
+            self._wake.set()
+        return told
+
+    def list_runs(self, peer: Peer, wanted: RunsWanted) -> operations.Runs:
+        """Return the newest runs first."""
+        del peer
+        newest = self._runs.all()[::-1][: max(0, min(wanted.limit, MOST_ROWS))]
+        return operations.Runs(runs=tuple(self._schedule.row(run) for run in newest))
+
+    def watch(self, peer: Peer, wanted: WatchWanted) -> Iterator[Watched]:
+        """Return a run's events as they come, then its summary; see watching.py."""
+        del peer
+        run = self._runs.find(wanted.run_id)
+        return watch(
+            run,
+            max(0, wanted.after),
+            follow=wanted.follow,
+            status=lambda: self._schedule.status(run),
+        )
+
+    def stop(self, peer: Peer, wanted: StopWanted) -> Done:
+        """Let a run end, after the round under way or now."""
+        run = self._runs.find(wanted.run_id)
+        if run.ended:
+            raise RefusedError(f"the run {run.run_id} is over: {run.summary()['status']}")
+        after_round = wanted.mode == "after_round"
+        run.wish_stop(StopWish(reason=f"stopped by {peer.name}", after_round=after_round))
+        self._wake.set()
+        log.info("%s stops run %s (%s)", peer.name, run.run_id, wanted.mode)
+        when = "after the round under way" if after_round else "now"
+        return Done(told=f"the run {run.run_id} stops {when}; its last finished model is kept")
+
+    def resume(self, peer: Peer, wanted: ResumeWanted) -> Done:
+        """Let a suspended, failed or stopped run go on from its last finished round."""
+        run = self._runs.find(wanted.run_id)
+        status = self._schedule.status(run)
+        if status not in ("suspended", "failed", "stopped"):
+            raise RefusedError(
+                f"the run {run.run_id} is {status}: only suspended, failed and stopped ones resume"
+            )
+        if run.taken.submission.signed.terms.not_after <= time.time():
+            raise RefusedError(
+                f"the signed plan of {run.run_id} has ended: sites would refuse it; start a new run"
+                f" from its model (model={run.run_id})"
+            )
+        run.let_go_on(peer.name)
+        self._wake.set()
+        log.info("%s resumes run %s", peer.name, run.run_id)
+        return Done(told=f"the run {run.run_id} goes on from its last finished round")
+
+    def logs(self, peer: Peer, wanted: LogsOfSite) -> LogsGiven:
+        """Ask a site what it lets out of its record of a run."""
+        wish = wanted.signed.wanted
+        run = self._runs.find(wish.run_id)
+        if verify(wish, wanted.signed.signature) != self._key_of(peer):
+            raise IdentityError(f"the wish is not signed by the key of '{peer.name}', who sent it")
+        if wish.coordinator != self._config.name or wish.site not in run.sites:
+            raise UsageError(f"'{wish.site}' is no site of {run.run_id} at {self._config.name}")
+        if not time.time() < wish.not_after <= time.time() + LONGEST_WISH_S:
+            raise UsageError(f"the wish must be good for at most {LONGEST_WISH_S:.0f} s from now")
+        question = Question(site=wish.site, plan=None, model_bytes=None, logs=wanted.signed)
+        asked = SignedQuestion(question=question, signature=self._signer.sign(question))
+        answer = self.gateway.ask(wish.site, asked, LOGS_TIMEOUT_S)
+        return LogsGiven(logs=None if answer is None else answer.logs)
+
+    def find_model(self, peer: Peer, wanted: ModelWanted) -> ModelFound:
+        """Say which models of a run are kept; offer the wanted one to the caller for download."""
+        run = self._runs.find(wanted.run_id)
+        kept = tuple(kept_models(run))
+        found = find_model(run, wanted.round)
+        if found is None:
+            return ModelFound(model=None, round=None, kept=kept)
+        number, ref = found
+        self.gateway.lend(peer, blob_path(run.folder / MODELS, ref.digest), ref)
+        return ModelFound(model=ref, round=number, kept=kept)
+
+    # ---- members ---------------------------------------------------------------------------
+
+    def invite(self, peer: Peer, wanted: InviteWanted) -> Invitation:
+        """Invite somebody; the address in the invitation is the one that is listened on."""
+        return self._registrar.invite(wanted, by=peer.name, gateway=self.address)
+
+    def list_members(self, peer: Peer, wanted: MembersWanted) -> Members:
+        """Return everybody who was invited or enrolled."""
+        del peer, wanted
+        members = self._registry.members(connected=self.gateway.connected())
+        return Members(consortium=self._config.name, members=tuple(members))
+
+    def revoke(self, peer: Peer, wanted: RevokeWanted) -> Done:
+        """Cut a member off at once: open calls, node key, its part in every run."""
+        role = _role(wanted.role)
+        if (role, wanted.name) == (peer.role, peer.name):
+            raise RefusedError("nobody revokes themselves: ask another operator")
+        if role is Role.COORDINATOR:
+            raise RefusedError("the coordinator cannot be revoked; stop it, and rotate the issuer")
+        gone = Peer(role=role, name=wanted.name)
+        self._registry.revoke(gone, by=peer.name, reason=wanted.reason)
+        self.gateway.cut(gone)
+        if role is Role.SITE:
+            node_id = self.gateway.roster().get(wanted.name)
+            self.gateway.dismiss(wanted.name)
+            self._unregister(node_id)
+            self._schedule.site_left(wanted.name, "revoked")
+        log.warning("%s revoked %s '%s'", peer.name, role, wanted.name)
+        return Done(told=f"{role} '{wanted.name}' is cut off")
+
+    # ---- within ----------------------------------------------------------------------------
+
+    def _members(self, role: Role) -> dict[str, Member]:
+        return {m.name: m for m in self._registry.members() if m.role == role}
+
+    def _key_of(self, peer: Peer) -> str | None:
+        member = self._members(peer.role).get(peer.name)
+        return None if member is None else member.fingerprint
+
+    def _upload(self, peer: Peer, digest: str) -> Path | None:
+        return self.gateway.store.take_upload(peer, digest)
+
+    def _unfit(self, found: Submission) -> tuple[Finding, ...]:
+        members = self._members(Role.SITE)
+        return unfit_sites(found.signed, found.initial.bytes, members, self.gateway, self._signer)
+
+
+def _role(word: str) -> Role:
+    try:
+        return Role(word)
+    except ValueError as error:
+        raise UsageError(f"'{word}' is no role: {', '.join(Role)}") from error

@@ -1,0 +1,75 @@
+"""Which sites of a planned run cannot take part now, and why: what we know, then what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, Protocol
+
+from fedfactory.contracts.plans import SignedPlan
+from fedfactory.contracts.questions import Answer, Question, SignedQuestion
+from fedfactory.contracts.refusals import REFUSALS
+from fedfactory.wire.membership import Member
+from fedfactory.wire.operations import Finding
+
+if TYPE_CHECKING:
+    from fedfactory.identity.signing import Signer
+
+ASK_TIMEOUT_S: Final = 8.0
+ASK_AT_ONCE: Final = 32
+_NOW: Final = {
+    "offline": "the site is not connected now",
+    "no_answer": f"the site is connected, and did not answer within {ASK_TIMEOUT_S:.0f} s",
+}
+
+
+class Asker(Protocol):
+    """What is needed of the gateway."""
+
+    def connected(self) -> list[str]:
+        """Sites whose doorbell is open."""
+
+    def ask(self, site: str, question: SignedQuestion, timeout_s: float) -> Answer | None:
+        """Ask a site; None if it did not answer in time."""
+
+
+def unfit_sites(
+    signed: SignedPlan,
+    model_bytes: int,
+    members: Mapping[str, Member],
+    gateway: Asker,
+    signer: Signer,
+) -> tuple[Finding, ...]:
+    """Return what speaks against each site's part in the run of `signed`, by site.
+
+    `model_bytes` is the initial model's length, `members` the consortium's sites by name. Every
+    site that is here is asked, all at once.
+    """
+    connected = set(gateway.connected())
+
+    def look(site: str) -> str:
+        if code := _known_fault(members.get(site)):
+            return code
+        if site not in connected:
+            return "offline"
+        question = Question(site=site, plan=signed, model_bytes=model_bytes, logs=None)
+        asked = SignedQuestion(question=question, signature=signer.sign(question))
+        answer = gateway.ask(site, asked, ASK_TIMEOUT_S)
+        if answer is None or answer.fitness is None:
+            return "no_answer"
+        return answer.fitness.code
+
+    sites = signed.terms.sites
+    with ThreadPoolExecutor(min(ASK_AT_ONCE, len(sites)), thread_name_prefix="fit") as pool:
+        codes = dict(zip(sites, pool.map(look, sites), strict=True))
+    return tuple(
+        Finding(site=site, code=code, sentence=_NOW.get(code, REFUSALS[code]))
+        for site, code in codes.items()
+        if code
+    )
+
+
+def _known_fault(member: Member | None) -> str:
+    if member is None or member.status == "invited":
+        return "not_enrolled"
+    return "revoked" if member.status == "revoked" else ""

@@ -1,0 +1,97 @@
+"""How far a run is, read from its journal while its ServerApp writes it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from fedfactory.contracts.errors import FedfactoryError
+from fedfactory.coordinator.running.journal import read_events
+
+log = logging.getLogger("fedfactory.coordinator")
+
+# A process that comes back, what it then misses, and sites that come and go: no progress of a run.
+_NO_PROGRESS: Final = frozenset(
+    {"RunResumed", "SiteConnected", "SiteLost", "UpdateLost", "CheckpointLost"}
+)
+_FRESH_NS: Final = 200_000_000
+
+
+class Progress:
+    """What the journal told so far. Methods may be called from any thread.
+
+    `begun` tells whether it holds anything; `round` is the one under way or the last; `steps`
+    counts its events of substance; `last_at` is the time of the last event (Unix seconds);
+    `stopping` whether the run has taken a wish to stop.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self.round = 0
+        self.steps = 0
+        self.last_at: float | None = None
+        self.stopping = False
+        self._journal = journal
+        self._count = 0
+        self._reading = threading.Lock()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run has written anything."""
+        return self._count > 0 or self._journal.exists()
+
+    def update(self) -> None:
+        """Read what is new; a journal that cannot be read has told nothing new."""
+        with self._reading:
+            try:
+                found = read_events(self._journal, self._count)
+            except FedfactoryError as error:
+                log.warning("%s", error.public_message)
+                return
+            for number, line in found:
+                self._note(json.loads(line))
+                self._count = number + 1
+
+    def _note(self, event: dict[str, object]) -> None:
+        kind = str(event["event"])
+        self.last_at = float(str(event["at"]))
+        self.steps += kind not in _NO_PROGRESS
+        if kind in ("OrdersSent", "ModelAggregated"):
+            self.round = max(self.round, int(str(event["round"])))
+        if kind in ("StopRequested", "RunReopened"):
+            self.stopping = kind == "StopRequested"
+
+
+class Tail:
+    """Reads a journal's new lines without asking SQLite where nothing was written."""
+
+    def __init__(self, journal: Path, after: int) -> None:
+        self.number = after
+        self._journal = journal
+        self._seen: tuple[tuple[int, int], ...] = ()
+
+    def read(self) -> list[tuple[int, str]]:
+        """Return number and line of each event that is new; see Journal's read_events."""
+        seen = self._signature()
+        fresh = any(time.time_ns() - written < _FRESH_NS for written, _ in seen)
+        if seen == self._seen and not fresh:
+            return []
+        self._seen = seen
+        found = read_events(self._journal, self.number)
+        if found:
+            self.number = found[-1][0] + 1
+        return found
+
+    def _signature(self) -> tuple[tuple[int, int], ...]:
+        paths = (self._journal, self._journal.with_name(f"{self._journal.name}-wal"))
+        found = []
+        for path in paths:
+            try:
+                told = path.stat()
+            except FileNotFoundError:
+                continue
+            found.append((told.st_mtime_ns, told.st_size))
+        return tuple(found)

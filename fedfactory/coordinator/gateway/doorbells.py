@@ -1,0 +1,122 @@
+"""The sites' doorbells: a stream to each that says "there may be a message", or asks a question.
+
+The latest stream of a site counts. A question waits for its answer in the thread that asks it;
+only the site that was asked can answer, and a late answer is dropped.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from fedfactory.contracts.codec import from_json, to_json
+from fedfactory.contracts.errors import EnvironmentFailedError
+from fedfactory.contracts.questions import Answer, SignedQuestion
+from fedfactory.wire.rpc import gateway_pb2 as pb
+
+MAX_QUESTIONS_PER_SITE: Final = 8
+
+
+class Doorbell:
+    """One site's open stream. A ring still unheard is not repeated."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._rung = True  # the first ring says that the site is heard
+        self._questions: deque[tuple[str, bytes]] = deque()
+        self._closed = False
+
+    def ring(self) -> None:
+        """Let the site look for messages."""
+        with self._condition:
+            self._rung = True
+            self._condition.notify()
+
+    def ask(self, question_id: str, question: bytes) -> None:
+        """Put a question to the site."""
+        with self._condition:
+            self._questions.append((question_id, question))
+            self._condition.notify()
+
+    def close(self) -> None:
+        """End the stream."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+
+    def rings(self) -> Iterator[pb.Ring]:
+        """Yield what the site is to hear, until the bell is closed."""
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._closed or self._rung or self._questions)
+                if self._closed:
+                    return
+                ring = pb.Ring()
+                if self._questions:
+                    ring.question_id, ring.question = self._questions.popleft()
+                self._rung = False
+            yield ring
+
+
+@dataclass(slots=True)
+class _Pending:
+    site: str
+    came: threading.Event = field(default_factory=threading.Event)
+    answer: Answer | None = None
+
+
+class Questions:
+    """The questions that wait for an answer, by id."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pending: dict[str, _Pending] = {}
+
+    def ask(
+        self, bell: Doorbell, site: str, question: SignedQuestion, timeout_s: float
+    ) -> Answer | None:
+        """Ask a site at its open bell; None if no readable answer came in time.
+
+        Raises:
+            EnvironmentFailedError: too many questions wait for this site already.
+        """
+        question_id = secrets.token_hex(16)
+        pending = _Pending(site)
+        with self._lock:
+            waiting = sum(other.site == site for other in self._pending.values())
+            if waiting >= MAX_QUESTIONS_PER_SITE:
+                raise EnvironmentFailedError(f"{waiting} questions wait for {site}: ask later")
+            self._pending[question_id] = pending
+        try:
+            bell.ask(question_id, to_json(question).encode())
+            pending.came.wait(timeout_s)
+            return pending.answer
+        finally:
+            with self._lock:
+                del self._pending[question_id]
+
+    def answer(self, site: str, question_id: str, text: bytes) -> None:
+        """Take a site's answer; one that nobody waits for is dropped.
+
+        Raises:
+            ProtocolError: it is not of the agreed form.
+        """
+        with self._lock:
+            pending = self._pending.get(question_id)
+        if pending is None or pending.site != site:
+            return
+        try:
+            pending.answer = from_json(Answer, text)
+        finally:
+            pending.came.set()
+
+    def give_up(self, site: str) -> None:
+        """The site has gone: whoever waits for it need not."""
+        with self._lock:
+            waiting = [pending for pending in self._pending.values() if pending.site == site]
+        for pending in waiting:
+            pending.came.set()

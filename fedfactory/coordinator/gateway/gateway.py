@@ -1,0 +1,323 @@
+"""The one public port: mutual TLS, a tunnel for Fleet calls, arrays both ways, doorbells.
+
+front_door.py judges each call; here is what the calls of sites do. Enrolment and operations are
+others' (the registrar's and the desk's). Blocking IO in a thread per open call (docs/adr/0002): a
+waiting doorbell costs a parked thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, Protocol
+
+import grpc
+
+from fedfactory.contracts.errors import (
+    EnvironmentFailedError,
+    IdentityError,
+)
+from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.questions import Answer, SignedQuestion
+from fedfactory.coordinator.gateway.blob_calls import BlobCalls, Traffic
+from fedfactory.coordinator.gateway.blobs import BlobStore
+from fedfactory.coordinator.gateway.doorbells import Doorbell, Questions
+from fedfactory.coordinator.gateway.front_door import Behaviour, FrontDoor, Standing
+from fedfactory.coordinator.gateway.health import Health
+from fedfactory.coordinator.gateway.limits import GatewayLimits
+from fedfactory.coordinator.gateway.offers import Offers
+from fedfactory.coordinator.gateway.open_calls import OpenCall
+from fedfactory.coordinator.gateway.tunnel import Call, Node, PushTracker, check_call
+from fedfactory.identity.enrolment import Identity
+from fedfactory.identity.roles import Peer
+from fedfactory.wire.rpc import gateway_pb2 as pb
+from fedfactory.wire.rpc.methods import ENROLMENT, GATEWAY, HEALTH, OPERATIONS
+from fedfactory.wire.rpc.service import EnrolmentService, OperationsService, handlers
+from fedfactory.wire.tls import SERVER_OPTIONS, server_credentials
+
+MAX_CALLS: Final = 1024
+HTTP_OK: Final = 200
+STOP_GRACE_S: Final = 0.2
+# method, public_key, timestamp, signature, body -> HTTP status, body
+Forward = Callable[[str, bytes, str, bytes, bytes], tuple[int, bytes]]
+
+
+class Listener(Protocol):
+    """Hears what happens at the gateway, from any of its threads; must not wait."""
+
+    def replied(self, message_id: str) -> None:
+        """A site has answered a message, whole."""
+
+    def came(self, site: str) -> None:
+        """A site's doorbell is open; said again when a new stream replaces it."""
+
+    def went(self, site: str) -> None:
+        """A site's doorbell is gone."""
+
+
+class Gateway:
+    """Serves the sites, and by `registrar` and `desk` the others. Usable from any thread.
+
+    `identity` is asked at every handshake, so that a renewed certificate is used at once.
+    `forward(method, public_key, timestamp, signature, body)` posts one Fleet call to SuperLink and
+    returns HTTP status and body. `standing(peer, facts)` raises IdentityError if the registry does
+    not let the holder of that certificate call.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Callable[[], Identity],
+        store: BlobStore,
+        forward: Forward,
+        standing: Standing,
+        desk: OperationsService,
+        registrar: EnrolmentService,
+        limits: GatewayLimits,
+    ) -> None:
+        self.store = store
+        self._forward = forward
+        self._lock = threading.Lock()
+        self._nodes: dict[str, Node] = {}
+        self._doorbells: dict[str, Doorbell] = {}
+        self._offers = Offers()
+        self._traffic = Traffic()
+        self._blobs = BlobCalls(store, self._offers, self._traffic, limits.max_model_bytes)
+        self._pushes = PushTracker()
+        self._questions = Questions()
+        self._listeners: tuple[Listener, ...] = ()
+        self._health = Health()
+        self._door = FrontDoor(standing, limits, self._behaviours(desk, registrar))
+        self._threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="gateway")
+        self._server = grpc.server(
+            self._threads,
+            handlers=handlers(self._door.serve),
+            options=SERVER_OPTIONS,
+            maximum_concurrent_rpcs=MAX_CALLS,
+        )
+        self._credentials = server_credentials(identity)
+
+    def _behaviours(
+        self, desk: OperationsService, registrar: EnrolmentService
+    ) -> dict[str, Behaviour]:
+        """What each method does, by its path."""
+
+        def asks(work: Callable[..., object]) -> Behaviour:
+            return lambda call, wanted: work(call.peer, wanted)
+
+        def certifies(work: Callable[..., object]) -> Behaviour:
+            return lambda call, wanted: work(call.peer, call.facts, wanted, call.version)
+
+        return {
+            f"/{GATEWAY}/Tunnel": self._tunnel,
+            f"/{GATEWAY}/Download": self._blobs.download,
+            f"/{GATEWAY}/Arrived": self._blobs.arrived,
+            f"/{GATEWAY}/Upload": self._blobs.upload,
+            f"/{GATEWAY}/Listen": self._listen,
+            f"/{GATEWAY}/Answer": self._answer,
+            f"/{ENROLMENT}/Enrol": certifies(registrar.enrol),
+            f"/{ENROLMENT}/Renew": certifies(registrar.renew),
+            f"/{OPERATIONS}/Submit": asks(desk.submit),
+            f"/{OPERATIONS}/ListRuns": asks(desk.list_runs),
+            f"/{OPERATIONS}/Watch": asks(desk.watch),
+            f"/{OPERATIONS}/Stop": asks(desk.stop),
+            f"/{OPERATIONS}/Resume": asks(desk.resume),
+            f"/{OPERATIONS}/Logs": asks(desk.logs),
+            f"/{OPERATIONS}/FindModel": asks(desk.find_model),
+            f"/{OPERATIONS}/Invite": asks(desk.invite),
+            f"/{OPERATIONS}/ListMembers": asks(desk.list_members),
+            f"/{OPERATIONS}/Revoke": asks(desk.revoke),
+            f"/{HEALTH}/Check": self._health.check,
+            f"/{HEALTH}/Watch": self._health.watch,
+        }
+
+    # ---- life ------------------------------------------------------------------------------
+
+    def start(self, host: str, port: int = 0) -> int:
+        """Listen; return the port (0 asks for a free one).
+
+        Raises:
+            EnvironmentFailedError: the address cannot be bound.
+        """
+        name = f"[{host}]" if ":" in host else host
+        try:
+            bound = self._server.add_secure_port(f"{name}:{port}", self._credentials)
+        except RuntimeError as error:
+            raise EnvironmentFailedError(
+                f"the gateway cannot listen on {name}:{port}: is the port taken?",
+                diagnostic=str(error),
+            ) from error
+        self._server.start()
+        self._door.calls.start()
+        return int(bound)
+
+    def stop(self) -> None:
+        """Hang up."""
+        self._health.stop()
+        self.hang_up_all()
+        self._server.stop(grace=STOP_GRACE_S).wait()
+        self._door.calls.stop()
+        self._threads.shutdown(wait=False)
+
+    def subscribe(self, listener: Listener) -> None:
+        """Tell a listener what happens, until it is unsubscribed."""
+        with self._lock:
+            self._listeners = (*self._listeners, listener)
+
+    def unsubscribe(self, listener: Listener) -> None:
+        """Tell it no more."""
+        with self._lock:
+            self._listeners = tuple(one for one in self._listeners if one is not listener)
+
+    # ---- members ---------------------------------------------------------------------------
+
+    def admit(self, site: str, node_id: int, public_key: bytes) -> None:
+        """Let a site in, as the node it was registered as; `public_key` is its node key (PEM)."""
+        with self._lock:
+            self._nodes[site] = Node(site=site, node_id=node_id, public_key=public_key)
+
+    def dismiss(self, site: str) -> None:
+        """Let a site speak as its node no more; its open calls are for `cut` to end."""
+        with self._lock:
+            self._nodes.pop(site, None)
+
+    def roster(self) -> dict[str, int]:
+        """Node ids of the admitted sites."""
+        with self._lock:
+            return {site: node.node_id for site, node in self._nodes.items()}
+
+    def connected(self) -> list[str]:
+        """Sites whose doorbell is open."""
+        with self._lock:
+            return sorted(self._doorbells)
+
+    def cut(self, peer: Peer) -> None:
+        """End every open call of a member's at once; new ones are the registry's to refuse."""
+        self._door.calls.cut(peer, IdentityError("the coordinator has cut this member off"))
+
+    def hang_up_all(self) -> None:
+        """End all doorbells: the sites come back, and say anew that they are there."""
+        with self._lock:
+            bells = list(self._doorbells.values())
+        for bell in bells:
+            bell.close()
+
+    def ring(self, site: str) -> None:
+        """Tell a site that there may be a message; a ring still unheard is not repeated."""
+        with self._lock:
+            bell = self._doorbells.get(site)
+        if bell is not None:
+            bell.ring()
+
+    def ask(self, site: str, question: SignedQuestion, timeout_s: float) -> Answer | None:
+        """Ask a site; None if it is not connected, goes, or gives no readable answer in time."""
+        with self._lock:
+            bell = self._doorbells.get(site)
+        return None if bell is None else self._questions.ask(bell, site, question, timeout_s)
+
+    def traffic(self) -> dict[str, dict[str, int]]:
+        """Bytes of payload down to and up from each site: arrays and Fleet calls."""
+        return self._traffic.counts()
+
+    # ---- runs ------------------------------------------------------------------------------
+
+    def open_run(self, run_id: str, sites: Iterable[str], max_upload_bytes: int) -> None:
+        """Serve a run: its sites may send updates of so many bytes at most."""
+        self._offers.open_run(run_id, sites, max_upload_bytes)
+
+    def close_run(self, run_id: str) -> None:
+        """Serve a run no more; what it holds stays (see BlobStore.forget)."""
+        self._offers.close_run(run_id)
+
+    def offer(self, run_id: str, site: str, digest: str) -> None:
+        """Let a site of an open run download a blob."""
+        self._offers.offer(run_id, site, digest)
+
+    def discard(self, run_id: str, digest: str) -> None:
+        """Give up one hold of a run on a blob; with its last one the run's offers of it end."""
+        if self.store.discard(run_id, digest):
+            self._offers.withdraw(run_id, digest)
+
+    def lend(self, peer: Peer, path: Path, ref: BlobRef) -> None:
+        """Let a member download the file at `path` as the blob `ref`; the latest loans count."""
+        self._offers.lend(peer.uri, ref.digest, path)
+
+    # ---- what sites call -------------------------------------------------------------------
+
+    def _tunnel(self, call: OpenCall, request: pb.TunnelRequest) -> pb.TunnelReply:
+        """Pass one Fleet call to SuperLink, once it is known to be the caller's own."""
+        node = self._node(call.peer)
+        fleet = Call(
+            method=_method_name(request.method),
+            public_key=request.public_key,
+            timestamp=request.timestamp,
+            signature=request.signature,
+            body=request.body,
+        )
+        check_call(node, fleet)
+        status, answer = self._forward(
+            fleet.method, fleet.public_key, fleet.timestamp, fleet.signature, fleet.body
+        )
+        self._traffic.count(call.peer, down=len(answer), up=len(fleet.body))
+        if status == HTTP_OK:
+            with self._lock:
+                answered = self._pushes.completes(node.site, fleet, answer)
+                listeners = self._listeners
+            if answered:
+                for listener in listeners:
+                    listener.replied(answered)
+        return pb.TunnelReply(status=status, body=answer)
+
+    def _listen(self, call: OpenCall, request: pb.ListenRequest) -> Iterator[pb.Ring]:
+        """Ring once at once, then whenever there may be a message; the latest stream counts."""
+        del request
+        site = self._node(call.peer).site
+        bell = Doorbell()
+        with self._lock:
+            older = self._doorbells.get(site)
+            self._doorbells[site] = bell
+            listeners = self._listeners
+        if older is not None:
+            older.close()
+        call.wakes_by(bell.close)
+        for listener in listeners:
+            listener.came(site)
+        try:
+            yield from bell.rings()
+            if call.ended_by is not None:
+                raise call.ended_by
+        finally:
+            with self._lock:
+                gone = self._doorbells.get(site) is bell
+                if gone:
+                    del self._doorbells[site]
+                listeners = self._listeners
+            if gone:
+                self._questions.give_up(site)
+                for listener in listeners:
+                    listener.went(site)
+
+    def _answer(self, call: OpenCall, request: pb.SiteAnswer) -> pb.AnswerReceipt:
+        """Take the answer to a question."""
+        self._questions.answer(call.peer.name, request.question_id, request.answer)
+        return pb.AnswerReceipt()
+
+    # ---- within ----------------------------------------------------------------------------
+
+    def _node(self, peer: Peer) -> Node:
+        with self._lock:
+            node = self._nodes.get(peer.name)
+        if node is None:
+            raise EnvironmentFailedError(
+                "the coordinator has not registered this site's node yet: try again"
+            )
+        return node
+
+
+def _method_name(number: int) -> str:
+    try:
+        return str(pb.FleetMethod.Name(number))
+    except ValueError:
+        return ""

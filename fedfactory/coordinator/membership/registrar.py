@@ -1,0 +1,123 @@
+"""Serves Enrolment: certifies who was invited, and members anew. What counts is in the registry."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fedfactory.contracts.errors import IdentityError
+from fedfactory.coordinator.membership.consortium import Consortium
+from fedfactory.coordinator.membership.inviting import invite, issued
+from fedfactory.coordinator.membership.registry import INVITED_AS, Registry
+from fedfactory.coordinator.membership.registry_rows import Issued
+from fedfactory.identity.certificates import requested_key
+from fedfactory.identity.facts import CertificateFacts, public_key_text
+from fedfactory.identity.issuer import Issuer
+from fedfactory.identity.roles import Peer, Role
+from fedfactory.identity.signing import fingerprint
+from fedfactory.wire.membership import (
+    Certified,
+    EnrolWanted,
+    Invitation,
+    InviteWanted,
+    RenewWanted,
+)
+
+log = logging.getLogger("fedfactory.coordinator.membership.registrar")
+
+
+class Registrar:
+    """Enrols and renews for `lifetime`. `on_enrolled(site, node_key_pem)` is told of each new site.
+
+    Usable from several threads.
+    """
+
+    def __init__(
+        self,
+        consortium: Consortium,
+        registry: Registry,
+        issuer: Issuer,
+        lifetime: timedelta,
+        on_enrolled: Callable[[str, str], None],
+    ) -> None:
+        self._consortium = consortium
+        self._registry = registry
+        self._issuer = issuer
+        self._lifetime = lifetime
+        self._on_enrolled = on_enrolled
+
+    def invite(self, wanted: InviteWanted, *, by: str, gateway: str | None = None) -> Invitation:
+        """Make an invitation; see `inviting.invite`."""
+        return invite(
+            self._consortium, self._registry, self._issuer, wanted, by=by, gateway=gateway
+        )
+
+    def enrol(
+        self, peer: Peer, facts: CertificateFacts, wanted: EnrolWanted, version: str
+    ) -> Certified:
+        """Certify the key of an invited peer; `facts` are of its connection's certificate.
+
+        Raises:
+            IdentityError: the connection is not an invitation's, or that does not count; the
+                request does not prove its key, or that key is or was another's.
+        """
+        if peer.role is not Role.INVITED:
+            raise IdentityError("only the invited enrol; a member renews")
+        key = requested_key(wanted.csr.encode())
+        node_key = _node_key(wanted.node_public_key)
+        chain = b""
+
+        def certify(admitted: Peer) -> Issued:
+            nonlocal chain
+            chain = self._issuer.sign_key(key, admitted.role, admitted.name, self._lifetime)
+            return issued(chain, self._issuer)
+
+        admitted = self._registry.accept(
+            facts.public_key, public_key_text(key), node_key, certify, version
+        )
+        log.info("%s '%s' is enrolled", admitted.role, admitted.name)
+        if node_key is not None:
+            self._on_enrolled(admitted.name, node_key)
+        return self._certified(chain)
+
+    def renew(
+        self, peer: Peer, facts: CertificateFacts, wanted: RenewWanted, version: str
+    ) -> Certified:
+        """Certify a member's key anew; `facts` are of the certificate in use.
+
+        Raises:
+            IdentityError: the request is for another key, or the member was cut off.
+        """
+        if peer.role not in INVITED_AS:
+            raise IdentityError(f"a {peer.role} does not renew here")
+        key = requested_key(wanted.csr.encode())
+        if fingerprint(public_key_text(key)) != fingerprint(facts.public_key):
+            raise IdentityError(
+                "a renewal is for the key in use: for another key, ask for a new invitation"
+            )
+        self._registry.standing(peer, facts)
+        chain = self._issuer.sign_key(key, peer.role, peer.name, self._lifetime)
+        self._registry.renewed(peer, issued(chain, self._issuer), version)
+        log.info("%s '%s' has renewed", peer.role, peer.name)
+        return self._certified(chain)
+
+    def _certified(self, chain: bytes) -> Certified:
+        return Certified(certificate=chain.decode(), authority=self._issuer.bundle_pem.decode())
+
+
+def _node_key(pem: str | None) -> str | None:
+    """Return a site's node key in its one form. Raises IdentityError."""
+    if pem is None:
+        return None
+    try:
+        key = serialization.load_pem_public_key(pem.encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise IdentityError("the node key is no public key (PEM)") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise IdentityError("the node key must be on the curve P-384, as Flower's are")
+    return public_key_text(key)

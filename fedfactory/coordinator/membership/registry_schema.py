@@ -1,0 +1,126 @@
+"""The tables of the registry, and who may open them."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from fedfactory.contracts.errors import EnvironmentFailedError, UsageError
+
+SCHEMA_VERSION: Final = 1
+BUSY_S: Final = 20.0
+# A member has one key for life; another name's key, or one that was cut off, is never taken again.
+# `in_use` is the number of the newest certificate that the member was seen with.
+_TABLES: Final = """
+CREATE TABLE invitations (
+    fingerprint TEXT PRIMARY KEY,
+    number INTEGER NOT NULL,
+    role TEXT NOT NULL,
+    name TEXT NOT NULL,
+    invited_by TEXT NOT NULL,
+    invited_at REAL NOT NULL,
+    expires_at REAL NOT NULL,
+    used_by TEXT,
+    voided TEXT
+) STRICT;
+CREATE INDEX invitations_of ON invitations (role, name, number);
+CREATE TABLE members (
+    role TEXT NOT NULL,
+    name TEXT NOT NULL,
+    fingerprint TEXT NOT NULL UNIQUE,
+    node_public_key TEXT UNIQUE,
+    version TEXT,
+    enrolled_at REAL NOT NULL,
+    valid_until REAL NOT NULL,
+    in_use INTEGER,
+    seen_at REAL,
+    PRIMARY KEY (role, name)
+) STRICT;
+CREATE TABLE certificates (
+    number INTEGER PRIMARY KEY,
+    serial TEXT NOT NULL UNIQUE,
+    role TEXT NOT NULL,
+    name TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    not_after REAL NOT NULL,
+    root TEXT NOT NULL,
+    issued_at REAL NOT NULL
+) STRICT;
+CREATE INDEX certificates_of ON certificates (fingerprint);
+CREATE TABLE former_keys (
+    fingerprint TEXT PRIMARY KEY,
+    role TEXT NOT NULL,
+    name TEXT NOT NULL,
+    ended_at REAL NOT NULL,
+    reason TEXT NOT NULL
+) STRICT;
+CREATE TABLE former_node_keys (
+    public_key TEXT PRIMARY KEY
+) STRICT;
+CREATE TABLE revocations (
+    role TEXT NOT NULL,
+    name TEXT NOT NULL,
+    revoked_at REAL NOT NULL,
+    revoked_by TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    PRIMARY KEY (role, name)
+) STRICT;
+"""
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """Open the registry at `path`, or begin it; for any thread, under a lock of the caller's.
+
+    Raises:
+        UsageError: it is of another version, or no registry.
+        EnvironmentFailedError: it cannot be opened or written.
+    """
+    try:
+        if not path.exists():
+            path.touch(mode=0o600)
+        database = sqlite3.connect(
+            path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
+        )
+        database.row_factory = sqlite3.Row
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")
+            _begin_or_check(database, path)
+        except BaseException:
+            database.close()
+            raise
+    except sqlite3.OperationalError as error:
+        raise EnvironmentFailedError(
+            f"the registry {path} cannot be opened", diagnostic=str(error)
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise UsageError(
+            f"{path} is damaged: put the last copy of the coordinator's home back",
+            diagnostic=str(error),
+        ) from error
+    except OSError as error:
+        raise EnvironmentFailedError(
+            f"the registry {path} cannot be written ({error.strerror})"
+        ) from error
+    return database
+
+
+def _begin_or_check(database: sqlite3.Connection, path: Path) -> None:
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        (found,) = database.execute("PRAGMA user_version").fetchone()
+        if found == 0:
+            for statement in _TABLES.split(";\n"):
+                if statement.strip():
+                    database.execute(statement)
+            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise
+    database.execute("COMMIT")
+    if found not in (0, SCHEMA_VERSION):
+        raise UsageError(
+            f"{path} has format {found}, this version of fedfactory reads {SCHEMA_VERSION}: use"
+            " the version that wrote it, or a newer one"
+        )

@@ -1,0 +1,48 @@
+"""What a run's ServerApp is told, as one file: written by the daemon before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedfactory.contracts.codec import from_json, to_json
+from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.orders import Scalar
+from fedfactory.contracts.plans import SignedPlan
+from fedfactory.contracts.run_plan import RunPlan
+from fedfactory.durable_file import write_durably
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """One run: its plan, the terms its operator signed, and where its files lie.
+
+    `signing_key` is the file of the coordinator's private key (PEM), `anchors` the folder of what
+    it has seen of sites' books; both outlive the run. `strategy_options` are the strategy's own
+    fields (for a Flower strategy, with `_target_`); `any_strategy_class` lets `_target_` name any
+    importable class (one machine, one user). `initial` is the initial model, a file named by its
+    hex digest in the folder models/ of `run_folder`; `central` the public data set (a file, NPZ)
+    that the coordinator measures on, None for none. `start_timeout_s` bounds the wait for the
+    sites' first connection, in seconds.
+    """
+
+    plan: RunPlan
+    signed: SignedPlan
+    signing_key: str
+    anchors: str
+    strategy_options: Mapping[str, Scalar | tuple[Scalar, ...]]
+    any_strategy_class: bool
+    initial: BlobRef
+    central: str | None
+    run_folder: str
+    start_timeout_s: float
+
+    def write(self, path: Path) -> None:
+        """Write the settings as JSON, 0600, durably and in one piece."""
+        write_durably(path, to_json(self))
+
+    @classmethod
+    def read(cls, path: Path) -> RunSettings:
+        """Read what `write` wrote."""
+        return from_json(cls, path.read_text())

@@ -1,0 +1,108 @@
+"""Replies in: from a Flower message to an event, once its bytes are durable and its values checked.
+
+Journals nothing and changes nothing of the run: a crash before the event is written loses the
+claim, and the site sends its finished update again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from flwr.app import Message
+
+from fedfactory.contracts.codec import from_json
+from fedfactory.contracts.errors import ProtocolError
+from fedfactory.contracts.model import ModelSpec
+from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD, WorkKey
+from fedfactory.contracts.updates import Reply, Update
+from fedfactory.coordinator.aggregating.aggregation import verify_update
+from fedfactory.coordinator.running.run_parts import RunParts
+from fedfactory.rounds.events import Event, ReplyAccepted, ReplyRefused, SiteConnected
+from fedfactory.wire.arrays import ArrayFile
+
+
+class Taking:
+    """Pulls replies to the orders in `asked` (by message id)."""
+
+    def __init__(self, parts: RunParts, asked: dict[str, WorkKey]) -> None:
+        self._parts = parts
+        self._asked = asked
+        self._spec: ModelSpec | None = None
+
+    def pull(self, message_ids: Sequence[str]) -> list[Event]:
+        """Return what the replies to these messages come to; another run's are left alone."""
+        ours = [message_id for message_id in message_ids if message_id in self._asked]
+        events: list[Event] = []
+        for message in self._parts.grid.pull_messages(ours) if ours else ():
+            key = self._asked.pop(message.metadata.reply_to_message_id, None)
+            if key is None:
+                continue
+            if message.has_content():
+                events.append(self._take(key, message))
+            elif key.site not in self._parts.life.state.offline:
+                # An error is Flower's own: it had given the node up, and the reply is gone. A site
+                # that is away is asked when it is back.
+                events.append(SiteConnected(at=time.time(), site=key.site))
+        return events
+
+    def _take(self, key: WorkKey, message: Message) -> Event:
+        try:
+            reply = from_json(
+                Reply, str(message.content.config_records[MESSAGE_RECORD][MESSAGE_FIELD])
+            )
+        except (ProtocolError, KeyError):
+            # What it says is the site's text: not repeated.
+            return _refused(key, "bad_reply", "")
+        if reply.work != key:
+            return _refused(key, "bad_reply", "it names other work than was asked for")
+        if reply.anchor is not None:
+            self._parts.anchors.keep(key.site, reply.anchor)
+        if reply.refusal is not None:
+            return _refused(key, reply.refusal.code, "")
+        assert reply.update is not None
+        return self._take_update(key, reply.update)
+
+    def _take_update(self, key: WorkKey, update: Update) -> Event:
+        link = self._parts.link
+        if update.payload is not None:
+            digest = update.payload.blob.digest
+            # Only what this very site sent counts: it may not name another's blob, nor the base.
+            if not link.claim(key.site, digest):
+                return _refused(key, "missing_update", "")
+            if found := verify_update(link.blob_path(digest), self._model_spec()):
+                link.discard([digest])
+                return _refused(key, *found)
+            self._parts.life.claims.add((key.site, digest))
+        return ReplyAccepted(
+            at=time.time(),
+            round=key.round,
+            kind=key.kind,
+            site=key.site,
+            order_digest=key.order_digest,
+            payload=update.payload,
+            examples=update.examples,
+            metrics=update.metrics,
+            seconds=update.seconds,
+            privacy=update.privacy,
+        )
+
+    def _model_spec(self) -> ModelSpec:
+        """Return the model's tensors: the same in every round."""
+        if self._spec is None:
+            newest = self._parts.life.state.model
+            assert newest is not None
+            with ArrayFile(self._parts.checkpoints.path(newest)) as file:
+                self._spec = file.spec
+        return self._spec
+
+
+def _refused(key: WorkKey, code: str, detail: str) -> ReplyRefused:
+    return ReplyRefused(
+        at=time.time(),
+        round=key.round,
+        kind=key.kind,
+        site=key.site,
+        code=code,
+        detail=detail,
+    )

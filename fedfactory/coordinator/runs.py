@@ -1,0 +1,256 @@
+"""The coordinator's runs: a folder each, and what their files say about them.
+
+A run's folder holds what was asked (submission.json), what its ServerApp is told (settings.json),
+its journal, models and results. What is to become of it lies there too: stop.json (a wish),
+suspended.json (it died too often), reopen.json (an ended run is to go on); summary.json ends it.
+Which of the waiting ones runs next is decided here; schedule.py starts them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from fedfactory.contracts.codec import from_json, to_json
+from fedfactory.contracts.errors import ProtocolError, UnknownNameError
+from fedfactory.coordinator.desk.progress import Progress
+from fedfactory.coordinator.running.checkpoints import MODELS
+from fedfactory.coordinator.running.journal import JOURNAL
+from fedfactory.coordinator.running.run_files import SUMMARY
+from fedfactory.durable_file import remove_durably, sync_folder, write_durably
+from fedfactory.wire.operations import RunRow, RunStatus, Submission
+
+log = logging.getLogger("fedfactory.coordinator")
+
+SUBMISSION: Final = "submission.json"
+SETTINGS: Final = "settings.json"
+CENTRAL: Final = "central.npz"
+LINK: Final = "link.sock"
+STOP: Final = "stop.json"
+SUSPENDED: Final = "suspended.json"
+REOPEN: Final = "reopen.json"
+T = TypeVar("T")
+_PART: Final = ".part"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A submission that was taken: from whom, when (Unix seconds), and its place in the order."""
+
+    number: int
+    at: float
+    operator: str
+    submission: Submission
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopWish:
+    """An operator wants a run to stop."""
+
+    reason: str
+    after_round: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspended:
+    """Why a run waits for its operator; `at` is Unix seconds."""
+
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reopened:
+    """Who lets an ended run go on."""
+
+    by: str
+
+
+class Run:
+    """One run: its folder and what it says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.taken = from_json(Taken, (folder / SUBMISSION).read_bytes())
+        self.progress = Progress(folder / JOURNAL)
+        self._over = False
+        self._summary: tuple[int, dict[str, Any]] | None = None
+
+    @property
+    def run_id(self) -> str:
+        """Its id."""
+        return self.taken.submission.plan.run_id
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites that may take part."""
+        return self.taken.submission.plan.sites
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over, and nobody has reopened it."""
+        if not self._over:  # only `let_go_on` takes it back: an ended run costs no more looks
+            self._over = (self.folder / SUMMARY).exists() and not (self.folder / REOPEN).exists()
+        return self._over
+
+    def summary(self) -> Mapping[str, Any]:
+        """Return its results; {} if there are none yet."""
+        path = self.folder / SUMMARY
+        try:
+            written = path.stat().st_mtime_ns
+            if self._summary is None or self._summary[0] != written:
+                self._summary = (written, json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return {}
+        return self._summary[1]
+
+    def suspended(self) -> Suspended | None:
+        """Return why it waits for its operator, or None."""
+        return _read(Suspended, self.folder / SUSPENDED)
+
+    def suspend(self, reason: str, now: float) -> None:
+        """Let it wait for its operator, durably."""
+        write_durably(self.folder / SUSPENDED, to_json(Suspended(at=now, reason=reason)))
+
+    def stop_wish(self) -> StopWish | None:
+        """Return the wish to stop it, or None."""
+        return _read(StopWish, self.folder / STOP)
+
+    def wish_stop(self, wish: StopWish) -> None:
+        """Keep the wish to stop it, durably, until it has ended."""
+        write_durably(self.folder / STOP, to_json(wish))
+
+    def let_go_on(self, by: str) -> None:
+        """Let a suspended or ended run go on, durably."""
+        remove_durably(self.folder / STOP)
+        if self.ended:
+            write_durably(self.folder / REOPEN, to_json(Reopened(by=by)))
+            self._over = False
+        remove_durably(self.folder / SUSPENDED)
+
+
+class Runs:
+    """Every run there is. Methods may be called from any thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for partial in folder.glob(f".*{_PART}"):
+            shutil.rmtree(partial)
+        found = filter(None, (_open(path.parent) for path in folder.glob(f"*/{SUBMISSION}")))
+        self._runs = {run.run_id: run for run in sorted(found, key=_number)}
+
+    def find(self, run_id: str) -> Run:
+        """Return a run.
+
+        Raises:
+            UnknownNameError: there is none of that id.
+        """
+        with self._lock:
+            if run_id not in self._runs:
+                raise UnknownNameError("run", run_id, list(self._runs)[-10:])
+            return self._runs[run_id]
+
+    def all(self) -> list[Run]:
+        """Return every run, oldest first."""
+        with self._lock:
+            return list(self._runs.values())
+
+    def unfinished(self) -> list[Run]:
+        """Return the runs that are to go on, in their order: those that had begun come first."""
+        waiting = [run for run in self.all() if not run.ended and run.suspended() is None]
+        return sorted(waiting, key=lambda run: (not run.progress.begun, run.taken.number))
+
+    def next_number(self) -> int:
+        """Return the place in the order of the next run."""
+        with self._lock:
+            return max(map(_number, self._runs.values()), default=-1) + 1
+
+    def staging(self, run_id: str) -> Path:
+        """Make and return the folder in which a new run is put together."""
+        path = self._folder / f".{run_id}{_PART}"
+        (path / MODELS).mkdir(mode=0o700, parents=True)
+        path.chmod(0o700)
+        return path
+
+    def home_of(self, run_id: str) -> Path:
+        """Return where a run's folder lies, or would lie."""
+        return self._folder / run_id
+
+    def add(self, staged: Path, taken: Taken) -> Run:
+        """Make a run out of its staged files: it is there whole, or not at all.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        write_durably(staged / SUBMISSION, to_json(taken))
+        sync_folder(staged / MODELS)
+        home = self.home_of(taken.submission.plan.run_id)
+        with self._lock:
+            staged.rename(home)
+            sync_folder(self._folder)
+            run = Run(home)
+            self._runs[run.run_id] = run
+        return run
+
+
+def row_of(run: Run, status: RunStatus, place: int | None) -> RunRow:
+    """Return a run's line in the list; `place` (from 1) is its place in the queue, None: not in."""
+    plan, summary = run.taken.submission.plan, run.summary() if run.ended else {}
+    suspended = run.suspended() if status == "suspended" else None
+    run.progress.update()
+    reason = summary.get("reason", "") or (suspended.reason if suspended else "")
+    if place is not None:
+        reason = f"number {place} in the queue"
+    return RunRow(
+        run_id=run.run_id,
+        task=plan.task,
+        strategy=plan.strategy,
+        operator=run.taken.operator,
+        status=status,
+        round=run.progress.round,
+        rounds=plan.rounds,
+        sites=plan.sites,
+        submitted_at=run.taken.at,
+        ended_at=run.progress.last_at if summary else None,
+        reason=reason,
+    )
+
+
+def status_of(run: Run, going: Iterable[str]) -> RunStatus:
+    """Return where a run stands; `going` are the ids of those that have a place now."""
+    if run.ended:
+        status: RunStatus = run.summary()["status"]
+        return status
+    if run.suspended() is not None:
+        return "suspended"
+    return "running" if run.run_id in going else "queued"
+
+
+def _open(folder: Path) -> Run | None:
+    """Open a run; one whose submission cannot be read is left out, and does not stop the others."""
+    try:
+        return Run(folder)
+    except (OSError, ProtocolError) as error:
+        log.error("%s is left out: %s; put it back from a backup", folder, error)  # noqa: TRY400
+        return None
+
+
+def _number(run: Run) -> int:
+    return run.taken.number
+
+
+def _read(kind: type[T], path: Path) -> T | None:
+    try:
+        return from_json(kind, path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ProtocolError as error:
+        raise ProtocolError(f"{path}: {error.public_message}") from error

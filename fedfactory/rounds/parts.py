@@ -1,0 +1,99 @@
+"""Who took part in a round, and why others did not: values for people, from the machine's. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from fedfactory.contracts.privacy import PrivacySpent
+from fedfactory.contracts.refusals import REFUSALS
+from fedfactory.rounds.events import ReplyAccepted
+from fedfactory.rounds.state import RunState, SiteRecord, SiteStatus, Waiting
+
+PartStatus = Literal[
+    "asked", "took_part", "refused", "no_answer", "not_selected", "not_needed", "under_way"
+]
+# What a round did not want of a site, or has not got yet: nothing is amiss.
+NOT_MISSED: Final = frozenset({"took_part", "not_selected", "not_needed", "under_way"})
+_STATUS: Final[Mapping[SiteStatus, PartStatus]] = {
+    "asked": "asked",
+    "accepted": "took_part",
+    "refused": "refused",
+    "no_answer": "no_answer",
+    "not_selected": "not_selected",
+    "not_needed": "not_needed",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One site's part in one phase of a round. `seconds` is its own working time.
+
+    `code` is a key of REFUSALS, `reason` its sentence with the coordinator's own finding. In async
+    mode `updates` counts those in the model, and `staleness` is the largest of theirs.
+    """
+
+    status: PartStatus
+    examples: int | None = None
+    seconds: float | None = None
+    code: str = ""
+    reason: str | None = None
+    privacy: PrivacySpent | None = None
+    updates: int = 0
+    staleness: int = 0
+
+
+def parts_of(records: Mapping[str, SiteRecord]) -> dict[str, Part]:
+    """Return every site's part in a phase of a sync round."""
+    return {site: _part(record) for site, record in records.items()}
+
+
+def _part(record: SiteRecord) -> Part:
+    if record.answer is not None:
+        return _given((record.answer,), 0)
+    if record.status == "asked":
+        return Part(status="asked")
+    if record.status == "not_selected":
+        return Part(status="not_selected", reason="not selected for this round")
+    return _missing(_STATUS[record.status], record.code, record.detail)
+
+
+def _missing(status: PartStatus, code: str, detail: str = "") -> Part:
+    reason = REFUSALS[code] + (f" ({detail})" if detail else "")
+    return Part(status=status, code=code, reason=reason)
+
+
+def _given(answers: tuple[ReplyAccepted, ...], staleness: int) -> Part:
+    last = answers[-1]
+    counts = [answer.examples for answer in answers if answer.examples is not None]
+    return Part(
+        status="took_part",
+        examples=sum(counts) if counts else None,
+        seconds=sum(answer.seconds for answer in answers),
+        privacy=last.privacy,
+        updates=len(answers),
+        staleness=staleness,
+    )
+
+
+def async_parts(state: RunState, number: int, entered: tuple[Waiting, ...]) -> dict[str, Part]:
+    """Return every site's part in model `number` of an async run: `entered` are its updates."""
+    assert state.plan is not None
+    busy = {order.site for order in state.under_way}
+    found: dict[str, Part] = {}
+    for site in state.plan.sites:
+        own = [update for update in entered if update.answer.site == site]
+        if own:
+            staleness = max(number - 1 - update.version for update in own)
+            found[site] = _given(tuple(update.answer for update in own), staleness)
+        elif site in state.left:
+            found[site] = _missing("refused", state.left[site])
+        elif site in state.out:
+            silent = state.out[site] in ("offline", "no_answer")
+            found[site] = _missing("no_answer" if silent else "refused", state.out[site])
+        elif site in state.offline and site not in busy:
+            found[site] = _missing("no_answer", "offline")
+        else:
+            found[site] = Part(status="under_way", reason="its update came later")
+    return found

@@ -1,0 +1,211 @@
+"""How a run is taken up where its journal stands: after a crash, a loss, or its own end.
+
+Whatever had been asked for and may not have been done is asked for again; every command may be
+performed twice. Losses are told before RunResumed, whose commands stand for all before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fedfactory.rounds.answers import aggregate, close_if_answered
+from fedfactory.rounds.asking import again, begin_round, bound, open_kind, plan_of, with_records
+from fedfactory.rounds.ending import Step, complete
+from fedfactory.rounds.events import (
+    AggregateMetrics,
+    CheckpointLost,
+    Command,
+    RecordRound,
+    RunReopened,
+    RunResumed,
+    RunStarted,
+    UpdateLost,
+)
+from fedfactory.rounds.finishing import measure, next_round
+from fedfactory.rounds.keeping import needed, with_stored
+from fedfactory.rounds.serving import go_on, send_again, sendings, serve
+from fedfactory.rounds.state import (
+    Finished,
+    Judgement,
+    MachineError,
+    RunState,
+    SiteRecord,
+    UnderWay,
+)
+
+
+def start(state: RunState, event: RunStarted) -> Step:
+    """Begin the first round."""
+    plan, rules = event.plan, event.plan.rules
+    sites = len(set(plan.sites))
+    asked = sites if rules.per_round is None else rules.per_round
+    sound = (
+        sites == len(plan.sites)
+        and plan.rounds >= 1
+        and plan.checkpoints >= 1
+        and 1 <= rules.quorum <= asked <= asked + rules.extra <= sites
+        and len(set(rules.required)) <= asked
+        and set(rules.required) <= set(plan.sites)
+        and (rules.mode == "async") == (rules.buffer is not None)
+        and (rules.buffer is None or 1 <= rules.buffer <= sites)
+    )
+    if not sound:
+        raise MachineError(state, event, f"the plan cannot be run: {plan}")
+    initial = Finished(
+        round=0, model=event.model, state=None, judgement=Judgement(), took_part=frozenset(),
+        planned=(), evaluated=(),
+    )  # fmt: skip
+    state = replace(
+        state,
+        plan=plan,
+        model=event.model,
+        finished=(initial,),
+        stored=with_stored((), event.model),
+        offline=frozenset(plan.sites) - set(event.connected),
+    )
+    return next_round(state, event.at)
+
+
+def resume(state: RunState, event: RunResumed) -> Step:
+    """Ask again for whatever the run waits for."""
+    plan = plan_of(state)
+    state = replace(state, offline=frozenset(plan.sites) - set(event.connected))
+    record = _record_again(state)
+    if state.phase in ("serving", "merging"):
+        state, commands = _resume_async(state, event.at)
+    elif state.phase in ("training", "evaluating"):
+        state, commands = _resume_asking(state)
+    else:
+        commands = _outstanding(state)
+    return state, (*record, *commands)
+
+
+def _record_again(state: RunState) -> tuple[RecordRound, ...]:
+    """Return the last RecordRound: its effect may be missing. What is needed now is not dropped."""
+    if state.recorded is None:
+        return ()
+    keep = needed(state)
+    drop = tuple(ref for ref in state.recorded.drop if ref.digest not in keep)
+    return (replace(state.recorded, drop=drop),)
+
+
+def _outstanding(state: RunState) -> tuple[Command, ...]:
+    """Return what a phase without orders waits for."""
+    if state.phase == "done":
+        assert state.ended is not None
+        return (state.ended,)
+    if state.phase == "aggregating" or (state.phase == "merging" and not state.awaits_central):
+        return (aggregate(state),)
+    commands: tuple[Command, ...] = ()
+    if state.awaits_metrics:
+        commands = (AggregateMetrics(round=state.round, sites=state.sites("evaluate", "accepted")),)
+    return (*commands, measure(state)) if state.awaits_central else commands
+
+
+def _resume_asking(state: RunState) -> Step:
+    """Send orders again to all who are awaited; the first sending again if it was never told of."""
+    kind = open_kind(state)
+    awaited = state.sites(kind, "asked")
+    state = replace(state, away=state.away & state.offline)
+    orders: tuple[Command, ...]
+    if state.reached:
+        orders = again(state, kind, (site for site in awaited if site in state.reached))
+    else:
+        orders = (state.planned[-1],)
+    central = (measure(state),) if state.awaits_central else ()
+    return state, (*orders, bound(state, kind), *central)
+
+
+def _resume_async(state: RunState, at: float) -> Step:
+    unsent = tuple(order for order in state.under_way if not order.sent)
+    sent = tuple(order for order in state.under_way if order.sent)
+    state = replace(state, armed_for=None, idle_until=None, out={})
+    state, commands = send_again(state, sent, at)
+    commands = (*sendings(unsent, again=False), *commands)
+    if state.phase == "merging":
+        return state, (*commands, *_outstanding(state))
+    state, more = go_on(state, at)
+    return state, (*commands, *more)
+
+
+def reopen(state: RunState, event: RunReopened) -> Step:
+    """Go on after the last finished round; what was in for the one under way is gone."""
+    assert state.ended is not None
+    if state.ended.status == "completed":
+        raise MachineError(state, event, "the run is completed")
+    last = state.finished[-1]
+    state = _fallen_back(replace(state, ended=None, stopping=None, left={}), last)
+    state = replace(state, under_way=(), waiting=(), out={}, armed_for=None, idle_until=None)
+    if last.round == plan_of(state).rounds:
+        return complete(state, "every round is finished")
+    return next_round(state, event.at)
+
+
+def _fallen_back(state: RunState, to: Finished) -> RunState:
+    """Return the state as it was when this round had finished. Sites stay as they are."""
+    return replace(
+        state,
+        model=to.model,
+        strategy_state=to.state,
+        took_part=to.took_part,
+        planned=to.planned,
+        evaluated=to.evaluated,
+        finished=tuple(found for found in state.finished if found.round <= to.round),
+    )
+
+
+def checkpoint_lost(state: RunState, event: CheckpointLost) -> Step:
+    """Fall back to a finished round, and do what came after it again."""
+    found = next((f for f in state.finished if f.round == event.round), None)
+    if found is None:
+        kept = [f.round for f in state.finished]
+        raise MachineError(state, event, f"only rounds {kept} can be fallen back to")
+    state = _fallen_back(state, found)
+    if plan_of(state).rules.mode == "sync":
+        return begin_round(state, event.round + 1)
+    state = replace(
+        state,
+        under_way=tuple(o for o in state.under_way if o.version <= event.round),
+        waiting=tuple(w for w in state.waiting if w.version <= event.round),
+        armed_for=None,
+        idle_until=None,
+    )
+    return serve(state, event.round + 1, event.at)
+
+
+def update_lost(state: RunState, event: UpdateLost) -> Step:
+    """Ask a site again for an update that the round under way needs and can no longer read."""
+    record = state.train.get(event.site)
+    if event.round != state.round or record is None or record.status != "accepted":
+        return state, ()  # not needed any more
+    state = replace(state, phase="training", taking=(), reached=state.reached | {event.site})
+    if code := state.left.get(event.site):
+        gone = SiteRecord(status="refused", code=code, at=event.at)
+        return close_if_answered(with_records(state, "train", {event.site: gone}), event.at)
+    state = with_records(state, "train", {event.site: SiteRecord(status="asked")})
+    return state, (*again(state, "train", (event.site,)), bound(state, "train"))
+
+
+def update_lost_async(state: RunState, event: UpdateLost) -> Step:
+    """Ask a site again for an update that was in no model yet and can no longer be read."""
+    key = (event.site, event.round)
+    lost = next((w for w in state.waiting if (w.answer.site, w.answer.round) == key), None)
+    if lost is None:
+        return state, ()
+    order = UnderWay(
+        site=event.site, number=event.round, model=lost.model, version=lost.version,
+        due_at=event.at, sent=True, tries=0,
+    )  # fmt: skip
+    retaken = any((taken.site, taken.order_round) == key for taken in state.taking)
+    state = replace(
+        state,
+        waiting=tuple(w for w in state.waiting if w is not lost),
+        under_way=(*state.under_way, order),
+        phase="serving" if retaken else state.phase,
+        taking=() if retaken else state.taking,
+    )
+    if event.site in state.left:
+        return go_on(replace(state, under_way=state.under_way[:-1]), event.at)
+    state, commands = send_again(state, (order,), event.at)
+    state, more = go_on(state, event.at)
+    return state, (*commands, *more)

@@ -1,0 +1,166 @@
+"""What operators ask of a coordinator over the gateway, and its answers: values, sent as JSON.
+
+The methods of the service Operations (rpc/service.py names each with the roles that may call it);
+who is who is in membership.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.orders import Scalar
+from fedfactory.contracts.plans import SignedPlan
+from fedfactory.contracts.questions import SignedLogsWanted, SiteLogs
+from fedfactory.contracts.run_plan import RunPlan
+
+RunStatus = Literal["queued", "running", "suspended", "completed", "failed", "stopped"]
+StopMode = Literal["after_round", "now"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A run to be made: what its operator signed, how its rounds go, and its strategy's own fields.
+
+    `initial` names the first model, `central` the public data set (NPZ) that the coordinator
+    measures on, None for none: both were uploaded before, or are a model of an earlier run's.
+    """
+
+    signed: SignedPlan
+    plan: RunPlan
+    strategy_options: Mapping[str, Scalar | tuple[Scalar, ...]]
+    initial: BlobRef
+    central: BlobRef | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What speaks against a site's part in a run: a key of REFUSALS and its sentence."""
+
+    site: str
+    code: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """What became of a submission. `run_id` is None if it was not taken; `reason` then says why.
+
+    `findings` names the sites that cannot take part now.
+    """
+
+    run_id: str | None
+    reason: str
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunsWanted:
+    """The coordinator's runs, newest first; `limit` of them."""
+
+    limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRow:
+    """One run in a list. Times are Unix seconds; `round` is the one under way or the last."""
+
+    run_id: str
+    task: str
+    strategy: str
+    operator: str
+    status: RunStatus
+    round: int
+    rounds: int
+    sites: tuple[str, ...]
+    submitted_at: float
+    ended_at: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runs:
+    """A list of runs."""
+
+    runs: tuple[RunRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchWanted:
+    """The events of a run from number `after` on (0: all).
+
+    With `follow` the stream ends when the run does; without, after what there is now (with the
+    summary, if the run has ended).
+    """
+
+    run_id: str
+    after: int
+    follow: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """One piece of a watch: an event's line as rounds/log.py writes it, or at the end the summary.
+
+    `number` is what to ask for `after` it to go on from here. `status` is the run's.
+    """
+
+    number: int
+    status: RunStatus
+    event: str | None
+    summary: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopWanted:
+    """Stop a run: `after_round` finishes the round under way, `now` leaves it."""
+
+    run_id: str
+    mode: StopMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeWanted:
+    """Let a suspended, failed or stopped run go on from its last finished round."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogsOfSite:
+    """What a site lets out of its record of a run."""
+
+    signed: SignedLogsWanted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogsGiven:
+    """What the site let out; None if it is not connected or did not answer."""
+
+    logs: SiteLogs | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelWanted:
+    """A run's model of a round, None for the one that the run keeps."""
+
+    run_id: str
+    round: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFound:
+    """Where to download it (Gateway.Download), and which rounds' models are still kept."""
+
+    model: BlobRef | None
+    round: int | None
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """It was done; `told` says what, in one sentence."""
+
+    told: str

@@ -1,0 +1,181 @@
+"""May this site do a piece of work now? Who asks, its policy, its administrator, its data.
+
+Orders and questions about a plan are asked the same, here, so that they hear the same. Nothing is
+spent or changed, and no record is touched before the policy has agreed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedfactory.contracts.errors import IdentityError, UsageError
+from fedfactory.contracts.orders import Order, Scalar, WorkKey
+from fedfactory.contracts.plans import Sending, Signature
+from fedfactory.identity.signing import verify
+from fedfactory.tasks.table import check_task
+from fedfactory.tasks.task import Task
+from site_agents import control
+from site_agents.config import POLICY_FILE
+from site_agents.executors.executor import (
+    JobTimeoutError,
+    NeverBegunError,
+    NoDataError,
+    WorkerLostError,
+    WorkStoppedError,
+)
+from site_agents.failures import too_many_failures
+from site_agents.jobs.settings import SourceFacts
+from site_agents.policy import DataRule, Facts, Policy, PolicyFileError, judge
+from site_agents.policy_check import open_declarations
+from site_agents.policy_file import load_policy, local_minute
+from site_agents.refused import RefusedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Work that the policy allows, and what it is allowed on."""
+
+    sending: Sending
+    key: WorkKey
+    policy: Policy
+    source: str | None
+    rule: DataRule | None
+    facts: Facts
+
+    @property
+    def order(self) -> Order:
+        """What is to be done."""
+        return self.sending.order
+
+    @property
+    def private(self) -> bool:
+        """Whether it is done under differential privacy."""
+        return self.order.privacy is not None
+
+
+# Says what a source holds for a task and its parameters; None if that cannot be known now.
+Count = Callable[[str, str, Mapping[str, Scalar]], SourceFacts | None]
+
+
+def signed_by(value: object, signature: Signature) -> str:
+    """Return the fingerprint of the key that signed a value.
+
+    Raises:
+        RefusedError: the signature is not over it.
+    """
+    try:
+        return verify(value, signature)
+    except IdentityError as error:
+        raise RefusedError("not_authorised", str(error)) from error
+
+
+class Permission:
+    """One site's say. `sources` are the names under `data` in agent.yaml."""
+
+    def __init__(self, *, site: str, home: Path, sources: Collection[str]) -> None:
+        self._site = site
+        self._home = home
+        self._sources = sources
+
+    def allow(
+        self,
+        sending: Sending,
+        coordinator_key: str,
+        *,
+        gpu_hours_of_run: float,
+        finished: bool,
+    ) -> Asked:
+        """Check who asks, and hold the work against the site's own policy as it is now.
+
+        `coordinator_key` is the fingerprint of the key that vouches for the sending.
+
+        Raises:
+            RefusedError: it is not allowed.
+        """
+        operator_key = signed_by(sending.plan.terms, sending.plan.signature)
+        try:
+            policy = load_policy(self._home / POLICY_FILE)
+        except PolicyFileError as error:
+            raise RefusedError("no_policy", str(error)) from error
+        source, now = policy.source_for(sending.order.task), time.time()
+        asked = Asked(
+            sending=sending,
+            key=sending.order.key(),
+            policy=policy,
+            source=source,
+            rule=policy.data[source] if source else None,
+            facts=Facts(
+                now=now,
+                local_minute=local_minute(policy, now),
+                coordinator_key=coordinator_key,
+                operator_key=operator_key,
+                site=self._site,
+                train_examples=None,
+                evaluate_examples=None,
+                gpu_hours_of_run=gpu_hours_of_run,
+                finished=finished,
+            ),
+        )
+        _judge(asked, asked.facts)
+        return asked
+
+    def begin(self, asked: Asked, count: Count) -> None:
+        """Check what stands against new work, though not against sending what is done.
+
+        Raises:
+            RefusedError: it may not be begun now.
+        """
+        word = control.state(self._home)
+        if word.name != "running":
+            code = "killed" if word.name == "killed" else "paused"
+            raise RefusedError(code, f"{word.name} by {word.by}: {word.reason}")
+        order = asked.order
+        try:
+            task = check_task(order.task, order.task_parameters)
+        except UsageError as error:
+            raise RefusedError("bad_parameters", ascii(str(error))) from error
+        reads_data = task.schema(order.task_parameters) is not None
+        if reads_data and asked.source not in self._sources:
+            raise RefusedError("no_data", f"agent.yaml has no data source {asked.source!r}")
+        if asked.private:
+            self._begin_privately(asked, task)
+            return  # private data is not touched, not even to count it, before it is paid for
+        if reads_data:
+            _judge_count(asked, count)
+
+    def _begin_privately(self, asked: Asked, task: Task) -> None:
+        """Check that work could not fail, seen by all, because of a record that somebody chose."""
+        assert asked.rule is not None
+        if obstacle := task.private_obstacle(asked.order.task_parameters):
+            raise RefusedError("bad_parameters", obstacle)
+        if left_open := open_declarations(asked.policy.tasks[task.name], task):
+            raise RefusedError("policy_parameters", left_open)
+        if too_many := too_many_failures(self._home, asked.rule.lineage):
+            raise RefusedError("paused", too_many)
+
+
+def _judge_count(asked: Asked, count: Count) -> None:
+    """Hold the work against what its data holds, if that can be known."""
+    assert asked.source is not None
+    try:
+        found = count(asked.source, asked.order.task, asked.order.task_parameters)
+    except NoDataError as error:
+        raise RefusedError("no_data", str(error)) from error
+    except (WorkerLostError, JobTimeoutError) as error:
+        raise RefusedError("worker_lost", str(error)) from error
+    except (NeverBegunError, WorkStoppedError) as error:
+        raise RefusedError("paused", str(error)) from error
+    if found is not None:
+        _judge(
+            asked,
+            replace(asked.facts, train_examples=found.train, evaluate_examples=found.evaluate),
+        )
+
+
+def _judge(asked: Asked, facts: Facts) -> None:
+    verdict = judge(asked.policy, asked.sending, facts)
+    if verdict.code is not None:
+        raise RefusedError(verdict.code, f"{verdict.clause}: {verdict.finding}")

@@ -1,0 +1,185 @@
+"""Questions of a coordinator outside the rounds: believed or not, answered at once, without work.
+
+A question comes with the doorbell. Only its coordinator's key, pinned by the policy, makes it one;
+what is asked about is signed by an operator besides. The answer is a code, or what the policy's
+`logs` clause lets out; it is written into the audit chain before it leaves. More questions than a
+person would ask are not answered.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Final
+
+from fedfactory.contracts.codec import digest_of, from_json
+from fedfactory.contracts.errors import FedfactoryError, ProtocolError, UsageError
+from fedfactory.contracts.plans import SignedPlan
+from fedfactory.contracts.questions import (
+    Answer,
+    Fitness,
+    SignedLogsWanted,
+    SignedQuestion,
+    SiteLogs,
+)
+from fedfactory.contracts.versions import own_version
+from fedfactory.privacy.entries import RunKey
+from site_agents.audit.entries import answered
+from site_agents.books import Books, BooksError
+from site_agents.config import POLICY_FILE
+from site_agents.executors.executor import Executor
+from site_agents.fitness import BriefCount, judge_fitness
+from site_agents.permission import Permission, signed_by
+from site_agents.policy import Policy
+from site_agents.policy_file import load_policy
+from site_agents.refused import RefusedError
+from site_agents.site_logs import lines_of
+
+log = logging.getLogger("site_agents.questions")
+
+MAX_QUESTION_CHARS: Final = 256 * 1024
+# At once, and then one more after so many seconds.
+BURST: Final = 20
+EVERY_S: Final = 1.0
+# Nobody's wish to read logs is good for longer: as long is remembered which ones were granted.
+LONGEST_WISH_S: Final = 3600.0
+
+
+class Questions:
+    """Answers for one site. Safe to use from several threads; one question at a time.
+
+    `sources` are the names under `data` in agent.yaml.
+    """
+
+    def __init__(
+        self,
+        *,
+        site: str,
+        home: Path,
+        books: Books,
+        executor: Executor,
+        sources: Collection[str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._site = site
+        self._home = home
+        self._books = books
+        self._permission = Permission(site=site, home=home, sources=sources)
+        self._count = BriefCount(executor)
+        self._rate = _Rate(clock)
+        self._granted: dict[str, float] = {}  # nonce to the end of its wish, Unix seconds
+        self._lock = threading.Lock()
+
+    def answer(self, text: str) -> Answer | None:
+        """Return the answer; None to what is no question, or to one too many."""
+        with self._lock:
+            if not self._rate.take():
+                log.warning("a question is not answered: there were %d at once", BURST)
+                return None
+            if len(text) > MAX_QUESTION_CHARS:
+                log.warning("a message of %d characters is no question", len(text))
+                return None
+            try:
+                signed = from_json(SignedQuestion, text)
+                return self._answer(signed)
+            except (ProtocolError, UsageError) as error:
+                log.warning("a message is no question: %s", error)
+                return None
+
+    def _answer(self, signed: SignedQuestion) -> Answer:
+        question = signed.question
+        if question.plan is not None:
+            assert question.model_bytes is not None
+            code = self._fitness(signed, question.plan, question.model_bytes)
+            terms, said = question.plan.terms, code or "fit"
+            self._record(signed, terms.coordinator, terms.run_id, "plan", said)
+            return Answer(fitness=Fitness(code=code, version=own_version()), logs=None)
+        assert question.logs is not None
+        logs, wanted = self._logs(signed, question.logs), question.logs.wanted
+        said = f"{logs.status}: {len(logs.lines)} lines"
+        self._record(signed, wanted.coordinator, wanted.run_id, "logs", said)
+        return Answer(fitness=None, logs=logs)
+
+    def _fitness(self, signed: SignedQuestion, plan: SignedPlan, model_bytes: int) -> str:
+        try:
+            judge_fitness(
+                signed.question.site,
+                plan,
+                model_bytes,
+                signed_by(signed.question, signed.signature),
+                permission=self._permission,
+                books=self._books,
+                count=self._count,
+            )
+        except RefusedError as error:
+            log.info("asked whether this site would take part: %s", error)
+            return error.code
+        return ""
+
+    def _logs(self, signed: SignedQuestion, wish: SignedLogsWanted) -> SiteLogs:
+        wanted = wish.wanted
+        try:
+            policy = load_policy(self._home / POLICY_FILE)
+            self._believe(signed, wish, policy)
+            if policy.logs == "none":
+                return SiteLogs(status="withheld", lines=())
+            run = RunKey(coordinator=wanted.coordinator, run_id=wanted.run_id)
+            lines = lines_of(self._home, self._books, run)
+        except RefusedError as error:
+            log.warning("a wish to read logs is not granted: %s", error)
+            return SiteLogs(status="not_authorised", lines=())
+        except FedfactoryError as error:
+            log.warning("logs cannot be given: %s", error)
+            return SiteLogs(status="withheld", lines=())
+        return SiteLogs(status="let_out", lines=lines)
+
+    def _believe(self, signed: SignedQuestion, wish: SignedLogsWanted, policy: Policy) -> None:
+        """Check that a wish is its operator's and coordinator's, for this site, now and once."""
+        wanted, now = wish.wanted, time.time()
+        coordinator = signed_by(signed.question, signed.signature)
+        operator = signed_by(wanted, wish.signature)
+        self._granted = {nonce: end for nonce, end in self._granted.items() if end >= now}
+        against = {
+            "no such coordinator key is pinned": policy.coordinators.get(wanted.coordinator)
+            != coordinator,
+            "the operator's key is not pinned": operator not in policy.operators.values(),
+            "it is another site's": {wanted.site, signed.question.site} != {self._site},
+            "it is not for now": not now <= wanted.not_after <= now + LONGEST_WISH_S,
+            "it was granted before": wanted.nonce in self._granted,
+        }
+        if found := [finding for finding, holds in against.items() if holds]:
+            raise RefusedError("not_authorised", found[0])
+        self._granted[wanted.nonce] = wanted.not_after
+
+    def _record(
+        self, signed: SignedQuestion, coordinator: str, run_id: str, about: str, said: str
+    ) -> None:
+        """Write down that an answer leaves, if the books still take it: they may be the answer."""
+        entry = answered(
+            digest_of(signed), about=about, said=said, coordinator=coordinator, run_id=run_id
+        )
+        try:
+            self._books.record(entry)
+        except BooksError as error:
+            log.error("the answer could not be recorded: %s", error)  # noqa: TRY400
+
+
+class _Rate:
+    """Lets BURST through at once, and one more every EVERY_S."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._left = float(BURST)
+        self._at = clock()
+
+    def take(self) -> bool:
+        now = self._clock()
+        self._left = min(BURST, self._left + (now - self._at) / EVERY_S)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True

@@ -1,0 +1,164 @@
+"""One connected stretch of an agent's life: the node online, the doorbell heard, orders in and out.
+
+It ends when the line is cut, the gateway hangs up, the node is no longer known, or a new
+certificate is to be used. What is worked on goes on meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from fedfactory.contracts.errors import FedfactoryError
+from site_agents.answering import Answering
+from site_agents.dispatch import Dispatcher
+from site_agents.flower_seam import HEARTBEAT_S, FleetUnavailableError, RunGoneError
+from site_agents.line import Line
+from site_agents.watch import Watch
+
+log = logging.getLogger("site_agents.session")
+
+POLL_S: Final = 30.0
+# Between two tries to renew, while the old certificate still holds: the first soon.
+RENEW_AGAIN_S: Final = 5.0
+RENEW_AGAIN_AT_MOST_S: Final = 3600.0
+
+
+class Session:
+    """`rung` wakes it, `draining` keeps it from taking orders, `is_done` ends it."""
+
+    def __init__(
+        self,
+        *,
+        line: Line,
+        dispatcher: Dispatcher,
+        answering: Answering,
+        watch: Watch,
+        rung: threading.Event,
+        draining: threading.Event,
+        is_done: Callable[[], bool],
+        linger_s: float | None,
+    ) -> None:
+        self._line = line
+        self._dispatcher = dispatcher
+        self._answering = answering
+        self._watch = watch
+        self._rung = rung
+        self._draining = draining
+        self._is_done = is_done
+        self._linger_s = linger_s
+        self._lost = threading.Event()
+        self._began_at: float | None = None
+        self.renewed = False
+        """Whether it ended so that the next one uses a new certificate."""
+        self._renew_at = 0.0
+        self._renew_again_s = RENEW_AGAIN_S
+
+    def begin(self) -> None:
+        """Come online and listen.
+
+        Raises:
+            FedfactoryError: the gateway or SuperLink does not take the call.
+        """
+        self._line.come_online()
+        for beside in (self._listen, self._beat):
+            threading.Thread(target=beside, daemon=True).start()
+        self._set_renewal()
+        self._began_at = time.monotonic()
+
+    @property
+    def lasted_s(self) -> float:
+        """For how many seconds the line has stood; 0 if it never did."""
+        return 0.0 if self._began_at is None else time.monotonic() - self._began_at
+
+    def attend(self) -> None:
+        """Take orders and send replies until the session is over or nothing is left to do.
+
+        Raises:
+            FedfactoryError: the gateway or SuperLink is away.
+        """
+        busy_at = time.monotonic()
+        while not (self._lost.is_set() or self._is_done()):
+            self._watch.moves()
+            self._rung.clear()
+            self._dispatcher.send_unsent()
+            while self._dispatcher.has_room and not self._draining.is_set():
+                try:
+                    incoming = self._line.node.pull()
+                except RunGoneError:
+                    continue
+                if incoming is None:
+                    break
+                self._dispatcher.submit(incoming)
+            if not self._dispatcher.is_idle:
+                busy_at = time.monotonic()
+            if self._linger_s is not None and time.monotonic() - busy_at >= self._linger_s:
+                self._draining.set()
+            if time.monotonic() >= self._renew_at:
+                self._renew()
+            if not self._is_done():
+                self._rung.wait(min(self._patience_s(), max(0.0, self._renew_in_s())))
+
+    def end(self) -> None:
+        """Let the threads beside it go."""
+        self._lost.set()
+
+    def _patience_s(self) -> float:
+        return POLL_S if self._linger_s is None else self._linger_s
+
+    # ---- the certificate -----------------------------------------------------------------------
+
+    def _renew(self) -> None:
+        """Renew the certificate, and end the session for the next to use it."""
+        try:
+            self._line.renew()
+        except FedfactoryError as error:
+            log.warning("the certificate could not be renewed, tries again: %s", error)
+            self._renew_at = time.monotonic() + self._renew_again_s
+            self._renew_again_s = min(2 * self._renew_again_s, RENEW_AGAIN_AT_MOST_S)
+            return
+        log.info("the certificate is renewed")
+        self.renewed = True
+        self._lose()
+
+    def _set_renewal(self) -> None:
+        due_in_s = self._line.renewal_due_in_s()
+        self._renew_at = time.monotonic() + max(due_in_s, RENEW_AGAIN_S if due_in_s < 0 else 0.0)
+
+    def _renew_in_s(self) -> float:
+        return self._renew_at - time.monotonic()
+
+    # ---- beside the orders ---------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """Turn the gateway's rings into wake-ups; the end of the stream is the session's."""
+        try:
+            for ring in self._line.listen():
+                if self._lost.is_set():
+                    return
+                if ring.question is not None:
+                    self._answering.take(ring.question_id, ring.question)
+                self._rung.set()
+        except FedfactoryError as error:
+            if not (self._draining.is_set() or self._lost.is_set()):  # else it is we who hung up
+                log.warning("the doorbell fell silent: %s", error)
+        self._lose()
+
+    def _beat(self) -> None:
+        while not self._lost.wait(HEARTBEAT_S):
+            try:
+                if self._line.node.heartbeat():
+                    continue
+                log.warning("SuperLink no longer knows this node")
+            except FleetUnavailableError as error:
+                log.warning("heartbeat failed: %s", error.diagnostic)
+            except FedfactoryError as error:
+                log.warning("heartbeat failed: %s", error)
+            self._lose()
+
+    def _lose(self) -> None:
+        self._lost.set()
+        self._rung.set()

@@ -1,0 +1,187 @@
+"""Doing a piece of work that is allowed: fetch, reserve, run, guard, and keep the update.
+
+Budget is reserved on disk before data is touched, and anew at each attempt. What comes out has
+passed the egress guard and is in the ledger; whether it leaves is decided in release.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final
+
+from fedfactory.contracts.errors import FedfactoryError, ProtocolError
+from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.updates import Payload, Update
+from fedfactory.privacy.entries import Charge
+from fedfactory.tasks.table import load_task
+from fedfactory.wire.arrays import file_ref
+from site_agents.admission import measurement_of, mechanism_of
+from site_agents.books import Books
+from site_agents.egress import HeldBack, check_metrics, check_update
+from site_agents.executors.executor import (
+    Executor,
+    JobTimeoutError,
+    NeverBegunError,
+    WorkerLostError,
+    WorkStoppedError,
+)
+from site_agents.failures import note_failure
+from site_agents.jobs.job import RESULT, UPDATE, Job, JobResult, read_result
+from site_agents.permission import Asked
+from site_agents.refused import RefusedError
+
+log = logging.getLogger("site_agents.working")
+
+ATTEMPTS: Final = 2
+AFTER_DATA: Final = ("timed_out", "worker_lost", "egress_refused", "work_failed", "bad_model")
+Fetch = Callable[[BlobRef], AbstractContextManager[Path]]
+
+
+class Working:
+    """Does the work of one site. Safe to use from several threads."""
+
+    def __init__(
+        self, *, home: Path, books: Books, executor: Executor, fetch: Fetch, timeout_s: float
+    ) -> None:
+        self._home = home
+        self._books = books
+        self._executor = executor
+        self._fetch = fetch
+        self._timeout_s = timeout_s
+        self._counting_failures = threading.Lock()
+
+    def work(self, asked: Asked, folder: Path) -> Update:
+        """Do it, in a folder of its own; the update is in the ledger when this returns.
+
+        Raises:
+            RefusedError: it could not be done.
+            BudgetError, LedgerError: it could not be paid.
+            FedfactoryError, OSError: the base model did not come.
+        """
+        try:
+            charge, result = self._left_behind(asked, folder) or self._execute(asked, folder)
+            update = self._guard(asked, charge, result, folder)
+        except RefusedError as error:
+            if asked.private and error.code in AFTER_DATA:
+                self._note_failure(asked)
+                # Which way work on private data failed says something of the data.
+                raise RefusedError("work_failed", str(error)) from error
+            raise
+        self._books.commit(asked.key, update)
+        return update
+
+    def _note_failure(self, asked: Asked) -> None:
+        assert asked.rule is not None
+        try:
+            with self._counting_failures:
+                note_failure(self._home, asked.rule.lineage)
+        except (ProtocolError, OSError) as error:
+            log.error("the failure could not be counted: %s", error)  # noqa: TRY400
+
+    def _left_behind(self, asked: Asked, folder: Path) -> tuple[Charge | None, JobResult] | None:
+        """Return what an agent left that ended after the work and before its commit: it is paid."""
+        if not (self._books.is_begun(asked.key) and (folder / RESULT).is_file()):
+            return None
+        try:
+            result = read_result(folder)
+            whole = result.update is None or file_ref(folder / UPDATE) == result.update
+        except (ProtocolError, OSError):
+            whole = False
+        if not whole:
+            log.warning("%s: what an earlier agent left is not whole: it is done anew", folder)
+            return None
+        return None if result.failure else (self._books.charged(asked.key), result)
+
+    def _execute(self, asked: Asked, folder: Path) -> tuple[Charge | None, JobResult]:
+        with self._fetch(asked.order.base) as base:
+            return self._attempt(asked, base, folder)
+
+    def _attempt(self, asked: Asked, base: Path, folder: Path) -> tuple[Charge | None, JobResult]:
+        """Reserve and run; every attempt is reserved anew, for each may have touched the data."""
+        for attempt in range(1, ATTEMPTS + 1):
+            charge = self._books.reserve(
+                asked.order, asked.sending.plan.terms, asked.policy, asked.rule
+            )
+            try:
+                return charge, self._run(asked, charge, base, folder)
+            except NeverBegunError as error:
+                self._books.refund(asked.key)
+                raise RefusedError("paused", str(error)) from error
+            except WorkStoppedError as error:
+                raise RefusedError("killed", str(error)) from error
+            except JobTimeoutError as error:
+                raise RefusedError("timed_out", str(error)) from error
+            except WorkerLostError as error:
+                log.warning("attempt %d: %s", attempt, error)
+            except (FedfactoryError, OSError) as error:
+                raise RefusedError("work_failed", str(error)) from error
+        raise RefusedError("worker_lost", f"the worker was lost {ATTEMPTS} times")
+
+    def _run(self, asked: Asked, charge: Charge | None, base: Path, folder: Path) -> JobResult:
+        timeout_s = min(self._timeout_s, max(1.0, asked.sending.expires_at - time.time()))
+        result = self._executor.run(_job(asked, charge, base), folder, timeout_s)
+        if result.failure is not None:
+            raise RefusedError(result.failure, "the worker's log says why")
+        return result
+
+    def _guard(
+        self, asked: Asked, charge: Charge | None, result: JobResult, folder: Path
+    ) -> Update:
+        order, policy = asked.order, asked.policy
+        # Of private training no metric leaves: what a task says of it would be without noise.
+        found_metrics = {} if charge and order.kind == "train" else result.metrics
+        metrics = check_metrics(found_metrics, policy.metrics)
+        if isinstance(metrics, HeldBack):
+            raise RefusedError("egress_refused", metrics.finding)
+        payload = None
+        if order.kind == "train":
+            assert result.declared is not None
+            assert result.update is not None
+            most = asked.sending.plan.terms.max_update_norm_l2
+            found = check_update(folder / UPDATE, result.declared, result.update, most)
+            if isinstance(found, HeldBack):
+                raise RefusedError("egress_refused", found.finding)
+            payload = Payload(form="delta", blob=result.update)
+        examples, seconds, spent = result.examples, round(result.seconds, 3), None
+        if charge is not None:
+            assert asked.rule is not None
+            # True count and exact time stay: under differential privacy they follow the records.
+            examples, seconds = asked.rule.public_size, float(math.ceil(result.seconds))
+            spent = self._books.spent(asked.key, charge)
+        return Update(
+            work=asked.key,
+            payload=payload,
+            examples=examples,
+            metrics=metrics,
+            seconds=seconds,
+            privacy=spent,
+        )
+
+
+def _job(asked: Asked, charge: Charge | None, base: Path) -> Job:
+    order, rule = asked.order, asked.rule
+    mechanism = measurement = None
+    reads_data = load_task(order.task).schema(order.task_parameters) is not None
+    if charge is not None:
+        assert rule is not None
+        mechanism = mechanism_of(order, charge, rule.public_size)
+        measurement = measurement_of(order, charge, rule.public_size)
+    return Job(
+        kind=order.kind,
+        task=order.task,
+        task_parameters=order.task_parameters,
+        training=order.training,
+        seed=order.seed,
+        site=order.site,
+        round=order.round,
+        base=str(base),
+        source=asked.source if reads_data else None,
+        mechanism=mechanism,
+        measurement=measurement,
+    )

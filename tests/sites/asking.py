@@ -1,0 +1,75 @@
+"""A coordinator's questions to the site of rig.py, well signed unless a test says otherwise."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+from rig import HUB, SITE, Coordinator, Site
+
+from fedfactory.contracts.codec import to_json
+from fedfactory.contracts.plans import RunTerms, SignedPlan
+from fedfactory.contracts.questions import (
+    Answer,
+    LogsWanted,
+    Question,
+    SignedLogsWanted,
+    SignedQuestion,
+)
+from fedfactory.identity.signing import Signer
+from site_agents.questions import Questions
+
+
+def questions_of(site: Site, **changes: Any) -> Questions:
+    values: dict[str, Any] = {
+        "site": SITE, "home": site.home, "books": site.books, "executor": site.executor,
+        "sources": frozenset({"cohort"}),
+    }  # fmt: skip
+    return Questions(**{**values, **changes})
+
+
+def signed(hub: Coordinator, question: Question, key: Signer | None = None) -> str:
+    return to_json(SignedQuestion(question=question, signature=(key or hub.key).sign(question)))
+
+
+def about_plan(
+    site: Site,
+    terms: RunTerms | None = None,
+    *,
+    key: Signer | None = None,
+    operator: Signer | None = None,
+    to: str = SITE,
+    model_bytes: int | None = None,
+) -> str:
+    hub = site.coordinator
+    terms = terms or hub.terms()
+    plan = SignedPlan(terms=terms, signature=(operator or hub.operator).sign(terms))
+    size = site.base.bytes if model_bytes is None else model_bytes
+    return signed(hub, Question(site=to, plan=plan, model_bytes=size, logs=None), key)
+
+
+def about_logs(
+    site: Site,
+    *,
+    key: Signer | None = None,
+    operator: Signer | None = None,
+    to: str = SITE,
+    of: str = SITE,
+    **changes: Any,
+) -> str:
+    hub = site.coordinator
+    values: dict[str, Any] = {
+        "coordinator": HUB, "run_id": "run-1", "site": of, "nonce": secrets.token_hex(8),
+        "not_after": time.time() + 60,
+    }  # fmt: skip
+    wanted = LogsWanted(**{**values, **changes})
+    wish = SignedLogsWanted(wanted=wanted, signature=(operator or hub.operator).sign(wanted))
+    return signed(hub, Question(site=to, plan=None, model_bytes=None, logs=wish), key)
+
+
+def fitness(site: Site, text: str) -> str:
+    answer = questions_of(site).answer(text)
+    assert isinstance(answer, Answer)
+    assert answer.fitness is not None
+    return answer.fitness.code

@@ -1,0 +1,185 @@
+"""A real consortium on loopback: registry, registrar and gateway; SuperLink is played.
+
+And a real agent in a thread, which enrols, connects and renews by itself.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeResponse,
+    DeactivateNodeResponse,
+    PullMessagesResponse,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
+from rig import Scripted
+
+from fedfactory.contracts.questions import Question, SignedQuestion
+from fedfactory.coordinator.gateway.blobs import BlobStore
+from fedfactory.coordinator.gateway.gateway import Gateway
+from fedfactory.coordinator.gateway.limits import GatewayLimits
+from fedfactory.coordinator.membership.consortium import coordinator_identity
+from fedfactory.coordinator.membership.founding import make_consortium
+from fedfactory.coordinator.membership.registrar import Registrar
+from fedfactory.identity.operators import load_operator
+from fedfactory.identity.roles import Peer, Role
+from fedfactory.identity.signing import Signer, fingerprint
+from fedfactory.wire.membership import Invitation, InviteWanted
+from site_agents.agent import Agent
+from site_agents.assembly import open_books
+from site_agents.config import load_agent_config
+from site_agents.policy import DataRule, policy_text
+from site_agents.setup import make_home
+from site_agents.status import Status, read_status
+from tests.contract.gateway_rig import Desk, eventually
+
+SITE = "cesga"
+NODE_ID = 7
+_REPLIES = {
+    "ACTIVATE_NODE": ActivateNodeResponse(node_id=NODE_ID),
+    "DEACTIVATE_NODE": DeactivateNodeResponse(),
+    "SEND_NODE_HEARTBEAT": SendNodeHeartbeatResponse(success=True),
+    "PULL_MESSAGES": PullMessagesResponse(),
+}
+
+
+class Hub:
+    """A consortium's coordinator, and its listener: `heard` is who came and went, and when."""
+
+    def __init__(self, folder: Path, lifetime: timedelta = timedelta(days=1)) -> None:
+        self.folder = folder
+        self.lifetime = lifetime
+        self.consortium = make_consortium(
+            folder / "hub", name="hub", root_key=folder / "root.pem", passphrase=b"a long passphrase",
+            hosts=("127.0.0.1",), gateway="127.0.0.1:9443", operator="ana",
+            operator_folder=folder / "ana",
+        )  # fmt: skip
+        self.registry = self.consortium.registry()
+        self.operator = load_operator(folder / "ana")
+        self.identity = coordinator_identity(self.consortium, timedelta(days=1))
+        self.signer = Signer(self.identity.key_pem)
+        self.heard: list[tuple[str, float]] = []
+        self.methods: list[str] = []
+        self.port = 0
+        self.gateway: Gateway | None = None
+
+    def start(self) -> None:
+        registrar = Registrar(
+            self.consortium, self.registry, self.consortium.issuer(), self.lifetime, self._admit
+        )
+        self.registrar = registrar
+        self.gateway = Gateway(
+            identity=lambda: self.identity,
+            store=BlobStore(self.folder / "blobs"),
+            forward=self._forward,
+            standing=self.registry.standing,
+            desk=Desk(),
+            registrar=registrar,
+            limits=GatewayLimits(max_model_bytes=10**6),
+        )
+        for site, key in self.registry.sites().items():
+            self._admit(site, key)
+        self.gateway.subscribe(self)
+        self.port = self.gateway.start("127.0.0.1", self.port)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        gateway, self.gateway = self.gateway, None
+        if gateway is not None:
+            gateway.stop()
+
+    def close(self) -> None:
+        self.stop()
+        self.registry.close()
+
+    def invitation(self) -> Invitation:
+        wanted = InviteWanted(role="site", name=SITE, lifetime_s=600.0)
+        return self.registrar.invite(wanted, by="ana", gateway=self.address)
+
+    def revoke(self) -> None:
+        peer = Peer(role=Role.SITE, name=SITE)
+        self.registry.revoke(peer, by="ana", reason="left the consortium")
+        self.gateway.cut(peer)
+
+    def ask(self, question: Question) -> Any:
+        asked = SignedQuestion(question=question, signature=self.signer.sign(question))
+        return self.gateway.ask(SITE, asked, 10.0)
+
+    def came(self, site: str) -> None:
+        self.heard.append(("came", time.monotonic()))
+
+    def went(self, site: str) -> None:
+        self.heard.append(("went", time.monotonic()))
+
+    def replied(self, message_id: str) -> None: ...
+
+    def _admit(self, site: str, node_key: str) -> None:
+        self.gateway.admit(site, NODE_ID, node_key.encode())
+
+    def _forward(self, method: str, *call: bytes) -> tuple[int, bytes]:
+        self.methods.append(method)
+        return 200, _REPLIES[method].SerializeToString()
+
+
+class RunningAgent:
+    """A real agent on a home of its own, in a thread."""
+
+    def __init__(self, hub: Hub, invitation: Invitation | None, address: str) -> None:
+        self.home = hub.folder / "site"
+        if not self.home.exists():
+            make_home(
+                self.home,
+                site=SITE,
+                gateway_address=address,
+                data={"cohort": {"kind": "npz", "path": "/nowhere.npz"}},
+                policy_text=policy_text(
+                    coordinators={"hub": hub.consortium.coordinator_key},
+                    operators={"ana": fingerprint(hub.operator.signer.public_key)},
+                    data={"cohort": DataRule(lineage="patients", public_size=500, unit="row")},
+                    tasks={"digits": "cohort"},
+                    logs="outcomes",
+                ),
+                invitation=invitation,
+            )
+        config = load_agent_config(self.home, [])
+        self.books = open_books(config)
+        self.agent = Agent(config, Scripted(log=hub.folder / "executions"), self.books)
+        self.failed: list[BaseException] = []
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.agent.run()
+        except BaseException as error:
+            self.failed.append(error)
+            raise
+
+    @property
+    def status(self) -> Status | None:
+        return read_status(self.home)
+
+    def until(self, state: str, timeout_s: float = 15.0) -> Status:
+        eventually(lambda: (s := self.status) is not None and s.connection == state, timeout_s)
+        status = self.status
+        assert status is not None
+        return status
+
+    def close(self) -> None:
+        self.agent.stop()
+        self.thread.join(20)
+        assert not self.thread.is_alive(), "the agent did not end"
+        assert not self.failed
+        self.books.close()
+
+
+Start = Callable[..., RunningAgent]

@@ -1,0 +1,115 @@
+"""What is wrong with a submission by itself, and whether a run can begin without some sites."""
+
+import math
+
+import pytest
+
+from fedfactory.contracts.errors import FedfactoryError, UsageError
+from fedfactory.coordinator.desk.agreement import Limits, can_begin, check_agreement
+from fedfactory.wire.operations import Finding
+from tests.unit.coordinator_submissions import (
+    COORDINATOR,
+    EVALUATION,
+    RULES,
+    changed,
+    plan_of,
+    submission,
+)
+
+LIMITS = Limits(max_rounds=100, max_sites=3, max_model_bytes=10_000)
+
+
+def check(found):
+    check_agreement(found, coordinator=COORDINATOR, limits=LIMITS, now=1000.0)
+
+
+def test_an_honest_submission_holds():
+    check(submission())
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (lambda: submission(coordinator="other"), "signed for the coordinator 'other'"),
+        (lambda: submission(run_id="run-2"), "run_id"),
+        (lambda: submission(task="digits"), "task"),
+        (lambda: submission(sites=("cesga",)), "sites"),
+        (lambda: submission(rounds=3), "rounds"),
+        (lambda: submission(evaluate=False), "evaluation"),
+        (lambda: submission(not_after=999.0), "time is over"),
+        (lambda: submission(nonce="xyz"), "nonce"),
+        (lambda: submission(max_model_bytes=10), "max_model_bytes"),
+        (lambda: submission(plan=plan_of("../up")), "run_id"),
+        (lambda: submission(plan=plan_of(".hidden")), "run_id"),
+        (lambda: submission(plan=plan_of(rounds=101)), "rounds=101"),
+        (lambda: submission(plan=plan_of(rounds=0)), "rounds=0"),
+        (lambda: submission(plan=plan_of(sites=())), "number of sites=0"),
+        (lambda: submission(plan=plan_of(sites=("a", "b", "c", "d"))), "number of sites=4"),
+        (lambda: submission(plan=plan_of(sites=("a", "a", "b"))), "each name once"),
+        (lambda: submission(plan=plan_of(sites=("b", "a"))), "alphabetical"),
+        (lambda: submission(plan=plan_of(sites=("a", "b/c"))), "cannot be a name"),
+        (lambda: submission(plan=plan_of(checkpoints=0)), "checkpoints"),
+        (lambda: submission(plan=plan_of(evaluation=changed(EVALUATION, central=True))), "public"),
+    ],
+)
+def test_what_does_not_agree_or_is_out_of_bounds_is_named(found, told):
+    with pytest.raises(FedfactoryError) as raised:
+        check(found())
+    assert told in raised.value.public_message
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"quorum": 0}, "rounds.quorum=0"),
+        ({"quorum": 4}, "rounds.quorum=4"),
+        ({"deadline_s": 0.0}, "rounds.deadline_s"),
+        ({"deadline_s": math.inf}, "rounds.deadline_s"),
+        ({"lateness_s": -1.0}, "rounds.lateness_s"),
+        ({"retries": -1}, "rounds.retries"),
+        ({"extra": 9}, "rounds.extra"),
+        ({"required": ("vega",)}, "vega is no site of the run"),
+        ({"per_round": 1}, "rounds.per_round=1"),
+        ({"buffer": 2}, "rounds.buffer"),
+        ({"mode": "async"}, "rounds.buffer"),
+        ({"mode": "async", "buffer": 0}, "rounds.buffer=0"),
+    ],
+)
+def test_rules_that_cannot_be_kept_are_named(change, told):
+    with pytest.raises(UsageError) as raised:
+        check(submission(plan=plan_of(rules=changed(RULES, **change))))
+    assert told in raised.value.public_message
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        lambda: submission(task_parameters={"_target_": "os.system"}),
+        lambda: submission(task_parameters={"_partial_": True}),
+        lambda: submission(options={"_recursive_": False}),
+        lambda: submission(options={"_args_": ("a",)}),
+    ],
+)
+def test_a_key_that_would_make_an_object_is_refused_wherever_it_stands(found):
+    with pytest.raises(UsageError, match=r"only strategy._target_ may name a class"):
+        check(found())
+
+
+def test_the_strategy_s_own_class_is_judged_elsewhere():
+    check(submission(options={"_target_": "os.system"}))
+
+
+def finding(site):
+    return Finding(site=site, code="offline", sentence="it is away")
+
+
+def test_a_run_begins_without_sites_that_it_can_do_without():
+    assert can_begin(plan_of(), []) is None
+    assert can_begin(plan_of(), [finding("lumi")]) is None
+
+
+def test_a_run_without_its_quorum_or_a_required_site_does_not_begin():
+    reason = can_begin(plan_of(), [finding("lumi"), finding("cesga")])
+    assert reason == "1 of 3 sites can take part now, and the quorum is 2"
+    demanding = plan_of(rules=changed(RULES, required=("lumi",)))
+    assert can_begin(demanding, [finding("lumi")]) == "lumi: required, and cannot take part now"

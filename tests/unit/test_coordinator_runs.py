@@ -1,0 +1,139 @@
+"""The coordinator's runs on disk: made whole, in their order, and what their files say."""
+
+import json
+
+import pytest
+
+from fedfactory.contracts.errors import EnvironmentFailedError, UnknownNameError
+from fedfactory.coordinator.desk.watching import watch
+from fedfactory.coordinator.home_lock import home_lock
+from fedfactory.coordinator.running.journal import JOURNAL, Journal
+from fedfactory.coordinator.running.run_files import SUMMARY
+from fedfactory.coordinator.runs import REOPEN, STOP, SUBMISSION, Runs, StopWish, Taken, status_of
+from fedfactory.coordinator.schedule import to_start
+from fedfactory.rounds.events import RunStarted, SiteConnected
+from tests.unit.coordinator_submissions import plan_of, submission
+
+
+def add(runs, run_id):
+    taken = Taken(
+        number=runs.next_number(),
+        at=1000.0,
+        operator="lead",
+        submission=submission(plan=plan_of(run_id)),
+    )
+    return runs.add(runs.staging(run_id), taken)
+
+
+def end(run, status="completed"):
+    (run.folder / SUMMARY).write_text(json.dumps({"status": status, "reason": "it did"}))
+
+
+def test_runs_are_found_again_in_their_order(tmp_path):
+    runs = Runs(tmp_path)
+    for run_id in ("z", "a", "m"):
+        add(runs, run_id)
+    again = Runs(tmp_path)
+    assert [run.run_id for run in again.all()] == ["z", "a", "m"]
+    assert again.find("a").taken == runs.find("a").taken
+    assert again.next_number() == 3
+    with pytest.raises(UnknownNameError, match="known: a, m, z"):
+        again.find("b")
+
+
+def test_what_was_half_made_is_dropped_and_what_is_damaged_left_out(tmp_path, caplog):
+    runs = Runs(tmp_path)
+    runs.staging("half")
+    (add(runs, "torn").folder / SUBMISSION).write_text("{")
+    add(runs, "whole")
+    assert [run.run_id for run in Runs(tmp_path).all()] == ["whole"]
+    assert not list(tmp_path.glob(".*"))
+    assert "torn is left out" in caplog.text
+
+
+def test_where_a_run_stands(tmp_path):
+    run = add(Runs(tmp_path), "one")
+    assert status_of(run, ()) == "queued"
+    assert status_of(run, ("one",)) == "running"
+    run.suspend("it died", 1.0)
+    assert status_of(run, ()) == "suspended"
+    run.let_go_on("lead")
+    assert status_of(run, ()) == "queued"
+    run.wish_stop(StopWish(reason="enough", after_round=False))
+    end(run, "stopped")
+    assert status_of(run, ()) == "stopped"
+    run.let_go_on("lead")
+    assert status_of(run, ("one",)) == "running"
+    assert json.loads((run.folder / REOPEN).read_text()) == {"by": "lead"}
+    assert not (run.folder / STOP).exists()
+
+
+def test_runs_that_had_begun_go_before_those_that_wait(tmp_path):
+    runs = Runs(tmp_path)
+    for run_id in ("waits", "begun", "over", "suspended"):
+        add(runs, run_id)
+    with Journal.open(runs.find("begun").folder / JOURNAL):
+        pass
+    end(runs.find("over"))
+    runs.find("suspended").suspend("it died", 1.0)
+    assert [run.run_id for run in Runs(tmp_path).unfinished()] == ["begun", "waits"]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "going", "at_once", "starting"),
+    [
+        ([("a", False), ("b", False)], [], 1, ["a"]),
+        ([("a", False), ("b", False)], ["a"], 1, []),
+        ([("a", False), ("b", False), ("c", False)], ["a"], 2, ["b"]),
+        # One that is to stop only comes to end: it does not wait for a place.
+        ([("a", False), ("b", False), ("c", True)], ["a"], 1, ["c"]),
+        ([("c", True), ("b", False)], [], 1, ["c"]),
+    ],
+)
+def test_which_runs_start(waiting, going, at_once, starting):
+    assert to_start(waiting, going, at_once) == starting
+
+
+def test_a_watch_gives_every_event_once_and_ends_with_the_summary(tmp_path):
+    run = add(Runs(tmp_path), "seen")
+    plan = run.taken.submission.plan
+    with Journal.open(run.folder / JOURNAL) as journal:
+        journal.append(
+            [RunStarted(at=1.0, plan=plan, model=run.taken.submission.initial, connected=("lumi",))]
+        )
+        seen = watch(run, 0, follow=True, status=lambda: status_of(run, ("seen",)))
+        first = next(seen)
+        assert (first.number, first.status) == (1, "running")
+        assert first.event is not None
+        journal.append([SiteConnected(at=2.0, site="cesga")])
+        second = next(piece for piece in seen if piece.event is not None)
+        assert second.number == 2
+        end(run)
+        *_, last = seen
+    assert last.status == "completed"
+    assert json.loads(last.summary) == {"status": "completed", "reason": "it did"}
+    later = list(watch(run, 1, follow=False, status=lambda: "completed"))
+    assert [piece.number for piece in later] == [2, 2]
+
+
+def test_progress_is_what_the_run_itself_did(tmp_path):
+    run = add(Runs(tmp_path), "going")
+    plan = run.taken.submission.plan
+    with Journal.open(run.folder / JOURNAL) as journal:
+        journal.append(
+            [RunStarted(at=1.0, plan=plan, model=run.taken.submission.initial, connected=())]
+        )
+        run.progress.update()
+        steps = run.progress.steps
+        journal.append([SiteConnected(at=2.0, site="cesga")])
+        run.progress.update()
+    assert (run.progress.steps, steps) == (1, 1)
+    assert run.progress.last_at == 2.0
+
+
+def test_one_daemon_to_a_home(tmp_path):
+    told = r"process \d+ on .* stop it first"
+    with home_lock(tmp_path), pytest.raises(EnvironmentFailedError, match=told):
+        home_lock(tmp_path).__enter__()
+    with home_lock(tmp_path):
+        pass
