@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fedfactory.cli.arguments import count
 from fedfactory.cli.operating import add_run, connected, meant_run, operating, print_json
-from fedfactory.contracts.errors import UnknownNameError
+from fedfactory.contracts.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from fedfactory.operator.client import OperatorClient
@@ -29,13 +29,21 @@ def run(words: Sequence[str]) -> int:
         if asked.site is not None and asked.site not in row.sites:
             raise UnknownNameError("site of this run", asked.site, row.sites)
         events = _events_so_far(client, row.run_id)
-    from fedfactory.operator.explaining import explained, explained_lines
+    from fedfactory.operator.explaining import explained, explained_lines, rounds_begun
 
+    begun = rounds_begun(events)
+    so_far = f"rounds that have begun: {begun[0]} to {begun[-1]}" if begun else "no round has begun"
+    if asked.round is not None and asked.round not in begun:
+        raise UsageError(f"{row.run_id} is {row.status}, and has no round {asked.round}: {so_far}")
     found = explained(events, asked.site, asked.round)
     if asked.json:
         from fedfactory.contracts.codec import encode
 
-        print_json({"run_id": row.run_id, "explained": [encode(one) for one in found]})
+        explanations = [encode(one) for one in found]
+        print_json({"run_id": row.run_id, "status": row.status, "explained": explanations})
+    elif not begun:
+        why = f" ({row.reason})" if row.reason else ""
+        print(f"{row.run_id} is {row.status}{why}: {so_far}, so no site was asked")
     else:
         for line in explained_lines(found, events, evidence=not asked.quiet):
             print(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedfactory.cli.operating import add_run, connected, meant_run, operating, print_json
-from fedfactory.contracts.errors import RefusedError
+from fedfactory.contracts.errors import RefusedError, UnknownNameError
 
 
 def run(words: Sequence[str]) -> int:
@@ -19,7 +19,10 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("site", metavar="SITE")
     asked = parser.parse_args(words)
     with connected(asked) as client:
-        run_id = meant_run(client, asked.run).run_id
+        row = meant_run(client, asked.run)
+        run_id = row.run_id
+        if asked.site not in row.sites:
+            raise UnknownNameError("site of this run", asked.site, row.sites)
         logs = client.logs(run_id, asked.site)
     from fedfactory.operator.telling import log_lines
 

@@ -91,12 +91,13 @@ def _configured(composed: Composed, sites: tuple[str, ...], asked: argparse.Name
     from fedfactory.config import run_config
     from fedfactory.operator.submission import check_choices
 
-    config = run_config(composed.values, composed.text, sites=sites)
-    for name, given in (("task.data", config.task_data), ("baselines", config.baselines)):
+    data = composed.values["task"].get("data")
+    for name, given in (("task.data", data), ("baselines", composed.values["baselines"])):
         if given:
             raise UsageError(
                 f"{name} is for `fedfactory local` alone: at a real site the data is the site's own"
             )
+    config = run_config(composed.values, composed.text, sites=sites)
     check_choices(config, any_strategy_class=False)
     if sys.stdin.isatty() and not (asked.yes or asked.quiet or asked.json):
         say("\n".join(_summary(config)))

@@ -18,7 +18,10 @@ REFUSALS: Final[dict[str, str]] = {
     "outside_plan": "the order asks for more than its signed plan allows",
     "policy_task": "the site's policy does not allow this task",
     "policy_parameters": "the site's policy does not allow these parameters",
-    "policy_privacy": "the site's policy does not allow the privacy that was asked for",
+    "policy_privacy": (
+        "the site's policy asks for more privacy: differential privacy, a smaller epsilon or delta,"
+        " fewer evaluations, or more steps in a round"
+    ),
     "policy_limits": "the run's rounds, GPU-hours or the hour of the day are outside the policy",
     "policy_egress": "a person at the site did not let the result leave",
     "no_policy": "the site's policy file does not hold; the site takes no work",

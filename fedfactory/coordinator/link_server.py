@@ -48,6 +48,7 @@ class LinkServer:
         self._ended = False
         self._alive_at = time.monotonic()
         self._busy = False
+        self._moved_before = gateway.traffic()
         self._told: dict[str, LinkRing] = {}  # what is also for a ServerApp still to come
         self._listener = listen(path)
         gateway.subscribe(self)
@@ -212,7 +213,7 @@ class LinkServer:
                 for digest in call["digests"]:
                     gateway.discard(run, digest)
             case "traffic":
-                return {s: n for s, n in gateway.traffic().items() if s in self._sites}
+                return self._traffic()
             case unknown:
                 raise KeyError(f"no such call: {unknown}")
         return None
@@ -224,6 +225,15 @@ class LinkServer:
             "connected": [site for site in self._gateway.connected() if site in self._sites],
             "blobs": str(self._gateway.store.root),
             "told": told,
+        }
+
+    def _traffic(self) -> dict[str, dict[str, int]]:
+        """Return what the run's sites moved while the run was served here."""
+        before = self._moved_before
+        return {
+            site: {way: n - before.get(site, {}).get(way, 0) for way, n in moved.items()}
+            for site, moved in self._gateway.traffic().items()
+            if site in self._sites
         }
 
     def _roster(self) -> dict[str, int]:

@@ -60,7 +60,7 @@ class RunProcess:
 
         `strangers` are the ServerApps that live and have said hello to no run.
         """
-        if self.run.ended:
+        if self._ended_at is not None or self.run.ended:  # reopened: with a new process and link
             return self._end(now)
         self._tell_stop()
         if self._superlink.epoch != self._epoch:

@@ -96,7 +96,8 @@ class Run:
     def ended(self) -> bool:
         """Whether it is over, and nobody has reopened it."""
         if not self._over:  # only `let_go_on` takes it back: an ended run costs no more looks
-            self._over = (self.folder / SUMMARY).exists() and not (self.folder / REOPEN).exists()
+            # In this order: the run that goes on takes its summary away first, then the wish.
+            self._over = not (self.folder / REOPEN).exists() and (self.folder / SUMMARY).exists()
         return self._over
 
     def summary(self) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from fedfactory.config import RunConfig
+from fedfactory.config import MAX_ROUNDS, RunConfig
 from fedfactory.contracts.errors import UsageError
 from fedfactory.local.baselines import Request
 from fedfactory.operator.submission import LONGEST_RUN_S, check_choices
@@ -47,7 +47,7 @@ def coordinator_settings(config: RunConfig) -> list[str]:
     return [
         "listen=127.0.0.1:0",
         "strategy_classes=any",
-        f"max_rounds={config.rounds}",
+        f"max_rounds={MAX_ROUNDS}",
         f"max_sites={len(config.sites)}",
     ]
 

@@ -230,7 +230,12 @@ def told_error(code: grpc.StatusCode, details: str, address: str) -> FedfactoryE
         grpc.StatusCode.ALREADY_EXISTS,
     ):
         return RefusedError(f"the coordinator refuses: {details}")
-    if code in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INTERNAL):
+    if code is grpc.StatusCode.INTERNAL:
+        return EnvironmentFailedError(
+            f"the coordinator at {address} failed at this: ask whoever runs it what its log says",
+            diagnostic=details,
+        )
+    if code is grpc.StatusCode.UNIMPLEMENTED:
         return ProtocolError(
             "the coordinator does not understand this program: compare `fedfactory version` there"
             " and here",

@@ -18,6 +18,11 @@ def explained(
     return found if site is not None else tuple(one for one in found if not one.contributed)
 
 
+def rounds_begun(events: Sequence[Event]) -> list[int]:
+    """Return the numbers of the rounds that can be explained, ascending."""
+    return sorted({one.round for one in explain(events, None, None)})
+
+
 def explained_lines(
     found: Sequence[Explained], events: Sequence[Event], *, evidence: bool
 ) -> Iterator[str]:

@@ -86,7 +86,12 @@ def _model_of_run(client: OperatorClient, name: str) -> BlobRef:
     run, colon, number = name.partition(":")
     if colon and not number.isdigit():
         raise UsageError(f"model={name}: expected a safetensors file, RUN or RUN:ROUND")
-    row = find_run(run, client.runs())
+    try:
+        row = find_run(run, client.runs())
+    except UsageError as error:
+        raise UsageError(
+            f"model={name}: there is no such file, and as a run: {error.public_message}"
+        ) from error
     found = client.find_model(row.run_id, int(number) if colon else None)
     if found.model is None:
         kept = ", ".join(map(str, found.kept)) or "none"

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections import Counter
+from pathlib import Path
 
 import httpx
 import pytest
@@ -380,6 +381,27 @@ def test_a_stopped_run_that_is_reopened_goes_on_to_the_same_model(made):
     assert summary_of(coordinator)["status"] == "completed"
     assert summary_of(coordinator)["model"] == summary_of(undisturbed)["model"]
     assert coordinator.sites.done.keys() == undisturbed.sites.done.keys()
+
+
+def test_a_run_that_is_reopened_never_looks_ended_again(made, monkeypatch):
+    coordinator = made()
+    coordinator.link.stop("asked by ana", after_round=True)
+    coordinator.run()
+    summary, reopen = (coordinator.folder / name for name in ("summary.json", "reopen.json"))
+    assert summary_of(coordinator)["status"] == "stopped"
+    coordinator.start_gateway()
+    reopen.write_text(json.dumps({"by": "ana"}))
+    unlink, looks = Path.unlink, []
+
+    def seen(path, missing_ok=False):
+        unlink(path, missing_ok)
+        if path in (summary, reopen):
+            looks.append(summary.exists() and not reopen.exists())
+
+    monkeypatch.setattr(Path, "unlink", seen)
+    to_the_end(coordinator)
+    assert looks[:2] == [False, False]
+    assert summary_of(coordinator)["status"] == "completed"
 
 
 def test_a_site_that_left_for_good_is_told_of_once(made):

@@ -33,6 +33,7 @@ class Doors:
         self.offered = defaultdict(set)
         self.rung = []
         self.listeners = []
+        self.moved = {"cesga": 10, "vega": 10}
 
     def subscribe(self, listener):
         self.listeners.append(listener)
@@ -56,7 +57,7 @@ class Doors:
         self.store.discard(run, digest)
 
     def traffic(self):
-        return {"cesga": {"down": 1, "up": 2}, "vega": {"down": 5, "up": 5}}
+        return {site: {"down": n, "up": 2 * n} for site, n in self.moved.items()}
 
 
 class Client(Link):
@@ -127,7 +128,9 @@ def test_calls_reach_the_gateway(link, gateway, model):
     assert gateway.offered == {(RUN, "cesga"): {REF.digest}, (RUN, "lumi"): {REF.digest}}
     link.ring(["cesga", "lumi"])
     assert gateway.rung == ["cesga", "lumi"]
-    assert link.traffic() == {"cesga": {"down": 1, "up": 2}}
+    assert link.traffic() == {"cesga": {"down": 0, "up": 0}}  # what came before is no run's
+    gateway.moved = {"cesga": 11, "lumi": 3, "vega": 15}
+    assert link.traffic() == {"cesga": {"down": 1, "up": 2}, "lumi": {"down": 3, "up": 6}}
     link.discard([REF.digest])
     assert not link.blob_path(REF.digest).exists()
     assert model.read_bytes() == b"hello"

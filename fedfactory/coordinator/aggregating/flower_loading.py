@@ -79,9 +79,11 @@ def _resolve(target: str, *, any_class: bool) -> Any:
     if not any_class and target not in installed:
         others = f"; installed here: {', '.join(sorted(installed))}" if installed else ""
         raise UsageError(
-            f"strategy._target_={target} is refused: this coordinator makes what"
-            f" {published.__name__} publishes ({', '.join(published.__all__)}), and what is"
-            f" installed beside it as an entry point of the group {STRATEGIES.group}{others}"
+            f"strategy._target_={target} is refused: a coordinator makes {published.__name__}.NAME"
+            f" ({', '.join(_published())}), and classes that are installed{others}. To install"
+            f' yours, declare `mine = "{module}:{name}"` under'
+            f' [project.entry-points."{STRATEGIES.group}"] in its package\'s pyproject.toml, and'
+            " pip install the package beside fedfactory here and at the coordinator"
         )
     try:
         return installed[target].load() if target in installed else _import(module, name)
@@ -89,6 +91,17 @@ def _resolve(target: str, *, any_class: bool) -> Any:
         raise UsageError(
             f"strategy._target_={target} cannot be imported: {type(error).__name__}: {error}"
         ) from error
+
+
+def _published() -> list[str]:
+    """Return the names of Flower's strategies that can be made here."""
+    return [
+        name
+        for name in published.__all__
+        if name != "Strategy"
+        and issubclass(getattr(published, name), Strategy)
+        and not name.startswith(tuple(REFUSED))
+    ]
 
 
 def _installed() -> tuple[EntryPoint, ...]:

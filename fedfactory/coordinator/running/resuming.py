@@ -51,11 +51,13 @@ def resume(parts: RunParts, events: Iterable[Event], connected: tuple[str, ...])
         life.apply(found[-1])
     if found:
         parts.journal.append(found)
+    if life.state.phase != "done":
+        parts.files.reopen()
+    # Last: an old summary without it would say that the run is over.
     (folder / REOPEN).unlink(missing_ok=True)
     _hold(parts)
     life.replaying = False
     if life.state.phase != "done":
-        parts.files.reopen()
         life.standing.catch_up(life.state)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from fedfactory.durable_file import write_durably
+from fedfactory.durable_file import remove_durably, write_durably
 
 METRICS: Final = "metrics.jsonl"
 SUMMARY: Final = "summary.json"
@@ -44,8 +44,9 @@ class RunFiles:
         write_durably(self.folder / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
 
     def reopen(self) -> None:
-        """Take summary.json away: the run goes on."""
-        (self.folder / SUMMARY).unlink(missing_ok=True)
+        """Take summary.json away, durably: the run goes on."""
+        if (self.folder / SUMMARY).exists():
+            remove_durably(self.folder / SUMMARY)
 
 
 def _line(values: Mapping[str, Any]) -> str:
