@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check tests test-long bench proto clean
+.PHONY: demo test check tests test-long chaos bench proto clean
 
 demo: $(STAMP)
 	@$(BIN)/fedfactory local baselines=true
@@ -24,12 +24,18 @@ tests: $(STAMP)
 test-long: $(STAMP)
 	$(BIN)/python -m pytest
 
+chaos: $(STAMP)
+	$(BIN)/python -m pytest tests/federation/test_chaos.py
+
 bench: $(STAMP)
 	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.dp
 	$(BIN)/python -m bench.ledger
 	$(BIN)/python -m bench.egress
 	$(BIN)/python -m bench.utility
+	$(BIN)/python -m bench.journal
+	$(BIN)/python -m bench.resume
+	$(BIN)/python -m bench.scale
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "fedfactory needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 2; }

@@ -21,13 +21,16 @@ from fedfactory.contracts.errors import FedfactoryError, ProtocolError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import Order
 from fedfactory.contracts.plans import Delivery
+from fedfactory.contracts.questions import Answer, Fitness
 from fedfactory.contracts.updates import Payload, Reply, Update
+from fedfactory.contracts.versions import own_version
 from fedfactory.identity.enrolment import load_identity, load_node_key
 from fedfactory.wire.arrays import ArrayFile, ArrayWriter
 from site_agents.flower_seam import FleetNode
 from site_agents.gateway_client import GatewayClient
 
 POLL_S = 30.0
+FIT = Answer(fitness=Fitness(code="", version=own_version()), logs=None)
 _PRINTING = threading.Lock()
 
 
@@ -63,7 +66,10 @@ class LightAgent:
 
     def _listen(self) -> None:
         try:
-            for _ in self._gateway.listen():
+            for rung in self._gateway.listen():
+                if rung.question is not None:
+                    self._gateway.answer(rung.question_id, FIT)
+                    continue
                 self._rung_at = time.time()
                 self._rung.set()
         except FedfactoryError:

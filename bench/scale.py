@@ -16,9 +16,8 @@ import time
 from pathlib import Path
 
 from fedfactory.identity.operators import load_operator
-from site_agents.enrolling import enrol
-
 from fedfactory.operator.client import OperatorClient
+from fedfactory.wire.enrolling import enrol_identity
 from site_agents.catalogue import numbered_sites
 from tests.federation.consortium import Consortium
 
@@ -70,7 +69,7 @@ def _start_agents(consortium: Consortium, count: int) -> subprocess.Popen[bytes]
             home = consortium.folder / "sites" / site
             home.mkdir(parents=True)
             invitation = client.invite("site", site, 3600.0)
-            enrol(home, invitation)
+            enrol_identity(home / "identity", invitation)
             (home / "gateway.txt").write_text(invitation.gateway)
             homes.append(str(home))
     with (consortium.folder / "agents.jsonl").open("wb") as output:

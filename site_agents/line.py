@@ -19,11 +19,11 @@ from fedfactory.contracts.questions import Answer
 from fedfactory.durable_file import write_durably
 from fedfactory.identity.enrolment import Identity, load_identity, load_node_key
 from fedfactory.identity.lifetime import ends_at
+from fedfactory.wire.renewal import Renewal
 from site_agents.config import AgentConfig
 from site_agents.enrolling import IDENTITY
 from site_agents.flower_seam import FleetNode, Incoming
 from site_agents.gateway_client import GatewayClient, Rung
-from site_agents.renewal import Renewal
 
 log = logging.getLogger("site_agents.line")
 
@@ -103,7 +103,7 @@ class Line:
 
     def renewal_due_in_s(self) -> float:
         """Return in how many seconds to renew; 0 or less: now. Raises IdentityError."""
-        return Renewal(self._config.home).due_in_s()
+        return Renewal(self._folder).due_in_s()
 
     def renew(self) -> None:
         """Have the certificate renewed; `refresh` takes it.
@@ -112,7 +112,7 @@ class Line:
             IdentityError: the coordinator does not, or what it gave cannot be trusted.
         """
         with self._borrowed() as calls:
-            Renewal(self._config.home).renew(calls.renew)
+            Renewal(self._folder).renew(calls.renew)
 
     # ---- calls ---------------------------------------------------------------------------------
 

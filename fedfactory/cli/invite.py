@@ -34,6 +34,10 @@ def run(words: Sequence[str]) -> int:
     out: Path = asked.out or Path(f"{asked.name}.invitation")
     if out.exists():
         raise UsageError(f"{out} is there already: name another file with --out, or remove it")
+    if asked.role == "site":
+        from site_agents.catalogue import check_site_name
+
+        check_site_name(asked.name)  # its agent would refuse the name, with the invitation used
     from fedfactory.contracts.codec import to_json
     from fedfactory.durable_file import create_durably, sync_folder
 

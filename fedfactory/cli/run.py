@@ -20,6 +20,7 @@ from fedfactory.cli.follow_run import check_free, follow, followed_folder
 from fedfactory.cli.main import EXIT_CODES
 from fedfactory.cli.operating import add_operating, connected, print_json, say
 from fedfactory.contracts.errors import RefusedError, UnreachableError, UsageError
+from fedfactory.identity.roles import Role
 
 if TYPE_CHECKING:
     from fedfactory.config import RunConfig
@@ -43,6 +44,10 @@ def run(words: Sequence[str]) -> int:
         return 0
     composed = compose_run(asked.overrides)
     with connected(asked) as client, tempfile.TemporaryDirectory(prefix="fedfactory-") as scratch:
+        if client.operator.role is not Role.OPERATOR:
+            raise RefusedError(
+                f"{client.operator.name} is a {client.operator.role}: only operators submit runs"
+            )
         config = _configured(composed, _sites(client, asked, composed), asked)
         out = asked.out or config.out
         if out is not None and not asked.detach:

@@ -1,7 +1,8 @@
 """Everything private of Flower's that the coordinator uses. Contract tests pin it.
 
 Decides nothing: it names Flower's programs and their environment, speaks its Control API,
-forwards Fleet calls to fixed paths on loopback, and builds the app archive.
+forwards Fleet calls to fixed paths on loopback, and builds the app archive. What takes long to
+import is imported where it is used: SuperLink is started first, and the rest while it starts.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ import hashlib
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import httpx
 from flwr.common.constant import TIMESTAMP_HEADER
-from flwr.serverapp import Grid
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
-from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.grid import HttpGrid
 
 from fedfactory.contracts.errors import EnvironmentFailedError
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
 
 CALL_TIMEOUT_S: Final = 20.0
 HEALTH_TIMEOUT_S: Final = 3.0
@@ -43,6 +44,8 @@ APP_KEYS: Final = ("fedfactory-link", "fedfactory-settings")
 
 def assume_app_identity() -> None:
     """Let `Message(...)` be built outside an app process (simulation and tests)."""
+    from flwr.supercore.task_identity import TaskIdentity
+
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 
 
@@ -86,6 +89,8 @@ def flower_environment(home: Path) -> dict[str, str]:
 
 def bound_retries(grid: Grid, max_time_s: float) -> None:
     """Let the Grid's calls fail after so many seconds without SuperLink, not retry for ever."""
+    from flwr.superlink.grid import HttpGrid
+
     assert isinstance(grid, HttpGrid)
     grid._retry_invoker.max_time = max_time_s  # noqa: SLF001
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from fedfactory.coordinator.flower_seam import SuperLinkClient, SuperLinkGoneError
 from fedfactory.coordinator.link_server import LinkServer
+from fedfactory.coordinator.running.run_log import SERVERAPP_LOG, last_word
 from fedfactory.coordinator.runs import LINK, SETTINGS, Run, StopWish
 from fedfactory.coordinator.supervision import RunSeen, RunStep, next_step
 
@@ -63,8 +64,8 @@ class RunProcess:
         if self._ended_at is not None or self.run.ended:  # reopened: with a new process and link
             return self._end(now)
         self._tell_stop()
-        if self._superlink.epoch != self._epoch:
-            self._forget_process()
+        if self._superlink.epoch != self._epoch or not self._superlink.starts_apps:
+            self._forget_process()  # it ends with them: no death of its own
         if self._handed_at is not None and self.link.pid not in (None, self._old_pid):
             self._came = True
         self._note_death(now, client, strangers)
@@ -72,7 +73,8 @@ class RunProcess:
         if step == "suspend":
             reason = (
                 f"its process ended {self._deaths} times without getting on"
-                f"{self._last_word(client)}; `fedfactory resume {self.run.run_id}` lets it go on"
+                f"{self._last_words(client)}; see runs/{self.run.run_id}/{SERVERAPP_LOG};"
+                f" `fedfactory resume {self.run.run_id}` lets it go on"
             )
             self.run.suspend(reason, time.time())
             log.error("run %s is suspended: %s", self.run.run_id, reason)
@@ -98,7 +100,7 @@ class RunProcess:
     def _seen(self, now: float, client: SuperLinkClient | None) -> RunSeen:
         return RunSeen(
             now=now,
-            flower_ready=client is not None,
+            flower_ready=client is not None and self._superlink.starts_apps,
             handed_at=self._handed_at,
             here=self._came,
             alive_at=self.link.alive_at,
@@ -167,12 +169,13 @@ class RunProcess:
             return client.why_ended(self._flower_run)
         return None
 
-    def _last_word(self, client: SuperLinkClient | None) -> str:
-        """Return what Flower knows of how the last process ended."""
-        with suppress(SuperLinkGoneError):
-            if client is not None and (told := client.why_ended(self._flower_run)):
-                return f" ({told[:LONGEST_WORD]})"
-        return ""
+    def _last_words(self, client: SuperLinkClient | None) -> str:
+        """Return the end of the run's log, or what Flower knows of one that never wrote any."""
+        told: str | None = last_word(self.run.folder)
+        if not told and client is not None:
+            with suppress(SuperLinkGoneError):
+                told = client.why_ended(self._flower_run)
+        return f" (last: {told[:LONGEST_WORD]})" if told else ""
 
     def _forget_process(self) -> None:
         self._epoch = self._superlink.epoch

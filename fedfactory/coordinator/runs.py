@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import ProtocolError, UnknownNameError
-from fedfactory.coordinator.desk.progress import Progress
+from fedfactory.coordinator.run_progress import Progress
 from fedfactory.coordinator.running.checkpoints import MODELS
 from fedfactory.coordinator.running.journal import JOURNAL
 from fedfactory.coordinator.running.run_files import SUMMARY

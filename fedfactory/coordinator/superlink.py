@@ -79,6 +79,11 @@ class SuperLink:
         return self._client if self._answered_at is not None else None
 
     @property
+    def starts_apps(self) -> bool:
+        """Whether both are up; ServerApps end with either, and none is started meanwhile."""
+        return self._exec is not None
+
+    @property
     def pids(self) -> dict[str, int]:
         """Process ids by name."""
         children = {"superlink": self._link, "superexec": self._exec}

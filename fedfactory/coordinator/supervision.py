@@ -54,7 +54,7 @@ class RunSeen:
     `handed_at` is when the run was handed to Flower (None: it is not), `here` whether its ServerApp
     has said hello since; `alive_at` is its last sign of life. `deaths` are those by itself since it
     last wrote anything of substance to its journal, `died_at` the last. `flower_ready` tells that
-    SuperLink answers and knows the sites.
+    SuperLink answers and knows the sites, and that SuperExec is there.
     """
 
     now: float

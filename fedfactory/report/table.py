@@ -141,7 +141,8 @@ def _interruptions(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 def _status(summary: Mapping[str, Any]) -> str:
     if summary["status"] == "completed":
-        done = f"completed, {len(summary['rounds'])} rounds in {summary['seconds']:.1f} s"
+        rounds = "1 round" if len(summary["rounds"]) == 1 else f"{len(summary['rounds'])} rounds"
+        done = f"completed, {rounds} in {summary['seconds']:.1f} s"
         early = summary["reason"].startswith("stopped early")
         return f"{done}: {shown(summary['reason'])}" if early else done
     return f"{summary['status']}: {shown(summary['reason'])}"

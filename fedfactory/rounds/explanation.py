@@ -63,6 +63,11 @@ class _Facts:
     answer: _Seen | None = None
     refused: list[_Seen] = field(default_factory=list)
     late: _Seen | None = None
+    late_code: str | None = None  # of a refusal that came late
+
+    def come_late(self, seen: _Seen, code: str | None) -> None:
+        if self.late is None:
+            self.late, self.late_code = seen, code
 
 
 @dataclass(slots=True)
@@ -120,7 +125,7 @@ def _read(reading: _Reading, seen: _Seen, event: Event) -> None:
     elif isinstance(event, ReplyAccepted | ReplyRefused) and event.kind == "train":
         facts = reading.of(_number(before.round, event, state.plan), event.site)
         if not before.awaits(event.round, "train", event.site):
-            facts.late = facts.late or seen
+            facts.come_late(seen, getattr(event, "code", None))
         elif isinstance(event, ReplyRefused):
             facts.refused.append(seen)
         else:
@@ -175,8 +180,9 @@ def _mark_absences(reading: _Reading, number: int) -> None:
 def _explained(reading: _Reading, plan: RunPlan, found: Round, site: str) -> Explained:
     part = found.parts.get(site, Part(status="asked"))
     facts = reading.facts.get((found.number, site), _Facts())
-    if site in reading.offline and found is reading.history.current:
-        facts.offline = facts.offline or reading.offline[site]
+    if found is reading.history.current:
+        facts.offline = facts.offline or reading.offline.get(site)
+        facts.left = facts.left or reading.left.get(site)
     sentence, evidence = _sentence(reading, plan, found.number, part, facts)
     numbers = sorted({seen.number for seen in evidence if seen is not None})
     return Explained(
@@ -215,7 +221,8 @@ def _sentence(reading: _Reading, plan: RunPlan, number: int, part: Part, facts: 
 def _contributed(part: Part) -> str:
     count = "its update" if part.updates <= 1 else f"{part.updates} updates of it"
     examples = "" if part.examples is None else f" ({part.examples} examples)"
-    stale = f", {part.staleness} models old" if part.staleness else ""
+    old = "1 model" if part.staleness == 1 else f"{part.staleness} models"
+    stale = f" that was {old} behind" if part.staleness else ""
     return f"contributed: {count}{examples}{stale} went into the model"
 
 
@@ -244,7 +251,10 @@ def _refused(part: Part, facts: _Facts) -> Said:
 def _silent(part: Part, facts: _Facts, closed: _Seen | None) -> Said:
     if facts.late is not None and closed is not None:
         late_s = facts.late.at - closed.at
-        return f"late by {late_s:.1f} s: the round had closed", [facts.sent, closed, facts.late]
+        told = f"late by {late_s:.1f} s: the round had closed"
+        if facts.late_code is not None:
+            told = f"no answer before the round closed; {late_s:.1f} s later came {facts.late_code}"
+        return told, [facts.sent, closed, facts.late]
     if part.code == "offline" and facts.offline is not None:
         return (
             f"offline since {_time(facts.offline)}, and not back before the round closed",
@@ -258,7 +268,7 @@ def _silent(part: Part, facts: _Facts, closed: _Seen | None) -> Said:
 
 
 def _under_way(facts: _Facts, closed: _Seen | None) -> Said:
-    if facts.late is not None:
+    if facts.late is not None and facts.late_code is None:
         return "late: its order had been given up when the update came", [facts.late]
     return "still at work: its next update goes into a later model", [facts.sent, closed]
 

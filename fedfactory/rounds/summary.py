@@ -31,7 +31,13 @@ def summary(
     plan = history.plan
     assert plan is not None
     rounds = [round_entry(r, history.last_at) for r in _rounds(history)]
-    done = [r["metrics"] for r in rounds if r["metrics"]["accuracy"] is not None]
+    judged = history.judgement
+    best = judged.best_round if end.model == judged.best_model else None
+    done = [
+        r["metrics"]
+        for r in rounds
+        if best in (None, r["round"]) and any(v is not None for v in r["metrics"].values())
+    ]
     return {
         "run_id": plan.run_id,
         "status": end.status,

@@ -27,9 +27,9 @@ from fedfactory.coordinator.gateway.blobs import BlobStore
 from fedfactory.coordinator.gateway.gateway import Gateway
 from fedfactory.coordinator.gateway.limits import GatewayLimits
 from fedfactory.coordinator.link_server import LinkServer
+from fedfactory.coordinator.run_settings import RunSettings
 from fedfactory.coordinator.running.journal import JOURNAL, Journal, read_events
 from fedfactory.coordinator.running.serverapp import serve
-from fedfactory.coordinator.running.settings import RunSettings
 from fedfactory.identity.enrolment import (
     install_certificate,
     load_identity,
@@ -352,8 +352,3 @@ class KillAt:
 def ref_of(path):
     data = path.read_bytes()
     return BlobRef(digest="sha256:" + hashlib.sha256(data).hexdigest(), bytes=len(data))
-
-
-def work_digests(events):
-    """Digests of the orders whose answers were accepted, in the order of the journal."""
-    return [event.order_digest for event in events if hasattr(event, "order_digest")]

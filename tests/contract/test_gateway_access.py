@@ -9,7 +9,6 @@ from datetime import timedelta
 
 import grpc
 import pytest
-from gateway_rig import MIB, eventually, open_rig
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,6 +61,7 @@ from fedfactory.wire.rpc.service import (
     OperationsCalls,
 )
 from fedfactory.wire.tls import channel_credentials, open_channel
+from tests.contract.gateway_rig import MIB, eventually, open_rig
 
 WHO = {Role.SITE: "cesga", Role.OPERATOR: "ana", Role.VIEWER: "eva", Role.INVITED: "newcomer"}
 CESGA = Peer(role=Role.SITE, name="cesga")

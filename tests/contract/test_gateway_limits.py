@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import grpc
 import pytest
-from gateway_rig import LIMITS, MIB, eventually, open_rig, ref_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from fedfactory.wire.rpc.methods import GATEWAY, METHODS
 from fedfactory.wire.rpc.pieces import BlobReference, upload_to_wire
 from fedfactory.wire.rpc.service import VERSION
 from fedfactory.wire.tls import open_channel
+from tests.contract.gateway_rig import LIMITS, MIB, eventually, open_rig, ref_of
 
 SAID = ((VERSION, own_version()),)
 CESGA = Peer(role=Role.SITE, name="cesga")

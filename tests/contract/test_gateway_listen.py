@@ -6,13 +6,13 @@ import time
 
 import grpc
 import pytest
-from gateway_rig import LIMITS, eventually, open_rig
 
 from fedfactory.contracts.errors import EnvironmentFailedError
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.wire.rpc import gateway_pb2 as pb
 from fedfactory.wire.rpc.service import GatewayCalls
 from fedfactory.wire.tls import open_channel
+from tests.contract.gateway_rig import LIMITS, eventually, open_rig
 
 CESGA = Peer(role=Role.SITE, name="cesga")
 

@@ -10,7 +10,6 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from gateway_rig import open_rig
 
 from fedfactory.contracts.errors import EnvironmentFailedError, IdentityError
 from fedfactory.identity import certificates
@@ -22,6 +21,7 @@ from fedfactory.wire.rpc import gateway_pb2 as pb
 from fedfactory.wire.rpc.methods import GATEWAY
 from fedfactory.wire.tls import is_loopback, server_credentials
 from site_agents.gateway_client import GatewayClient
+from tests.contract.gateway_rig import open_rig
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import threading
 
 import grpc
 import pytest
-from gateway_rig import LIMITS, MIB, RUN, Relay, eventually, open_rig, ref_of
 
 from fedfactory.contracts.errors import (
     EnvironmentFailedError,
@@ -35,6 +34,7 @@ from fedfactory.wire.rpc.service import VERSION, GatewayCalls
 from fedfactory.wire.tls import open_channel
 from site_agents.blob_cache import KEEP, BlobCache
 from site_agents.gateway_client import GatewayClient
+from tests.contract.gateway_rig import LIMITS, MIB, RUN, Relay, eventually, open_rig, ref_of
 
 DATA = os.urandom(5 * MIB + 123)
 REF = ref_of(DATA)

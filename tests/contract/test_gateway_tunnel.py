@@ -19,12 +19,12 @@ from flwr.proto.message_pb2 import (
     PushObjectResponse,
 )
 from flwr.proto.node_pb2 import Node
-from gateway_rig import open_rig
 
 from fedfactory.contracts.errors import EnvironmentFailedError, IdentityError, ProtocolError
 from fedfactory.coordinator.flower_seam import FLEET_PATHS
 from fedfactory.coordinator.gateway.tunnel import MAX_BODY_BYTES, METHODS
 from fedfactory.wire.rpc import gateway_pb2 as pb
+from tests.contract.gateway_rig import open_rig
 
 MINE, THEIRS = 7, 8
 

@@ -70,9 +70,9 @@ class Host:
         shutil.rmtree(Path("/etc/netns") / self.space, ignore_errors=True)
 
     def do(self, block: str) -> str:
-        """Run a block as its reader would, in one shell that keeps what it exports."""
+        """Run a block as its reader would, in one shell that keeps its variables."""
         kept = self.folder / ".shell"
-        script = f". {kept} 2>/dev/null || true\n{block}\nexport -p > {kept}\n"
+        script = f". {kept} 2>/dev/null || true\nset -a\n{block}\nexport -p > {kept}\n"
         done = subprocess.run(
             ["ip", "netns", "exec", self.space, "bash", "-e", "-c", script],
             check=False,

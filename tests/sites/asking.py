@@ -6,8 +6,6 @@ import secrets
 import time
 from typing import Any
 
-from rig import HUB, SITE, Coordinator, Site
-
 from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.plans import RunTerms, SignedPlan
 from fedfactory.contracts.questions import (
@@ -19,6 +17,7 @@ from fedfactory.contracts.questions import (
 )
 from fedfactory.identity.signing import Signer
 from site_agents.questions import Questions
+from tests.sites.rig import HUB, SITE, Coordinator, Site
 
 
 def questions_of(site: Site, **changes: Any) -> Questions:

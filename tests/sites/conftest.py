@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rig import Coordinator, Site
+
+from tests.sites.rig import Coordinator, Site
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from flwr.proto.fleet_pb2 import (
     PullMessagesResponse,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
-from rig import Scripted
 
 from fedfactory.contracts.questions import Question, SignedQuestion
 from fedfactory.coordinator.gateway.blobs import BlobStore
@@ -38,6 +37,7 @@ from site_agents.policy import DataRule, policy_text
 from site_agents.setup import make_home
 from site_agents.status import Status, read_status
 from tests.contract.gateway_rig import Desk, eventually
+from tests.sites.rig import Scripted
 
 SITE = "cesga"
 NODE_ID = 7

@@ -9,8 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from consortium import SITE, Hub, RunningAgent
-from rig import TRAINING
 
 from fedfactory.contracts.plans import RunTerms, SignedPlan
 from fedfactory.contracts.privacy import PrivacyPlan
@@ -18,6 +16,8 @@ from fedfactory.contracts.questions import LogsWanted, Question, SignedLogsWante
 from fedfactory.contracts.versions import own_version
 from site_agents.enrolling import enrol
 from tests.contract.gateway_rig import eventually
+from tests.sites.consortium import SITE, Hub, RunningAgent
+from tests.sites.rig import TRAINING
 
 
 @pytest.fixture

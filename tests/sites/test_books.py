@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rig import Site
 
 from fedfactory.contracts.plans import Anchor
 from site_agents.approvals import Approvals
@@ -17,6 +16,7 @@ from site_agents.books import BooksError
 from site_agents.config import load_agent_config
 from site_agents.policy import DataRule
 from site_agents.second_place import SecondPlace
+from tests.sites.rig import Site
 
 OTHER = "sha256:" + "3" * 64
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from rig import HUB, LINEAGE, SITE, Coordinator, Site
 
 from fedfactory.contracts.codec import digest_of, to_json
 from fedfactory.contracts.plans import Anchor, Ending, SignedEnding
 from fedfactory.identity.signing import Signer, new_signing_key
+from tests.sites.rig import HUB, LINEAGE, SITE, Coordinator, Site
 
 
 def ending(hub: Coordinator, *, key: Signer | None = None, **changes: Any) -> str:

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from asking import about_plan, fitness, questions_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rig import OPEN, PRIVACY, TRAINING, Coordinator, Site, changed
 
 from fedfactory.contracts.versions import own_version
 from site_agents import control
 from site_agents.executors.executor import NeverBegunError, NoDataError, WorkerLostError
 from site_agents.policy import Hours
+from tests.sites.asking import about_plan, fitness, questions_of
+from tests.sites.rig import OPEN, PRIVACY, TRAINING, Coordinator, Site, changed
 
 # What a site may say before it touches data, of an order or of a plan.
 BEFORE_DATA = {

@@ -19,11 +19,11 @@ from types import FrameType
 from typing import Any, Self
 
 import pytest
-from rig import Coordinator, Site
 
 from site_agents.executors.executor import WorkerLostError
 from site_agents.jobs.job import RESULT, UPDATE
 from site_agents.ledger import LedgerError
+from tests.sites.rig import Coordinator, Site
 
 WALKED = (
     "site_agents/pipeline.py", "site_agents/books.py", "site_agents/ledger.py",

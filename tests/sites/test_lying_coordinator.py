@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from rig import OPEN, PRIVACY, TRAINING, Coordinator, Site, changed
 
 from fedfactory.contracts.codec import from_json
 from fedfactory.contracts.errors import ProtocolError, UsageError
@@ -22,6 +21,7 @@ from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.plans import Delivery
 from fedfactory.contracts.updates import Reply
 from fedfactory.identity.signing import Signer, new_signing_key
+from tests.sites.rig import OPEN, PRIVACY, TRAINING, Coordinator, Site, changed
 
 BIG = BlobRef(digest="sha256:" + "0" * 64, bytes=50_000)
 HUGE = BlobRef(digest="sha256:" + "0" * 64, bytes=10**13)

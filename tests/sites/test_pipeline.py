@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from rig import LINEAGE, OPEN, TRAINING, Site, changed
 
 from fedfactory.contracts.orders import TrainParameters
 from site_agents import control
@@ -21,6 +20,7 @@ from site_agents.executors.executor import (
     WorkStoppedError,
 )
 from site_agents.pipeline import Pending
+from tests.sites.rig import LINEAGE, OPEN, TRAINING, Site, changed
 
 STEPS = 2 * 8  # 500 units, 400 of them to train on, batches of 50, two epochs
 

@@ -9,12 +9,12 @@ import re
 import time
 
 import pytest
-from rig import OPEN, Site
 
 from site_agents.cli.main import main
 from site_agents.pipeline import Pending
 from site_agents.policy import Hours
 from site_agents.spool import KEEP_OF_RUN
+from tests.sites.rig import OPEN, Site
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from asking import about_logs, about_plan, fitness, questions_of, signed
-from rig import SITE, Coordinator, Site
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.plans import SignedPlan
 from fedfactory.contracts.questions import Answer, Question, SignedQuestion, SiteLogs
 from fedfactory.identity.signing import Signer, new_signing_key
 from site_agents.questions import BURST, EVERY_S, LONGEST_WISH_S, MAX_QUESTION_CHARS
+from tests.sites.asking import about_logs, about_plan, fitness, questions_of, signed
+from tests.sites.rig import SITE, Coordinator, Site
 
 STRANGER = Signer(new_signing_key())
 

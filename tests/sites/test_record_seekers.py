@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from rig import LINEAGE, OPEN, PRIVACY, PUBLIC_SIZE, TRAINING, Coordinator, Site
 
 from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.plans import RunTerms
@@ -23,6 +22,7 @@ from site_agents.executors.executor import NeverBegunError, WorkerLostError
 from site_agents.failures import FAILURES, MOST_FAILURES
 from site_agents.jobs.job import Job
 from site_agents.policy import DataRule, OneOf, TaskRule
+from tests.sites.rig import LINEAGE, OPEN, PRIVACY, PUBLIC_SIZE, TRAINING, Coordinator, Site
 
 STEPS = sampling(TRAINING, PUBLIC_SIZE).steps
 COLUMNS = {

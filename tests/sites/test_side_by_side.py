@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from rig import HUB, LINEAGE, OPEN, PRIVACY, Coordinator, Site, changed
-
 from fedfactory.identity.signing import fingerprint
 from site_agents.spool import KEEP_OF_RUN
+from tests.sites.rig import HUB, LINEAGE, OPEN, PRIVACY, Coordinator, Site, changed
 
 ROUNDS = 8
 STEPS = 16

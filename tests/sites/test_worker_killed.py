@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rig import PRIVACY, Coordinator, Site, changed
 
 from fedfactory.contracts.plans import RunTerms
 from fedfactory.contracts.updates import Reply
@@ -21,6 +20,7 @@ from fedfactory.tasks.table import load_task
 from fedfactory.wire.arrays import file_ref, read_arrays
 from site_agents.assembly import build_executor
 from site_agents.config import load_agent_config
+from tests.sites.rig import PRIVACY, Coordinator, Site, changed
 
 ROUNDS = 1000
 ROWS = 300

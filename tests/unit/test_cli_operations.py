@@ -86,6 +86,9 @@ def test_a_viewer_looks_and_does_no_more(server, desk, capsys):
     assert capsys.readouterr().err == (
         "fedfactory: the coordinator refuses: a viewer may not do this\n"
     )
+    assert main(["run", "rounds=1", "--detach", *viewer]) == 5
+    shown = capsys.readouterr()
+    assert shown.err == "fedfactory: vera is a viewer: only operators submit runs\n"
     assert desk.asked == []
 
 
@@ -215,6 +218,26 @@ def test_explain(desk, capsys):
     assert main(["explain", "last", "--site", "cesga", "-q"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert main(["explain", "last", "--site", "nobody"]) == 2
+    capsys.readouterr()
+    assert main(["explain", "last", "--round", "9"]) == 2
+    assert "has no round 9: rounds that have begun: 1 to 2" in capsys.readouterr().err
+
+
+def test_explain_does_not_praise_a_run_that_has_not_begun(desk, capsys):
+    desk.ended, desk.lines = False, []
+    desk.rows[0] = replace(desk.rows[0], status="queued", reason="number 1 in the queue")
+    assert main(["explain", "last"]) == 0
+    assert "is queued (number 1 in the queue): no round has begun" in capsys.readouterr().out
+    assert main(["explain", "last", "--round", "1"]) == 2
+    assert "no round has begun" in capsys.readouterr().err
+
+
+def test_names_are_checked_before_anybody_is_asked(desk, capsys, tmp_path):
+    assert main(["logs", "last", "nobody"]) == 2
+    assert "unknown site of this run 'nobody'" in capsys.readouterr().err
+    assert main(["invite", "nobodys-machine"]) == 2
+    assert "unknown site 'nobodys-machine'" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.invitation"))
 
 
 def test_logs(desk, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -96,11 +97,26 @@ def test_times_are_those_of_the_calendar(at: int) -> None:
     assert f"offline since {told_at}," in told(run).sentence
 
 
+def test_a_site_that_is_cut_off_in_the_round_under_way_has_the_event_to_show() -> None:
+    run = Run(run_plan(evaluate=False))
+    run.feed(sent(*SITES), SiteLeft(at=5.0, site="lumi", code="revoked"))
+    assert "cut off since 1970-01-01 00:00:05 UTC" in told(run).sentence
+    assert told(run).evidence == (2,)
+
+
 def test_late_by() -> None:
     run = after()
     run.feed(DEADLINE, LATE)
     assert told(run).sentence == "lumi, round 1: late by 12.5 s: the round had closed"
     assert told(run).evidence == (1, 4, 5)
+
+
+def test_a_refusal_that_comes_late_is_no_late_update() -> None:
+    run = after()
+    run.feed(DEADLINE, replace(refused("lumi", code="transfer_failed"), at=52.5))
+    assert told(run).sentence == (
+        "lumi, round 1: no answer before the round closed; 12.5 s later came transfer_failed"
+    )
 
 
 def test_late_even_when_the_next_round_has_begun() -> None:
@@ -173,4 +189,7 @@ def test_in_async_mode_a_round_is_a_model() -> None:
         "cyfronet, model 1: still at work: its next update goes into a later model"
     )
     run.feed(accepted("cyfronet"), accepted("cesga", round=2), made(2))
-    assert "1 models old" in told(run, "cyfronet", 2).sentence
+    assert (
+        "its update (10 examples) that was 1 model behind went into"
+        in told(run, "cyfronet", 2).sentence
+    )

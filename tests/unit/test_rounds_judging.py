@@ -12,6 +12,8 @@ from fedfactory.rounds.events import (
     RecordRound,
     StopRequested,
 )
+from fedfactory.rounds.history import History, append
+from fedfactory.rounds.summary import summary
 from tests.run_events import Run, accepted, made, sent
 from tests.run_plans import SITES, blob, run_plan
 
@@ -56,6 +58,18 @@ def test_the_best_model_is_kept_if_that_is_asked_for(keep: str, model: int) -> N
         run.finish_round(number, loss)
     assert (run.only(Finish).status, run.only(Finish).model) == ("completed", blob(model))
     assert run.state.finished[-1].judgement.best_round == 2
+
+
+@pytest.mark.parametrize(("keep", "loss"), [("last", 0.6), ("best", 0.4)])
+def test_the_final_metrics_are_those_of_the_model_that_is_kept(keep: str, loss: float) -> None:
+    run = Run(run_plan(rounds=3, keep=keep))
+    for number, value in ((1, 0.9), (2, 0.4), (3, 0.6)):
+        run.finish_round(number, value)
+    history = History.new()
+    for event in run.log:
+        history = append(history, event)
+    told = summary(history, run.only(Finish), traffic={}, model_file=None)
+    assert told["final"]["loss"] == loss
 
 
 def test_a_run_stops_early_and_says_by_what() -> None:

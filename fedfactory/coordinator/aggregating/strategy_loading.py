@@ -10,7 +10,7 @@ from fedfactory.contracts.orders import TrainParameters
 from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.contracts.strategy import StaleStrategy
 from fedfactory.coordinator.aggregating.aggregation import Aggregation, StreamingAggregation
-from fedfactory.coordinator.running.settings import RunSettings
+from fedfactory.coordinator.run_settings import RunSettings
 
 CUSTOM: Final = "custom"
 

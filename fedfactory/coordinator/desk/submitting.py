@@ -28,8 +28,8 @@ from fedfactory.coordinator.coordinator_config import CoordinatorConfig
 from fedfactory.coordinator.desk.agreement import Limits, can_begin, check_agreement
 from fedfactory.coordinator.gateway.blobs import blob_path
 from fedfactory.coordinator.membership.consortium import IDENTITY
+from fedfactory.coordinator.run_settings import RunSettings
 from fedfactory.coordinator.running.checkpoints import MODELS
-from fedfactory.coordinator.running.settings import RunSettings
 from fedfactory.coordinator.runs import CENTRAL, SETTINGS, Run, Runs, Taken
 from fedfactory.identity.enrolment import TLS_KEY
 from fedfactory.identity.roles import Peer

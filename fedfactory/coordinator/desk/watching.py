@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from fedfactory.contracts.errors import UnknownNameError
 from fedfactory.contracts.model import BlobRef
-from fedfactory.coordinator.desk.progress import Tail
 from fedfactory.coordinator.gateway.blobs import blob_path
+from fedfactory.coordinator.run_progress import Tail
 from fedfactory.coordinator.running.checkpoints import MODELS
 from fedfactory.coordinator.running.journal import JOURNAL, read_events
 from fedfactory.coordinator.running.run_files import SUMMARY
@@ -70,17 +69,11 @@ def kept_models(run: Run) -> dict[int, BlobRef]:
 def find_model(run: Run, number: int | None) -> tuple[int, BlobRef] | None:
     """Return round and reference of a kept model; `number` None: of the one that the run keeps.
 
-    None if there is none yet.
-
-    Raises:
-        UnknownNameError: that round has no model that is kept; names those that are.
+    None if it is not kept, or there is none yet.
     """
     kept = kept_models(run)
     if number is not None:
-        if number not in kept:
-            known = map(str, kept)
-            raise UnknownNameError(f"round of {run.run_id} with a kept model", str(number), known)
-        return number, kept[number]
+        return (number, kept[number]) if number in kept else None
     digest = run.summary().get("model", {}).get("digest") if run.ended else None
     if digest is None and kept:
         last = max(kept)

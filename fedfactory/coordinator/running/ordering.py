@@ -9,7 +9,7 @@ from fedfactory.contracts.orders import Order, WorkKind
 from fedfactory.contracts.plans import Delivery, Ending, Sending, SignedEnding
 from fedfactory.coordinator.aggregating.site_plan import SitePlan
 from fedfactory.coordinator.anchors import Anchors
-from fedfactory.coordinator.running.settings import RunSettings
+from fedfactory.coordinator.run_settings import RunSettings
 from fedfactory.identity.signing import Signer
 from fedfactory.rounds.events import OrdersSent
 

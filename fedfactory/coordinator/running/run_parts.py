@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from flwr.serverapp import Grid
 
 from fedfactory.coordinator.anchors import Anchors
+from fedfactory.coordinator.run_settings import RunSettings
 from fedfactory.coordinator.running.checkpoints import Checkpoints
 from fedfactory.coordinator.running.journal import Journal
 from fedfactory.coordinator.running.life import Life
@@ -15,7 +16,6 @@ from fedfactory.coordinator.running.link import Link, LinkRing
 from fedfactory.coordinator.running.measuring import Measured, Measuring
 from fedfactory.coordinator.running.ordering import Orders
 from fedfactory.coordinator.running.run_files import RunFiles
-from fedfactory.coordinator.running.settings import RunSettings
 
 # What wakes the runner. Put in by the link's thread and the measuring one, taken out by the runner.
 Happenings = queue.SimpleQueue[LinkRing | Measured]

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedfactory.coordinator.aggregating.strategy_loading import load_aggregation
 from fedfactory.coordinator.anchors import Anchors
 from fedfactory.coordinator.flower_seam import APP_KEYS, bound_retries
+from fedfactory.coordinator.run_settings import RunSettings
 from fedfactory.coordinator.running.checkpoints import Checkpoints
 from fedfactory.coordinator.running.journal import JOURNAL, Journal
 from fedfactory.coordinator.running.life import Life
@@ -22,9 +23,9 @@ from fedfactory.coordinator.running.link import Link
 from fedfactory.coordinator.running.measuring import Measuring
 from fedfactory.coordinator.running.ordering import Orders
 from fedfactory.coordinator.running.run_files import RunFiles
+from fedfactory.coordinator.running.run_log import run_log
 from fedfactory.coordinator.running.run_parts import Happenings, RunParts
 from fedfactory.coordinator.running.runner import Runner
-from fedfactory.coordinator.running.settings import RunSettings
 from fedfactory.coordinator.running.standing import Standing
 from fedfactory.identity.signing import Signer
 
@@ -42,10 +43,10 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def serve(grid: Grid, link_path: Path, settings: RunSettings) -> None:
-    """Run, or go on with, the run of `settings` until it ends or its gateway is gone."""
+    """Run, or go on with, the run of `settings` until it ends or its gateway is gone; logged."""
     happenings: Happenings = Happenings()
     folder = Path(settings.run_folder)
-    with ExitStack() as open_now:
+    with run_log(folder), ExitStack() as open_now:
         journal = open_now.enter_context(Journal.open(folder / JOURNAL))
         link = open_now.enter_context(Link(link_path, happenings.put))
         checkpoints = Checkpoints(folder)
