@@ -83,7 +83,7 @@ def test_the_doctor_beside_a_running_agent(running: Federation) -> None:
     found = site_agent(home, "doctor")
     lines = [line.split(maxsplit=2) for line in found.stdout.splitlines() if line[:1] != " "]
     levels = {(area, level) for level, area, _ in lines}
-    assert {("tls", "ok"), ("identity", "warn"), ("books", "ok"), ("data", "ok")} <= levels
+    assert {("tls", "ok"), ("identity", "ok"), ("books", "ok"), ("data", "ok")} <= levels
     assert any(area == "clock" and "of the gateway's" in text for _, area, text in lines)
     assert not any(level == "fail" for level, _, _ in lines), found.stdout
     assert found.returncode == 0
