@@ -15,7 +15,7 @@ from fedfactory.wire.operations import Finding
 if TYPE_CHECKING:
     from fedfactory.identity.signing import Signer
 
-ASK_TIMEOUT_S: Final = 8.0
+ASK_TIMEOUT_S: Final = 20.0
 ASK_AT_ONCE: Final = 32
 _NOW: Final = {
     "offline": "the site is not connected now",
