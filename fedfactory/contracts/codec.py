@@ -13,11 +13,13 @@ import json
 import math
 import types
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fedfactory.contracts.errors import ProtocolError
 
 T = TypeVar("T")
+_MOST_NAMES: Final = 8
+_MOST_NAME: Final = 64  # characters
 
 
 def encode(value: Any) -> Any:
@@ -90,6 +92,8 @@ def _decode(kind: Any, raw: Any, where: str) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(raw, dict):
             raise _fail(where, raw, "an object")
+        if not all(map(_is_text, raw)):
+            raise _fail(where, raw, "keys of Unicode text")
         item = get_args(kind)[1]
         return {key: _decode(item, value, f"{where}.{key}") for key, value in raw.items()}
     return _decode_scalar(kind, raw, where)
@@ -106,9 +110,20 @@ def _decode_scalar(kind: Any, raw: Any, where: str) -> Any:
         return number
     if kind is type(None) and raw is None:
         return None
+    if kind is str and type(raw) is str and not _is_text(raw):
+        raise _fail(where, raw, "Unicode text")
     if kind is Any or (kind in (str, int, bool) and type(raw) is kind):
         return raw
     raise _fail(where, raw, getattr(kind, "__name__", str(kind)))
+
+
+def _is_text(text: str) -> bool:
+    """Whether a text can be written at all: JSON's escapes can name half of a pair (U+D800)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _decode_union(options: tuple[Any, ...], raw: Any, where: str) -> Any:
@@ -136,6 +151,8 @@ def _decode_dataclass(cls: Any, raw: Any, where: str) -> Any:
     if missing := sorted(names - raw.keys()):
         raise ProtocolError(f"{where}: missing {', '.join(missing)}")
     if unknown := sorted(raw.keys() - names):
-        raise ProtocolError(f"{where}: unknown {', '.join(unknown)}")
+        # Whoever wrote them may want a line of their own in somebody's log.
+        told = ", ".join(ascii(name[:_MOST_NAME])[1:-1] for name in unknown[:_MOST_NAMES])
+        raise ProtocolError(f"{where}: unknown {told}")
     values = {name: _decode(hints[name], raw[name], f"{where}.{name}") for name in names}
     return cls(**values)

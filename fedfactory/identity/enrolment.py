@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -150,10 +151,11 @@ def check_identity(identity: Identity, where: str) -> None:
         key = serialization.load_pem_private_key(identity.key_pem, password=None)
         chain = read_certificates(identity.certificate_pem)
         roots = read_certificates(identity.authority_pem)
-    except (ValueError, TypeError, IdentityError) as error:
+        certified = chain[0].public_key()  # read only now: it may be damaged by itself
+    except (ValueError, TypeError, UnsupportedAlgorithm, IdentityError) as error:
         raise IdentityError(f"{where}: this is no whole identity", diagnostic=str(error)) from error
     now = datetime.now(UTC)
-    if chain[0].public_key() != key.public_key():
+    if certified != key.public_key():
         raise IdentityError(f"{where} is for another key than {TLS_KEY}: enrol anew")
     if (end := chain[0].not_valid_after_utc) < now:
         raise IdentityError(

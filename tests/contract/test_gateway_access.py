@@ -218,6 +218,32 @@ def test_open_streams_of_a_revoked_member_end_at_once(rig, tmp_path):
     next(theirs)
 
 
+def test_who_is_revoked_while_its_call_is_judged_is_cut_too(rig):
+    """Heard by the registry, and cut off before the stream is open: it must not stay open."""
+    rig.admit("cesga", 7)
+    door, stands = rig.gateway._door, rig.registry.standing
+
+    def stands_for_the_last_time(peer, facts):
+        stands(peer, facts)
+        rig.registry.revoke(CESGA, by="ana", reason="lost its key")
+        rig.gateway.cut(CESGA)
+
+    door._standing = stands_for_the_last_time
+    with open_channel(rig.address, rig.enrol(Role.SITE, "cesga")) as channel:
+        bell = GatewayCalls(channel).listen(pb.ListenRequest(), timeout=10)
+        with pytest.raises(grpc.RpcError) as cut:
+            list(bell)
+    assert cut.value.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.PERMISSION_DENIED)
+    eventually(lambda: door.calls.count(CESGA) == 0)
+
+
+def test_who_is_refused_has_no_call_open(rig, ana):
+    rig.enrol(Role.OPERATOR, "bob")
+    rig.registry.revoke(ANA, by="bob", reason="left the project")
+    refused(ana.list_runs, RunsWanted(limit=1))
+    eventually(lambda: rig.gateway._door.calls.count(ANA) == 0)
+
+
 def test_a_watch_of_a_revoked_operator_ends(rig, ana):
     stream = ana.watch(WatchWanted(run_id="r", after=0, follow=True))
     next(stream)

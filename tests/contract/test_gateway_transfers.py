@@ -371,9 +371,9 @@ def test_an_operators_model_goes_in_and_a_lent_one_out(rig, file, tmp_path):
     ana = rig.client(rig.enrol(Role.OPERATOR, "ana"))
     ana.upload(file, REF)
     peer = Peer(role=Role.OPERATOR, name="ana")
-    assert rig.store.take_upload(peer, REF.digest).read_bytes() == DATA
+    assert rig.store.find_upload(peer, REF.digest).read_bytes() == DATA
     other = Peer(role=Role.OPERATOR, name="bob")
-    assert rig.store.take_upload(other, REF.digest) is None
+    assert rig.store.find_upload(other, REF.digest) is None
     assert not rig.store.claim(RUN, "ana", REF.digest)  # no site's
     with pytest.raises(ProtocolError):
         ana.download(REF, tmp_path / "back")

@@ -130,12 +130,12 @@ def test_an_upload_is_its_uploaders_alone(store):
     store.receive(CESGA, REF, 0, cut(DATA))
     for other in (LUMI, DOTTED, ANA):
         assert store.arrived(other, REF) == 0
-        assert store.take_upload(other, REF.digest) is None
+        assert store.find_upload(other, REF.digest) is None
     assert not store.claim("run", "lumi", REF.digest)
     store.receive(ANA, REF, 0, cut(DATA))
-    assert store.take_upload(ANA, REF.digest).read_bytes() == DATA
+    assert store.find_upload(ANA, REF.digest).read_bytes() == DATA
     assert store.claim("run", "cesga", REF.digest)
-    assert store.take_upload(ANA, REF.digest).read_bytes() == DATA
+    assert store.find_upload(ANA, REF.digest).read_bytes() == DATA
 
 
 def test_uploads_are_bounded_in_number_and_age(store, tmp_path, monkeypatch):
@@ -157,7 +157,7 @@ def test_no_name_leads_out_of_the_folder(store, digest):
     for call in (
         lambda: store.path(digest),
         lambda: store.claim("run", "cesga", digest),
-        lambda: store.take_upload(ANA, digest),
+        lambda: store.find_upload(ANA, digest),
         lambda: store.discard("run", digest),
     ):
         with pytest.raises(ProtocolError):

@@ -297,6 +297,19 @@ def test_one_token_and_several_processes(tmp_path: Path, clock: Clock) -> None:
         assert registry.sites() == {"cesga": f"node-{winner}"}
 
 
+def test_a_shorter_renewal_does_not_end_the_longer_certificate(
+    registry: Registry, clock: Clock
+) -> None:
+    """A member that is still heard is enrolled still: nobody is invited in its place."""
+    registry.invite(CESGA, made(clock, KEYS[0]), by="ana")
+    issued = admit(registry, clock, 0, 1)
+    registry.renewed(CESGA, made(clock, KEYS[1], lifetime=1))
+    clock.now += 2
+    registry.standing(CESGA, issued.facts)
+    with pytest.raises(UsageError, match="enrolled already"):
+        registry.invite(CESGA, made(clock, KEYS[2]), by="ana")
+
+
 # ---- the file --------------------------------------------------------------------------------------
 
 
@@ -320,6 +333,14 @@ def test_another_version_and_damage_are_named(tmp_path: Path) -> None:
         Registry(newer)
     damaged = tmp_path / "damaged.sqlite"
     damaged.write_bytes(hashlib.sha256(b"noise").digest() * 200)
+    with pytest.raises(UsageError, match="damaged"):
+        Registry(damaged)
+    whole = newer.read_bytes()
+    page = len(whole) // 4096 - 1
+    damaged.write_bytes(whole[: page * 4096] + bytes([255]) * 4096)  # a page that no start reads
+    with sqlite3.connect(damaged) as database:
+        database.execute("PRAGMA user_version = 1")
+    database.close()
     with pytest.raises(UsageError, match="damaged"):
         Registry(damaged)
     with pytest.raises(EnvironmentFailedError):

@@ -60,6 +60,8 @@ log = logging.getLogger("fedfactory.coordinator")
 LOGS_TIMEOUT_S: Final = 10.0
 LONGEST_WISH_S: Final = 3600.0
 MOST_ROWS: Final = 10_000
+MOST_EVENTS: Final = 2**63 - 1  # the largest number that a journal can hold
+MOST_REASON: Final = 300  # characters; whoever lists the members is told it
 
 
 class Desk:
@@ -97,6 +99,7 @@ class Desk:
             runs,
             key_of=self._key_of,
             upload=self._upload,
+            take=self._take,
             unfit=self._unfit,
             waiting=lambda: len(schedule.queue()),
         )
@@ -107,7 +110,7 @@ class Desk:
         """Take a run, or say why not; see submitting.py."""
         told = self._submitting.submit(peer, submission)
         if told.run_id is None:
-            log.info("a run of %s was refused: %s", peer.name, told.reason)
+            log.info("a run of %s was refused: %s", peer.name, ascii(told.reason[:MOST_REASON]))
         else:
             log.info("run %s of %s was taken", told.run_id, peer.name)
             self._wake.set()
@@ -125,7 +128,7 @@ class Desk:
         run = self._runs.find(wanted.run_id)
         return watch(
             run,
-            max(0, wanted.after),
+            min(max(0, wanted.after), MOST_EVENTS),
             follow=wanted.follow,
             status=lambda: self._schedule.status(run),
         )
@@ -203,6 +206,8 @@ class Desk:
         role = _role(wanted.role)
         if (role, wanted.name) == (peer.role, peer.name):
             raise RefusedError("nobody revokes themselves: ask another operator")
+        if len(wanted.reason) > MOST_REASON:
+            raise UsageError(f"reason: expected at most {MOST_REASON} characters")
         if role is Role.COORDINATOR:
             raise RefusedError("the coordinator cannot be revoked; stop it, and rotate the issuer")
         gone = Peer(role=role, name=wanted.name)
@@ -226,7 +231,10 @@ class Desk:
         return None if member is None else member.fingerprint
 
     def _upload(self, peer: Peer, digest: str) -> Path | None:
-        return self.gateway.store.take_upload(peer, digest)
+        return self.gateway.store.find_upload(peer, digest)
+
+    def _take(self, peer: Peer, digest: str, into: Path) -> bool:
+        return self.gateway.store.take_upload(peer, digest, into)
 
     def _unfit(self, found: Submission) -> tuple[Finding, ...]:
         members = self._members(Role.SITE)

@@ -26,6 +26,7 @@ from fedfactory.contracts.model import BlobRef
 from fedfactory.coordinator.aggregating.strategy_loading import check_strategy
 from fedfactory.coordinator.coordinator_config import CoordinatorConfig
 from fedfactory.coordinator.desk.agreement import Limits, can_begin, check_agreement
+from fedfactory.coordinator.desk.watching import kept_models
 from fedfactory.coordinator.gateway.blobs import blob_path
 from fedfactory.coordinator.membership.consortium import IDENTITY
 from fedfactory.coordinator.run_settings import RunSettings
@@ -45,8 +46,9 @@ class Submitting:
     """Takes submissions. Any thread may call it.
 
     `key_of(peer)` returns the fingerprint of a member's key, `upload(peer, digest)` the file that
-    it uploaded (None: none), `unfit(submission)` what speaks against its sites now, `waiting()` how
-    many runs wait for a place.
+    it uploaded (None: none), `take(peer, digest, into)` moves that file (False: none),
+    `unfit(submission)` returns what speaks against its sites now, `waiting()` how many runs wait
+    for a place.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Submitting:
         *,
         key_of: Callable[[Peer], str | None],
         upload: Callable[[Peer, str], Path | None],
+        take: Callable[[Peer, str, Path], bool],
         unfit: Callable[[Submission], tuple[Finding, ...]],
         waiting: Callable[[], int],
     ) -> None:
@@ -63,6 +66,7 @@ class Submitting:
         self._runs = runs
         self._key_of = key_of
         self._upload = upload
+        self._take_upload = take
         self._unfit = unfit
         self._waiting = waiting
         self._lock = threading.Lock()
@@ -141,14 +145,24 @@ class Submitting:
 
     def _find(self, peer: Peer, ref: BlobRef, what: str) -> Path:
         """Return the file of a blob: one that the caller uploaded, or a model of an earlier run."""
-        places = [run.folder / MODELS for run in reversed(self._runs.all())]
-        earlier = (blob_path(folder, ref.digest) for folder in places)
-        path = self._upload(peer, ref.digest) or next((p for p in earlier if p.exists()), None)
+        path = self._upload(peer, ref.digest) or self._model(ref.digest)
         if path is None:
             raise UsageError(f"{what} {ref.digest} has not been uploaded by '{peer.name}'")
         if (length := path.stat().st_size) != ref.bytes:
             raise UsageError(f"{what} is {length} bytes long, and the submission says {ref.bytes}")
         return path
+
+    def _model(self, digest: str) -> Path | None:
+        """Return the file of an earlier run's model; None if there is none that is kept.
+
+        A strategy's state lies beside the models, and may hold single sites' updates: who names it
+        as a model is not given it.
+        """
+        for run in reversed(self._runs.all()):
+            path = blob_path(run.folder / MODELS, digest)
+            if path.exists() and digest in _models(run):
+                return path
+        return None
 
     # ---- making ----------------------------------------------------------------------------
 
@@ -157,9 +171,9 @@ class Submitting:
         staged = self._runs.staging(run_id)
         try:
             initial = blob_path(staged / MODELS, submission.initial.digest)
-            _take(self._find(peer, submission.initial, "the initial model"), initial)
+            self._take(peer, submission.initial, initial)
             if submission.central is not None:
-                _take(self._find(peer, submission.central, "the public data set"), staged / CENTRAL)
+                self._take(peer, submission.central, staged / CENTRAL)
             self._settings(submission).write(staged / SETTINGS)
             with self._lock:
                 taken = Taken(
@@ -172,6 +186,20 @@ class Submitting:
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
+
+    def _take(self, peer: Peer, ref: BlobRef, target: Path) -> None:
+        """Give a run a file of its own: the caller's upload, moved; or an earlier model, linked."""
+        if not self._take_upload(peer, ref.digest, target):
+            model = self._model(ref.digest)
+            if model is None:
+                raise UsageError(f"{ref.digest} was given up meanwhile: send it again")
+            os.link(model, target)
+        target.chmod(0o600)
+        handle = os.open(target, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
     def _settings(self, submission: Submission) -> RunSettings:
         home, folder = self._config.home, self._runs.home_of(submission.plan.run_id)
@@ -189,12 +217,7 @@ class Submitting:
         )
 
 
-def _take(source: Path, target: Path) -> None:
-    """Give a file a second name, durable with its folder; its bytes are not copied."""
-    os.link(source, target)
-    target.chmod(0o600)
-    handle = os.open(target, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _models(run: Run) -> set[str]:
+    """Return the digests of a run's models: the one it begins with, and those it made."""
+    initial = run.taken.submission.initial
+    return {initial.digest, *(ref.digest for ref in kept_models(run).values())}

@@ -61,12 +61,19 @@ class BlobStore:
         if not (here and offset == ref.bytes):
             self._arrivals.receive(peer, ref, offset, pieces)
 
-    def take_upload(self, peer: Peer, digest: str) -> Path | None:
-        """Return where a member's whole upload lies, durably, until later ones displace it.
+    def find_upload(self, peer: Peer, digest: str) -> Path | None:
+        """Return where a member's whole upload lies, to be read until the member sends more.
 
-        To keep it, link or copy it.
+        To keep it, take it: its uploader may still write to the file that lies there.
         """
         return self._arrivals.find(peer, digest)
+
+    def take_upload(self, peer: Peer, digest: str, into: Path) -> bool:
+        """Move a member's whole upload to `into`, durably but for the name; False if there is none.
+
+        Nothing that the member sends later reaches it there.
+        """
+        return self._arrivals.take(peer, digest, into)
 
     # ---- what runs hold --------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """Who may make a call, judged anew at every call; and how errors are told to callers.
 
 In this order: the certificate names one peer in one role, the role may make this call, the peer
-does not call too often, its version fits ours, the registry lets it stand, it has not too many
-calls open. Only then is its message read, and its size checked.
+does not call too often, its version fits ours, it has not too many calls open, the registry lets it
+stand. Only then is its message read, and its size checked.
 """
 
 from __future__ import annotations
@@ -131,10 +131,15 @@ class FrontDoor:
             check_versions(version, own_version())
         if facts.not_after <= time.time():
             raise IdentityError("the certificate has expired: renew it, or enrol anew")
-        self._standing(peer, facts)
         call = OpenCall(peer, facts, version, context)
         if not self.calls.add(call):
             raise TooMuchError("too many calls are open at once: end some before the next")
+        try:
+            # Once it is among the open ones: who is cut off just now is refused here, or cut there.
+            self._standing(peer, facts)
+        except BaseException:
+            self.calls.remove(call)
+            raise
         return call
 
 

@@ -151,7 +151,8 @@ class Registry:
         with self._change() as database:
             rows.check_current(database, peer, fingerprint(issued.facts.public_key))
             database.execute(
-                "UPDATE members SET valid_until = ?, version = coalesce(?, version)"
+                "UPDATE members SET valid_until = max(valid_until, ?),"
+                " version = coalesce(?, version)"
                 " WHERE role = ? AND name = ?",
                 (issued.facts.not_after, version, peer.role, peer.name),
             )

@@ -139,7 +139,7 @@ def write_member(
     database.execute(
         "INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL)"
         " ON CONFLICT (role, name) DO UPDATE SET"
-        " valid_until = excluded.valid_until, version = excluded.version",
+        " valid_until = max(valid_until, excluded.valid_until), version = excluded.version",
         (
             peer.role,
             peer.name,

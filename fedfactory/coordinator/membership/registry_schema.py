@@ -87,6 +87,7 @@ def open_database(path: Path) -> sqlite3.Connection:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")
             _begin_or_check(database, path)
+            _check_whole(database)
         except BaseException:
             database.close()
             raise
@@ -94,7 +95,7 @@ def open_database(path: Path) -> sqlite3.Connection:
         raise EnvironmentFailedError(
             f"the registry {path} cannot be opened", diagnostic=str(error)
         ) from error
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # a damaged name is no text
         raise UsageError(
             f"{path} is damaged: put the last copy of the coordinator's home back",
             diagnostic=str(error),
@@ -104,6 +105,13 @@ def open_database(path: Path) -> sqlite3.Connection:
             f"the registry {path} cannot be written ({error.strerror})"
         ) from error
     return database
+
+
+def _check_whole(database: sqlite3.Connection) -> None:
+    """Raise sqlite3.DatabaseError if a page or an index of the file is damaged."""
+    (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError(found)
 
 
 def _begin_or_check(database: sqlite3.Connection, path: Path) -> None:
