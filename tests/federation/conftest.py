@@ -44,8 +44,7 @@ class Federation:
         return [*found[1:], *below]
 
     def find(self, *words: str) -> list[psutil.Process]:
-        found = [p for p in self.tree() if p.status() != psutil.STATUS_ZOMBIE]
-        return [p for p in found if all(w in " ".join(p.cmdline()) for w in words)]
+        return [p for p in self.tree() if all(word in _command(p) for word in words)]
 
     def restart(self, agent: psutil.Process, *before: str, **env: str) -> None:
         """Kill a site's agent; start it by hand, its command line and environment the same.
@@ -82,6 +81,14 @@ class Federation:
 
     def output(self) -> str:
         return (self.out.parent / "console.txt").read_text()
+
+
+def _command(process: psutil.Process) -> str:
+    """A process's command line; empty once it has ended, as a process may while one looks."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 MARK = "FEDFACTORY_TEST_FOLDER"  # inherited by every process of a federation

@@ -20,6 +20,13 @@ if "site_agents.cli.main" in sys.orig_argv and "RECORD_FOLDER" in os.environ:
         def __init__(self, channel: grpc.Channel) -> None:
             self._channel = channel
 
+        def __enter__(self):
+            self._channel.__enter__()
+            return self
+
+        def __exit__(self, *exception):
+            return self._channel.__exit__(*exception)
+
         def __getattr__(self, name: str):
             found = getattr(self._channel, name)
             if name not in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
