@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check tests test-long chaos bench proto clean
+.PHONY: demo test check tests tests-of-processes tests-of-parts test-long chaos bench proto clean
 
 demo: $(STAMP)
 	@$(BIN)/fedfactory local baselines=true
@@ -18,8 +18,17 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two at a time: tests of real processes mostly wait.
 tests: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	@$(MAKE) --no-print-directory --output-sync=target -j2 tests-of-processes tests-of-parts
+
+tests-of-processes tests-of-parts: $(STAMP)
+
+tests-of-processes:
+	$(BIN)/python -m pytest -m "federation and not slow"
+
+tests-of-parts:
+	$(BIN)/python -m pytest -m "not federation and not slow"
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest

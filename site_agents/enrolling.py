@@ -34,9 +34,10 @@ def enrol(home: Path, invitation: Invitation | None = None, address: str | None 
 
     Raises:
         UnreachableError: the gateway cannot be reached; try again later.
-        IdentityError: the coordinator does not take the invitation, or the policy pins another
-            key than it names.
-        UsageError: the invitation is for somebody else, damaged or out of date; or there is none.
+        RefusedError: the coordinator does not take the invitation, or it has expired.
+        IdentityError: who answers is not the coordinator, or the policy pins another key than the
+            invitation names.
+        UsageError: the invitation is for somebody else, or damaged; or there is none.
     """
     config = load_agent_config(home, [])
     waiting = home / IDENTITY / INVITATION

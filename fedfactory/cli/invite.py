@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -34,6 +35,9 @@ def run(words: Sequence[str]) -> int:
     out: Path = asked.out or Path(f"{asked.name}.invitation")
     if out.exists():
         raise UsageError(f"{out} is there already: name another file with --out, or remove it")
+    folder = out.absolute().parent
+    if not os.access(folder, os.W_OK | os.X_OK):  # the invitation before would be replaced for none
+        raise UsageError(f"{folder} is no folder that can be written to: name another with --out")
     if asked.role == "site":
         from site_agents.catalogue import check_site_name
 
@@ -44,7 +48,7 @@ def run(words: Sequence[str]) -> int:
     with connected(asked) as client:
         invitation = client.invite(asked.role, asked.name, asked.days * DAY_S)
     create_durably(out, f"{to_json(invitation)}\n".encode())
-    sync_folder(out.absolute().parent)
+    sync_folder(folder)
     if asked.json:
         about = {"role": asked.role, "name": asked.name, "file": str(out)}
         print_json({**about, "expires_at": invitation.expires_at})

@@ -39,7 +39,14 @@ class ValueRangeError(UsageError):
 
     def __init__(self, key: str, found: object, expected: str) -> None:
         self.key = key
-        super().__init__(f"{key}={found}: expected {expected}")
+        super().__init__(f"{key}={_as_written(found)}: expected {expected}")
+
+
+def _as_written(value: object) -> object:
+    """Return a value as a configuration's file says it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 class DataError(UsageError):

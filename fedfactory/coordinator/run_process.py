@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -31,6 +32,7 @@ LOOK_EVERY_S: Final = 0.5
 LONGEST_WORD: Final = 300
 HEADER_ROOM_BYTES: Final = 64 * 1024
 State = Literal["going", "over", "suspended"]
+Strangers = Callable[[], frozenset[int]]
 
 
 class RunProcess:
@@ -56,10 +58,10 @@ class RunProcess:
         gateway.open_run(run.run_id, run.sites, initial.bytes + HEADER_ROOM_BYTES)
         self.link = LinkServer(run.folder / LINK, gateway, run.run_id, run.sites)
 
-    def tick(self, now: float, client: SuperLinkClient | None, strangers: frozenset[int]) -> State:
+    def tick(self, now: float, client: SuperLinkClient | None, strangers: Strangers) -> State:
         """Look after the run, once; `client` is the SuperLink that knows the sites (None: none).
 
-        `strangers` are the ServerApps that live and have said hello to no run.
+        `strangers` finds the ServerApps that live and have said hello to no run.
         """
         if self._ended_at is not None or self.run.ended:  # reopened: with a new process and link
             return self._end(now)
@@ -80,7 +82,7 @@ class RunProcess:
             log.error("run %s is suspended: %s", self.run.run_id, reason)
             return "suspended"
         if step == "start":
-            self._others = strangers  # of runs that have just ended
+            self._others = strangers()  # of runs that have just ended
         self._perform(step, now, client)
         return "going"
 
@@ -134,9 +136,7 @@ class RunProcess:
         log.info("run %s handed to Flower", self.run.run_id)
         self._handed_at, self._came, self._begun = now, False, False
 
-    def _note_death(
-        self, now: float, client: SuperLinkClient | None, strangers: frozenset[int]
-    ) -> None:
+    def _note_death(self, now: float, client: SuperLinkClient | None, strangers: Strangers) -> None:
         """See whether the ServerApp ended, and whether it had got on since it last did."""
         if self._handed_at is None:
             return
@@ -146,7 +146,7 @@ class RunProcess:
             why = ""
         else:
             found = self._flower_end(now, client)
-            mine = strangers - self._others
+            mine = strangers() - self._others
             if found is None and self._begun and not mine:
                 found = "before it said hello"  # killed: Flower takes a minute to notice
             self._begun = self._begun or bool(mine)

@@ -58,9 +58,8 @@ class Schedule:
 
     def tick(self, now: float, client: SuperLinkClient | None) -> None:
         """Look after every run, once; `client` is the SuperLink that knows the sites, if any."""
-        strangers = self._strangers()
         for run_id, process in list(self._going.items()):
-            state = self._tick(process, now, client, strangers)
+            state = self._tick(process, now, client)
             if state != "going":
                 log.info("run %s leaves its place: %s", run_id, state)
                 with self._lock:
@@ -74,18 +73,14 @@ class Schedule:
             process = self._open(unfinished[run_id])
             with self._lock:
                 self._going[run_id] = process
-            self._tick(process, now, client, strangers)
+            self._tick(process, now, client)
 
     def _tick(
-        self,
-        process: RunProcess,
-        now: float,
-        client: SuperLinkClient | None,
-        strangers: frozenset[int],
+        self, process: RunProcess, now: float, client: SuperLinkClient | None
     ) -> State | Literal["broken"]:
         """Look after one run; what breaks in it does not stop the others, until the next start."""
         try:
-            return process.tick(now, client, strangers)
+            return process.tick(now, client, self._strangers)
         except (OSError, FedfactoryError):
             log.exception("run %s cannot be looked after", process.run.run_id)
             self._broken.add(process.run.run_id)

@@ -7,26 +7,13 @@ a round is a model, and a site's orders are named by their own count.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from fedfactory.contracts.run_plan import RunPlan
-from fedfactory.rounds.events import (
-    DeadlinePassed,
-    Event,
-    ModelAggregated,
-    OrdersSent,
-    ReplyAccepted,
-    ReplyRefused,
-    RunReopened,
-    RunResumed,
-    RunStarted,
-    SiteConnected,
-    SiteLeft,
-    SiteLost,
-    StopRequested,
-)
-from fedfactory.rounds.history import History, Round, append
+from fedfactory.rounds.events import Event
+from fedfactory.rounds.evidence import Facts, Reading, Seen
+from fedfactory.rounds.history import Round
 from fedfactory.rounds.parts import Part
 
 # Said by the coordinator of what a site sent, and by the site of its own worker.
@@ -45,55 +32,13 @@ class Explained:
     evidence: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """An event and its number."""
-
-    number: int
-    at: float
-
-
-@dataclass(slots=True)
-class _Facts:
-    """What is gathered of one site in one round."""
-
-    offline: _Seen | None = None
-    left: _Seen | None = None
-    sent: _Seen | None = None
-    answer: _Seen | None = None
-    refused: list[_Seen] = field(default_factory=list)
-    late: _Seen | None = None
-    late_code: str | None = None  # of a refusal that came late
-
-    def come_late(self, seen: _Seen, code: str | None) -> None:
-        if self.late is None:
-            self.late, self.late_code = seen, code
-
-
-@dataclass(slots=True)
-class _Reading:
-    """The journal as read so far."""
-
-    history: History = field(default_factory=History.new)
-    facts: dict[tuple[int, str], _Facts] = field(default_factory=dict)
-    closed: dict[int, _Seen] = field(default_factory=dict)
-    offline: dict[str, _Seen] = field(default_factory=dict)
-    left: dict[str, _Seen] = field(default_factory=dict)
-    last: _Seen = field(default_factory=lambda: _Seen(0, 0.0))
-
-    def of(self, number: int, site: str) -> _Facts:
-        return self.facts.setdefault((number, site), _Facts())
-
-
 def explain(
     events: Iterable[Event],
     site: str | None,
     round: int | None,  # noqa: A002
 ) -> tuple[Explained, ...]:
     """Explain one site or all (None) in one round or in every one (None), by round, then site."""
-    reading = _Reading()
-    for number, event in enumerate(events):
-        _read(reading, _Seen(number, event.at), event)
+    reading = Reading.of(events)
     history, plan = reading.history, reading.history.plan
     if plan is None:
         return ()
@@ -107,82 +52,9 @@ def explain(
     )
 
 
-# ---- reading --------------------------------------------------------------------------------
-
-
-def _read(reading: _Reading, seen: _Seen, event: Event) -> None:
-    before = reading.history.state
-    reading.history = append(reading.history, event)
-    if before.phase == "done" and not isinstance(event, RunReopened):
-        return
-    reading.last = seen
-    _read_presence(reading, seen, event)
-    state = reading.history.state
-    if isinstance(event, OrdersSent) and event.kind == "train":
-        for site in event.sites:
-            facts = reading.of(_number(before.round, event, state.plan), site)
-            facts.sent = facts.sent or seen
-    elif isinstance(event, ReplyAccepted | ReplyRefused) and event.kind == "train":
-        facts = reading.of(_number(before.round, event, state.plan), event.site)
-        if not before.awaits(event.round, "train", event.site):
-            facts.come_late(seen, getattr(event, "code", None))
-        elif isinstance(event, ReplyRefused):
-            facts.refused.append(seen)
-        else:
-            facts.answer = seen
-    elif isinstance(event, ModelAggregated):
-        reading.closed.setdefault(event.round, seen)
-    if before.phase == "training" and state.phase != "training":
-        reading.closed[before.round] = seen
-    if isinstance(event, ModelAggregated | DeadlinePassed | StopRequested) or (
-        state.phase == "done" or state.round != before.round
-    ):
-        _mark_absences(reading, before.round)
-
-
-def _number(current: int, event: OrdersSent | ReplyAccepted | ReplyRefused, plan: object) -> int:
-    """Return the round that an event belongs to; in async mode the model under way."""
-    asynchronous = isinstance(plan, RunPlan) and plan.rules.mode == "async"
-    return current if asynchronous else event.round
-
-
-def _read_presence(reading: _Reading, seen: _Seen, event: Event) -> None:
-    match event:
-        case RunStarted(plan=plan, connected=connected):
-            reading.offline = {s: seen for s in plan.sites if s not in connected}
-        case RunResumed(connected=connected):
-            resumed = reading.history.plan
-            sites = resumed.sites if resumed is not None else ()
-            reading.offline = {
-                site: reading.offline.get(site, seen) for site in sites if site not in connected
-            }
-        case SiteConnected(site=site):
-            reading.offline.pop(site, None)
-        case SiteLost(site=site):
-            reading.offline.setdefault(site, seen)
-        case SiteLeft(site=site):
-            reading.left.setdefault(site, seen)
-
-
-def _mark_absences(reading: _Reading, number: int) -> None:
-    """Note, while a round's training closes, who is away since when."""
-    for site, seen in reading.offline.items():
-        facts = reading.of(number, site)
-        facts.offline = facts.offline or seen
-    for site, seen in reading.left.items():
-        facts = reading.of(number, site)
-        facts.left = facts.left or seen
-
-
-# ---- saying ---------------------------------------------------------------------------------
-
-
-def _explained(reading: _Reading, plan: RunPlan, found: Round, site: str) -> Explained:
+def _explained(reading: Reading, plan: RunPlan, found: Round, site: str) -> Explained:
     part = found.parts.get(site, Part(status="asked"))
-    facts = reading.facts.get((found.number, site), _Facts())
-    if found is reading.history.current:
-        facts.offline = facts.offline or reading.offline.get(site)
-        facts.left = facts.left or reading.left.get(site)
+    facts = reading.facts(found.number, site)
     sentence, evidence = _sentence(reading, plan, found.number, part, facts)
     numbers = sorted({seen.number for seen in evidence if seen is not None})
     return Explained(
@@ -198,10 +70,10 @@ def _unit(plan: RunPlan) -> str:
     return "model" if plan.rules.mode == "async" else "round"
 
 
-Said = tuple[str, list[_Seen | None]]
+Said = tuple[str, list[Seen | None]]
 
 
-def _sentence(reading: _Reading, plan: RunPlan, number: int, part: Part, facts: _Facts) -> Said:
+def _sentence(reading: Reading, plan: RunPlan, number: int, part: Part, facts: Facts) -> Said:
     closed = reading.closed.get(number)
     if part.status == "took_part":
         return _contributed(part), [facts.sent, facts.answer, closed]
@@ -214,8 +86,8 @@ def _sentence(reading: _Reading, plan: RunPlan, number: int, part: Part, facts: 
     if part.status == "no_answer":
         return _silent(part, facts, closed)
     if part.status == "under_way":
-        return _under_way(facts, closed)
-    return _unanswered(reading, facts)
+        return _under_way(plan, facts, closed)
+    return _unanswered(reading, plan, facts)
 
 
 def _contributed(part: Part) -> str:
@@ -235,7 +107,7 @@ def _not_selected(plan: RunPlan) -> str:
     )
 
 
-def _refused(part: Part, facts: _Facts) -> Said:
+def _refused(part: Part, facts: Facts) -> Said:
     """Tell a refusal by what lay behind it, with its code: the clause that said no."""
     if facts.left is not None and not facts.refused:
         return f"cut off since {_time(facts.left)}: {part.reason} ({part.code})", [facts.left]
@@ -248,7 +120,7 @@ def _refused(part: Part, facts: _Facts) -> Said:
     return f"{how} {part.code}: {part.reason}{tries}", [facts.sent, *facts.refused]
 
 
-def _silent(part: Part, facts: _Facts, closed: _Seen | None) -> Said:
+def _silent(part: Part, facts: Facts, closed: Seen | None) -> Said:
     if facts.late is not None and closed is not None:
         late_s = facts.late.at - closed.at
         told = f"late by {late_s:.1f} s: the round had closed"
@@ -267,13 +139,21 @@ def _silent(part: Part, facts: _Facts, closed: _Seen | None) -> Said:
     return f"queued or still at work: {told}", [facts.sent, *facts.refused, closed]
 
 
-def _under_way(facts: _Facts, closed: _Seen | None) -> Said:
+def _under_way(plan: RunPlan, facts: Facts, closed: Seen | None) -> Said:
     if facts.late is not None and facts.late_code is None:
         return "late: its order had been given up when the update came", [facts.late]
-    return "still at work: its next update goes into a later model", [facts.sent, closed]
+    if facts.offline is not None:
+        told = f"offline since {_time(facts.offline)}, and its order not answered"
+        return told, [facts.sent, facts.offline, closed]
+    if facts.answer is not None:
+        return "its update is in, and goes into a later model", [facts.answer, closed]
+    if facts.sent is None or closed is None:
+        return "no order of it was out when the model was made", [closed]
+    told = f"still at work{_waiting(plan, facts.sent, closed.at)}"
+    return f"{told}: its update goes into a later model", [facts.sent, closed]
 
 
-def _unanswered(reading: _Reading, facts: _Facts) -> Said:
+def _unanswered(reading: Reading, plan: RunPlan, facts: Facts) -> Said:
     ended = reading.history.state.ended
     if facts.offline is not None:
         return f"offline since {_time(facts.offline)}", [facts.offline]
@@ -282,10 +162,18 @@ def _unanswered(reading: _Reading, facts: _Facts) -> Said:
         return why.replace("run stopped", "run was stopped"), [facts.sent, reading.last]
     if facts.sent is None:
         return "queued: its order has not gone out yet", []
-    return f"still awaited: its order went out at {_time(facts.sent)}", [facts.sent]
+    waiting = _waiting(plan, facts.sent, reading.last.at)
+    return f"still awaited{waiting}", [facts.sent]
 
 
-def _time(seen: _Seen) -> str:
+def _waiting(plan: RunPlan, sent: Seen, until: float) -> str:
+    """Tell since when an order is out, and whether that is too long at the time `until`."""
+    overdue = until - sent.at > plan.rules.deadline_s
+    late = f", beyond its deadline of {plan.rules.deadline_s:g} s" if overdue else ""
+    return f" on its order of {_time(sent)}{late}"
+
+
+def _time(seen: Seen) -> str:
     """Return an event's time in words: Unix days as a date (Hinnant, days_from_civil inverted)."""
     days, second = divmod(int(seen.at), 86_400)
     era, day = divmod(days + 719_468, 146_097)  # eras of 400 years that begin on 1 March 0000

@@ -161,6 +161,7 @@ def _with_finished(state: RunState) -> tuple[Finished, ...]:
         took_part=state.took_part,
         planned=state.planned,
         evaluated=state.evaluated,
+        entered=state.entered,
     )
     return (*state.finished, found)[-plan.checkpoints :]
 

@@ -6,6 +6,7 @@ performed twice. Losses are told before RunResumed, whose commands stand for all
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from fedfactory.rounds.answers import aggregate, close_if_answered
@@ -31,6 +32,7 @@ from fedfactory.rounds.state import (
     RunState,
     SiteRecord,
     UnderWay,
+    Waiting,
 )
 
 
@@ -53,7 +55,7 @@ def start(state: RunState, event: RunStarted) -> Step:
         raise MachineError(state, event, f"the plan cannot be run: {plan}")
     initial = Finished(
         round=0, model=event.model, state=None, judgement=Judgement(), took_part=frozenset(),
-        planned=(), evaluated=(),
+        planned=(), evaluated=(), entered=(),
     )  # fmt: skip
     state = replace(
         state,
@@ -134,8 +136,11 @@ def reopen(state: RunState, event: RunReopened) -> Step:
     if state.ended.status == "completed":
         raise MachineError(state, event, "the run is completed")
     last = state.finished[-1]
-    state = _fallen_back(replace(state, ended=None, stopping=None, left={}), last)
-    state = replace(state, under_way=(), waiting=(), out={}, armed_for=None, idle_until=None)
+    state = replace(state, ended=None, stopping=None, left={}, out={})
+    if plan_of(state).rules.mode == "async":
+        state = _with_asked_anew(state, last, state.waiting, event.at)
+        state = replace(state, waiting=())
+    state = _fallen_back(state, last)
     if last.round == plan_of(state).rounds:
         return complete(state, "every round is finished")
     return next_round(state, event.at)
@@ -160,17 +165,46 @@ def checkpoint_lost(state: RunState, event: CheckpointLost) -> Step:
     if found is None:
         kept = [f.round for f in state.finished]
         raise MachineError(state, event, f"only rounds {kept} can be fallen back to")
-    state = _fallen_back(state, found)
     if plan_of(state).rules.mode == "sync":
-        return begin_round(state, event.round + 1)
-    state = replace(
+        return begin_round(_fallen_back(state, found), event.round + 1)
+    state = _fallen_back(_with_asked_anew(state, found, (), event.at), found)
+    waiting = tuple(w for w in state.waiting if w.version <= event.round)
+    state, commands = send_again(replace(state, waiting=waiting), state.under_way, event.at)
+    state, more = serve(state, event.round + 1, event.at)
+    return state, (*commands, *more)
+
+
+def _with_asked_anew(state: RunState, to: Finished, lost: Iterable[Waiting], at: float) -> RunState:
+    """Return an async run about to fall back with the orders whose updates it needs (again).
+
+    A site gets so many orders as the run has models, and answers one that it has fulfilled without
+    new work. So the updates in the models that are given up are asked for again, as are those
+    `lost`. An order from a model that is given up is in vain.
+    """
+    given_up = (f.entered for f in state.finished if f.round > to.round)
+    lost = (*lost, *state.entered, *(update for entered in given_up for update in entered))
+    stored = {ref.digest for ref in state.stored}
+    again = {
+        (update.answer.site, update.answer.round): _order_again(update, at)
+        for update in lost
+        if update not in to.entered and update.model.digest in stored
+    }
+    orders = (*state.under_way, *again.values())
+    return replace(
         state,
-        under_way=tuple(o for o in state.under_way if o.version <= event.round),
-        waiting=tuple(w for w in state.waiting if w.version <= event.round),
+        under_way=tuple(o for o in orders if o.version <= to.round and o.site not in state.left),
+        entered=to.entered,
         armed_for=None,
         idle_until=None,
     )
-    return serve(state, event.round + 1, event.at)
+
+
+def _order_again(lost: Waiting, at: float) -> UnderWay:
+    """Return the order that a lost update fulfilled, to be sent again at `at` (Unix seconds)."""
+    return UnderWay(
+        site=lost.answer.site, number=lost.answer.round, model=lost.model, version=lost.version,
+        due_at=at, sent=True, tries=0,
+    )  # fmt: skip
 
 
 def update_lost(state: RunState, event: UpdateLost) -> Step:
@@ -192,10 +226,7 @@ def update_lost_async(state: RunState, event: UpdateLost) -> Step:
     lost = next((w for w in state.waiting if (w.answer.site, w.answer.round) == key), None)
     if lost is None:
         return state, ()
-    order = UnderWay(
-        site=event.site, number=event.round, model=lost.model, version=lost.version,
-        due_at=event.at, sent=True, tries=0,
-    )  # fmt: skip
+    order = _order_again(lost, event.at)
     retaken = any((taken.site, taken.order_round) == key for taken in state.taking)
     state = replace(
         state,

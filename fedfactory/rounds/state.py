@@ -104,7 +104,8 @@ class Finished:
     """A finished round that the run can fall back to; round 0 stands for the initial model.
 
     `state` is the strategy's memory as ModelAggregated told it; `planned` and `evaluated` are the
-    calls made of the strategy after that and before the next round (see RunState).
+    calls made of the strategy after that and before the next round (see RunState). `entered` are
+    the updates in the model of an async run.
     """
 
     round: int
@@ -114,6 +115,7 @@ class Finished:
     took_part: frozenset[str]
     planned: tuple[SendOrders, ...]
     evaluated: tuple[ReplyAccepted, ...]
+    entered: tuple[Waiting, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,7 +93,7 @@ class ArrayWriter:
             self._put(_bytes_of(np.ascontiguousarray(piece)))
 
     def commit(self) -> BlobRef:
-        """Put the whole file in place, durably, and return its reference.
+        """Put the whole file in place, atomically, and return its reference.
 
         Raises:
             IntegrityError: fewer or more bytes were written than the spec says.

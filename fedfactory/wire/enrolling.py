@@ -21,6 +21,7 @@ from fedfactory.contracts.errors import (
     EnvironmentFailedError,
     FedfactoryError,
     IdentityError,
+    RefusedError,
     UnreachableError,
     UsageError,
 )
@@ -55,8 +56,9 @@ def enrol_identity(folder: Path, invitation: Invitation | None, address: str | N
 
     Raises:
         UnreachableError: the gateway cannot be reached; try again later.
-        IdentityError: it does not take the invitation; says why and what to do.
-        UsageError: the invitation that lies there is damaged or has expired; or nothing lies there.
+        RefusedError: the coordinator does not take the invitation, or it has expired.
+        IdentityError: who answers is not the coordinator.
+        UsageError: the invitation that lies there is damaged; or nothing lies there.
         OSError: a file could not be written.
     """
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -100,7 +102,12 @@ def _finish(folder: Path, address: str | None) -> None:
             invitation = read_invitation(new / INVITATION)
             is_site = invitation.role == Role.SITE
             request_identity(new, Role(invitation.role), invitation.name, node_key=is_site)
-            _install(new, _ask(new, invitation, address or invitation.gateway))
+            try:
+                certified = _ask(new, invitation, address or invitation.gateway)
+            except RefusedError:
+                remove_durably(new / INVITATION)  # it must not stand in the way of what is enrolled
+                raise
+            _install(new, certified)
         load_identity(new)
         for partial in new.glob(".*.part"):  # of a write that was killed: keys, or the token
             partial.unlink()
@@ -174,7 +181,7 @@ def _refusal(code: object, details: str, address: str, invitation: Invitation) -
         grpc.StatusCode.FAILED_PRECONDITION,
         grpc.StatusCode.INVALID_ARGUMENT,
     ):
-        return IdentityError(f"the coordinator does not take the invitation: {details}")
+        return RefusedError(f"the coordinator does not take the invitation: {details}")
     if "CERTIFICATE_VERIFY_FAILED" in details:
         return IdentityError(
             f"who answers at {address} is not the coordinator of '{invitation.consortium}': check"
@@ -188,7 +195,7 @@ def _refusal(code: object, details: str, address: str, invitation: Invitation) -
             diagnostic=details,
         )
     return EnvironmentFailedError(
-        f"the gateway {address} could not enrol us: try again later", diagnostic=details
+        f"the gateway {address} could not enrol us ({details}): try again later"
     )
 
 

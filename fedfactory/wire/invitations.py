@@ -16,7 +16,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from fedfactory.contracts.codec import from_json
-from fedfactory.contracts.errors import FedfactoryError, IdentityError, ProtocolError, UsageError
+from fedfactory.contracts.errors import (
+    FedfactoryError,
+    IdentityError,
+    ProtocolError,
+    RefusedError,
+    UsageError,
+)
 from fedfactory.identity.bootstrap import bootstrap_key
 from fedfactory.identity.chains import read_certificates, root_of
 from fedfactory.identity.enrolment import Identity
@@ -33,8 +39,8 @@ def read_invitation(path: Path) -> Invitation:
     """Return the invitation in a file, checked.
 
     Raises:
-        UsageError: the file cannot be read, is no invitation, was altered, or has expired; says
-            what to do.
+        UsageError: the file cannot be read, is no invitation, or was altered.
+        RefusedError: it has expired, and the coordinator would not take it.
     """
     try:
         with path.open("rb") as file:
@@ -46,7 +52,8 @@ def read_invitation(path: Path) -> Invitation:
     try:
         return parse_invitation(text, now=time.time())
     except FedfactoryError as error:
-        raise UsageError(f"{path}: {error.public_message}") from error
+        kind = RefusedError if isinstance(error, RefusedError) else UsageError
+        raise kind(f"{path}: {error.public_message}", diagnostic=error.diagnostic) from error
 
 
 def parse_invitation(text: bytes, *, now: float) -> Invitation:
@@ -54,9 +61,16 @@ def parse_invitation(text: bytes, *, now: float) -> Invitation:
 
     Raises:
         ProtocolError: these bytes are no invitation.
-        IdentityError: its parts do not belong together, or it has expired.
+        IdentityError: its parts do not belong together.
+        RefusedError: it has expired.
     """
-    invitation = from_json(Invitation, text)
+    try:
+        invitation = from_json(Invitation, text)
+    except ProtocolError as error:
+        raise ProtocolError(
+            "this is no invitation, or it was altered or cut: ask for it again",
+            diagnostic=error.public_message,
+        ) from error
     if invitation.role not in _ENROLLED_AS:
         raise IdentityError(f"it invites a '{invitation.role[:20]}', which cannot be enrolled")
     Peer(role=Role(invitation.role), name=invitation.name)
@@ -67,7 +81,7 @@ def parse_invitation(text: bytes, *, now: float) -> Invitation:
         raise ProtocolError("a key's fingerprint is not of the form sha256:<64 hex digits>")
     if invitation.expires_at <= now:
         when = datetime.fromtimestamp(max(0.0, invitation.expires_at), UTC)
-        raise IdentityError(
+        raise RefusedError(
             f"it expired on {when:%Y-%m-%d %H:%M} UTC: ask the consortium for a new one"
         )
     _check_certificate(invitation, now)

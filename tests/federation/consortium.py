@@ -1,7 +1,7 @@
-"""A real consortium on this machine, made as its people make it: by commands, in folders of theirs.
+"""A real consortium on this machine, in folders of its people's, founded and run by commands.
 
-The coordinator and every agent are processes that this harness keeps alive, as systemd would. Sites
-reach the gateway through a wire that can be cut.
+The coordinator and every agent are processes that this harness keeps alive, as systemd would. Each
+site reaches the gateway through a wire of its own, which can be cut.
 """
 
 from __future__ import annotations
@@ -16,14 +16,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from fedfactory.contracts.errors import UnreachableError
+from fedfactory.identity.operators import load_operator
+from fedfactory.operator.client import OperatorClient
+from fedfactory.wire.membership import Invitation
+
 MARK = "FEDFACTORY_TEST_CONSORTIUM"  # inherited by every process of a consortium
 NAME = "alliance"
 LEAD = "lead"
+INVITED_S = 3600.0
 
 
 def free_port() -> int:
@@ -33,17 +40,24 @@ def free_port() -> int:
 
 
 class Wire:
-    """A TCP relay to a port; `cut` ends its connections, and new ones fail until `mend`."""
+    """A TCP relay to a port, until `close`.
+
+    `cut` ends its connections, and new ones fail until `mend`; `hush` lets nothing through until
+    `mend`, and neither end is told.
+    """
 
     def __init__(self, target: int) -> None:
         self._target = target
         self._whole = threading.Event()
         self._whole.set()
+        self._flowing = threading.Event()
+        self._flowing.set()
         self._ends: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def cut(self) -> None:
         self._whole.clear()
@@ -53,12 +67,19 @@ class Wire:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
+    def hush(self) -> None:
+        self._flowing.clear()
+
     def mend(self) -> None:
         self._whole.set()
+        self._flowing.set()
 
     def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # closing alone leaves `accept` waiting
+        self._accepting.join()
         self._listener.close()
         self.cut()
+        self._flowing.set()
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -81,6 +102,7 @@ class Wire:
     def _pass(self, one: socket.socket, other: socket.socket) -> None:
         with suppress(OSError):
             while data := one.recv(1 << 16):
+                self._flowing.wait()
                 other.sendall(data)
         for end in (one, other):
             with suppress(OSError):
@@ -136,7 +158,7 @@ class Consortium:
         self.sites: dict[str, Path] = {}
         self.daemons: dict[str, Daemon] = {}
         self.port = free_port()
-        self.wire = Wire(self.port)
+        self.wires: dict[str, Wire] = {}
         self._env = {MARK: str(folder), "OMP_NUM_THREADS": "1", **(env or {})}
 
     # ---- commands ---------------------------------------------------------------------------
@@ -161,6 +183,10 @@ class Consortium:
     def fedfactory(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
         return self.command("fedfactory", *words, **options)
 
+    def operator(self) -> OperatorClient:
+        """Return a client with the lead's rights; the caller closes it."""
+        return OperatorClient(load_operator(self.lead))
+
     # ---- making it --------------------------------------------------------------------------
 
     def found(self, *settings: str) -> None:
@@ -183,29 +209,23 @@ class Consortium:
         )
         self.wait_for(60, (self.home / "gateway.json").exists, "the gateway")
 
-    def invite(self, site: str) -> Path:
-        invitation = self.folder / f"{site}.invitation"
-        self.fedfactory("invite", site, "--out", str(invitation))
-        return invitation
-
-    def settle(self, site: str, make_home: Callable[[Path, dict[str, Any]], None]) -> None:
-        """Let `make_home(home, invitation)` make a site's home; enrol it, start its agent."""
-        invitation = self.invite(site)
-        home = self.folder / site
-        told = json.loads(invitation.read_text())
-        told["gateway"] = f"127.0.0.1:{self.wire.port}"
-        make_home(home, told)
-        self.command("site-agent", "enrol", str(invitation), "--home", str(home))
-        self.sites[site] = home
+    def settle(self, site: str, make_home: Callable[[Path, Invitation], None]) -> None:
+        """Let `make_home` make a site's home with an invitation; start its agent, which enrols."""
+        with self.operator() as client:
+            invited = client.invite("site", site, INVITED_S)
+        wire = self.wires[site] = Wire(self.port)
+        home = self.sites[site] = self.folder / site
+        make_home(home, replace(invited, gateway=f"127.0.0.1:{wire.port}"))
         self._start(
             site, [sys.executable, "-m", "site_agents.cli.main", "run", "--home", str(home)]
         )
 
     def wait_for_sites(self, timeout: float = 60) -> None:
         def connected() -> bool:
-            told = json.loads(self.fedfactory("sites", "--json").stdout)
-            here = {m["name"] for m in told["members"] if m["connected"]}
-            return here >= set(self.sites)
+            with self.operator() as client, suppress(UnreachableError):
+                members = client.members().members
+                return {member.name for member in members if member.connected} >= set(self.sites)
+            return False
 
         self.wait_for(timeout, connected, "the sites")
 
@@ -281,7 +301,8 @@ class Consortium:
         """End everything; return the orphans: what still runs 10 s after the daemons ended."""
         for name in reversed(list(self.daemons)):
             self.daemons[name].end()
-        self.wire.close()
+        for wire in self.wires.values():
+            wire.close()
         end = time.monotonic() + 10
         while self.processes() and time.monotonic() < end:
             time.sleep(0.1)

@@ -83,7 +83,8 @@ class StandIn:
             gone.set()
             rung.set()
 
-        threading.Thread(target=hear, daemon=True).start()
+        hearing = threading.Thread(target=hear, daemon=True)
+        hearing.start()
         held = []  # as an agent that has not finished when it is cut off: asked again later
         beaten = time.monotonic()
         try:
@@ -102,6 +103,7 @@ class StandIn:
                     self._do(client, node, *held.pop(0))
         finally:
             client.close()
+            hearing.join()
 
     def _reply_to(self, text: str) -> Answer:
         asked = from_json(SignedQuestion, text).question

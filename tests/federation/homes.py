@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fedfactory.cli.composing import compose_run
 from fedfactory.config import RunConfig, run_config
-from fedfactory.contracts.codec import decode
 from fedfactory.local.plan import SOURCE, check_shares, data_options, site_policy
 from fedfactory.wire.membership import Invitation
 from site_agents.setup import make_home
@@ -18,9 +16,9 @@ def composed(words: Sequence[str]) -> RunConfig:
     return run_config(compose_run(words).values, "")
 
 
-def make_share(home: Path, told: dict[str, Any], words: Sequence[str]) -> None:
+def make_share(home: Path, invitation: Invitation, words: Sequence[str]) -> None:
     """Make the home of the site that is invited, with its share of what the run `words` reads."""
-    config, invitation = composed(words), decode(Invitation, told)
+    config = composed(words)
     make_home(
         home,
         site=invitation.name,

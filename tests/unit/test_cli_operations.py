@@ -291,6 +291,12 @@ def test_invite_writes_a_secret_once(desk, capsys, tmp_path):
     assert "is there already" in capsys.readouterr().err
 
 
+def test_invite_asks_for_nothing_that_it_cannot_write_down(desk, capsys):
+    assert main(["invite", "nobodys-machine", "--role", "viewer", "--out", "no/such.json"]) == 2
+    assert "no folder that can be written to" in capsys.readouterr().err
+    assert not any("invite" in map(str, asked) for asked in desk.asked)
+
+
 def test_revoke_wants_a_reason(desk, capsys):
     assert main(["revoke", "lumi"]) == 2
     assert "--reason" in capsys.readouterr().err

@@ -196,3 +196,8 @@ def test_a_central_evaluation_and_a_warm_start(tmp_path: Path):
     assert (config.central, config.evaluation.central) == (data, True)
     assert (config.evaluation.patience, config.model) == (2, "run-1:3")
     assert config_of("rounds.mode=async", f"evaluation.central={data}", "evaluation.keep=best")
+
+
+def test_a_value_is_named_as_it_is_written():
+    with pytest.raises(UsageError, match=r"^rounds\.per_round=null: expected how many sites"):
+        config_of("rounds.select=random")

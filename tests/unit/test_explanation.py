@@ -186,10 +186,49 @@ def test_in_async_mode_a_round_is_a_model() -> None:
     run.feed(sent(*SITES), accepted("cesga"), accepted("lumi"), made(1))
     assert told(run).contributed
     assert told(run, "cyfronet").sentence == (
-        "cyfronet, model 1: still at work: its next update goes into a later model"
+        "cyfronet, model 1: still at work on its order of 1970-01-01 00:00:01 UTC: its update goes"
+        " into a later model"
     )
     run.feed(accepted("cyfronet"), accepted("cesga", round=2), made(2))
     assert (
         "its update (10 examples) that was 1 model behind went into"
         in told(run, "cyfronet", 2).sentence
+    )
+
+
+def test_in_async_mode_a_frozen_site_is_not_at_work_for_ever() -> None:
+    run = Run(run_plan(mode="async", quorum=1, buffer=2, rounds=9, evaluate=False))
+    run.feed(sent(*SITES), accepted("cesga"), accepted("cyfronet"), made(1))
+    run.feed(sent("cesga", "cyfronet", round=2))
+    assert told(run, number=2).sentence == (
+        "lumi, model 2: still awaited on its order of 1970-01-01 00:00:01 UTC"
+    )
+    run.feed(accepted("cesga", round=2, at=45.0), accepted("cyfronet", round=2, at=45.0))
+    run.feed(made(2, at=45.0))
+    assert told(run, number=2).sentence == (
+        "lumi, model 2: still at work on its order of 1970-01-01 00:00:01 UTC, beyond its deadline"
+        " of 30 s: its update goes into a later model"
+    )
+    run.feed(SiteLost(at=46.0, site="lumi"))
+    assert told(run, number=3).sentence == "lumi, model 3: offline since 1970-01-01 00:00:46 UTC"
+    run.feed(sent("cesga", "cyfronet", round=3))
+    run.feed(accepted("cesga", round=3, at=47.0), accepted("cyfronet", round=3, at=47.0))
+    run.feed(made(3, at=47.0))
+    found = told(run, number=3)
+    assert found.sentence == (
+        "lumi, model 3: offline since 1970-01-01 00:00:46 UTC, and its order not answered"
+    )
+    assert [run.log[number] for number in found.evidence] == [
+        sent(*SITES), SiteLost(at=46.0, site="lumi"), made(3, at=47.0)
+    ]  # fmt: skip
+
+
+def test_in_async_mode_an_order_that_was_given_up_is_not_forgotten() -> None:
+    run = Run(run_plan(mode="async", quorum=1, buffer=2, rounds=9, evaluate=False))
+    run.feed(sent(*SITES), accepted("cesga", at=20.0), accepted("cyfronet", at=20.0))
+    run.feed(made(1, at=20.0), replace(DEADLINE, at=31.0), sent("cesga", "cyfronet", round=2))
+    run.feed(accepted("cesga", round=2), accepted("cyfronet", round=2), made(2, at=40.0))
+    assert told(run, number=2).sentence == (
+        "lumi, model 2: queued or still at work: connected, but no answer in 39 s after its order"
+        " of 1970-01-01 00:00:01 UTC"
     )

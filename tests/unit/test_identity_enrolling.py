@@ -20,6 +20,7 @@ from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import (
     FedfactoryError,
     IdentityError,
+    RefusedError,
     UnreachableError,
     UsageError,
 )
@@ -74,9 +75,19 @@ def test_a_site_enrols_and_no_token_stays(here: Seat, tmp_path: Path) -> None:
 def test_an_invitation_serves_one(here: Seat, tmp_path: Path) -> None:
     invitation = here.invite("bora")
     enrol_identity(tmp_path / "one" / "identity", invitation)
-    with pytest.raises(IdentityError, match="used already"):
+    with pytest.raises(RefusedError, match="used already"):
         enrol_identity(tmp_path / "two" / "identity", invitation)
     assert not (tmp_path / "two" / "identity").exists()
+
+
+def test_a_refused_invitation_does_not_stand_in_the_way(here: Seat, tmp_path: Path) -> None:
+    folder = tmp_path / "identity"
+    superseded, newest = here.invite("bela"), here.invite("bela")
+    enrol_identity(folder, newest)
+    with pytest.raises(RefusedError, match="replaced by a newer one"):
+        enrol_identity(folder, superseded)
+    assert not is_under_way(folder)
+    enrol_identity(folder, newest)  # is enrolled with it
 
 
 def test_two_at_once(here: Seat, tmp_path: Path) -> None:
@@ -87,7 +98,7 @@ def test_two_at_once(here: Seat, tmp_path: Path) -> None:
         try:
             enrol_identity(tmp_path / name / "identity", invitation)
             ends.append("enrolled")
-        except IdentityError:
+        except RefusedError:
             ends.append("refused")
 
     threads = [threading.Thread(target=enrol, args=(name,)) for name in ("a", "a", "b", "b")]
@@ -315,7 +326,8 @@ def test_an_altered_invitation_is_named(
     told = json.loads(to_json(here.invite("jura")))
     path = tmp_path / "i.json"
     path.write_text(json.dumps({**told, **changes}))
-    with pytest.raises(UsageError, match=said) as error:
+    kind = RefusedError if "expires_at" in changes else UsageError
+    with pytest.raises(kind, match=said) as error:
         read_invitation(path)
     assert str(path) in str(error.value)
     assert told["token"] not in str(error.value)
@@ -334,7 +346,7 @@ def test_another_consortiums_authority_is_found_out(here: Seat, tmp_path: Path) 
 def test_what_is_no_invitation(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "i.json"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"i\.json"):
+    with pytest.raises(UsageError, match=r"i\.json: (this is no invitation|larger than)"):
         read_invitation(path)
     with pytest.raises(UsageError, match="cannot be read"):
         read_invitation(tmp_path / "absent.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -200,3 +201,49 @@ def test_only_what_is_kept_can_be_fallen_back_to() -> None:
     run.finish_round(1)
     with pytest.raises(MachineError, match=r"only rounds \[1\]"):
         run.feed(CheckpointLost(at=5.0, round=0, reason="?"))
+
+
+# ---- async: orders are few --------------------------------------------------------------------
+
+
+def full_buffer(**changes: Any) -> Run:
+    """Every update of every site is needed: no order may be wasted."""
+    settings = {"mode": "async", "quorum": 1, "buffer": 3, "rounds": 2, **changes}
+    run = Run(run_plan(evaluate=False, **settings))
+    run.feed(sent(*SITES))
+    return run
+
+
+def order_again(number: int, *sites: str) -> SendOrders:
+    return SendOrders(round=number, kind="train", sites=sites, model=blob(0), again=True)
+
+
+def test_async_a_lost_checkpoint_asks_again_for_what_was_in_it() -> None:
+    run = full_buffer(central=True)
+    run.feed(*(accepted(site) for site in SITES), made(1))
+    given = run.state.given
+    run.feed(CheckpointLost(at=9.0, round=0, reason="its digest is wrong"))
+    assert order_again(1, *SITES) in resumed(run)
+    assert run.state.given == given
+    run.feed(*(accepted(site) for site in SITES))
+    assert run.only(Aggregate).updates == taken(*SITES)
+
+
+def test_async_what_is_in_the_model_fallen_back_to_is_not_asked_again() -> None:
+    run = full_buffer(rounds=3)
+    run.feed(*(accepted(site) for site in SITES), made(1))
+    run.feed(sent(*SITES, round=2))
+    run.feed(CheckpointLost(at=9.0, round=1, reason="its digest is wrong"))
+    assert {order.number for order in run.state.under_way} == {2}
+
+
+@pytest.mark.parametrize("answers", [0, 1, 3])
+def test_async_a_reopened_run_wastes_no_order(answers: int) -> None:
+    run = full_buffer()
+    run.feed(*(accepted(site) for site in SITES[:answers]))
+    given = run.state.given
+    run.feed(RunFailed(at=5.0, reason="disk full"), RunReopened(at=9.0, by="ana"))
+    assert order_again(1, *SITES) in resumed(run)
+    assert run.state.given == given
+    run.feed(*(accepted(site) for site in SITES))
+    assert run.only(Aggregate).updates == taken(*SITES)

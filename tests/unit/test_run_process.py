@@ -62,7 +62,7 @@ def process(tmp_path, flower, monkeypatch):
 
 
 def ticks(process, flower, number):
-    return [process.tick(100.0 * n, flower, frozenset()) for n in range(1, number + 1)]
+    return [process.tick(100.0 * n, flower, frozenset) for n in range(1, number + 1)]
 
 
 def test_a_run_that_dies_by_itself_again_and_again_is_suspended_and_says_why(process, flower):
@@ -82,6 +82,6 @@ def test_what_its_log_ends_with_is_told(process, flower):
 def test_the_deaths_of_flower_s_own_programs_are_no_run_s(process, flower):
     for number in range(1, 3 * DEATHS_TO_SUSPEND):
         flower.starts_apps = number % 2 == 1
-        assert process.tick(100.0 * number, flower, frozenset()) == "going"
+        assert process.tick(100.0 * number, flower, frozenset) == "going"
     assert flower.handed > DEATHS_TO_SUSPEND
     assert process.run.suspended() is None

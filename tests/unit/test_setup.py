@@ -211,7 +211,7 @@ def test_enrol_at_a_site(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         assert main(["enrol", str(cesga), "--home", str(home)]) == 0
         load_identity(home / "identity")
         second = made(tmp_path / "second", gateway_address=here.address).home
-        assert main(["enrol", str(cesga), "--home", str(second)]) == 1
+        assert main(["enrol", str(cesga), "--home", str(second)]) == 5
         assert "used already" in capsys.readouterr().err
         away = made(tmp_path / "away", gateway_address="127.0.0.1:1").home
         assert main(["enrol", str(cesga), "--home", str(away)]) == 6
