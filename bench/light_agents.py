@@ -28,6 +28,7 @@ from fedfactory.identity.enrolment import load_identity, load_node_key
 from fedfactory.wire.arrays import ArrayFile, ArrayWriter
 from site_agents.flower_seam import FleetNode
 from site_agents.gateway_client import GatewayClient
+from site_agents.waiting import Waiting
 
 POLL_S = 30.0
 FIT = Answer(fitness=Fitness(code="", version=own_version()), logs=None)
@@ -43,6 +44,7 @@ class LightAgent:
         self._gateway = GatewayClient((home / "gateway.txt").read_text(), load_identity(identity))
         self._node = FleetNode(self._gateway.tunnel, load_node_key(identity))
         self._rung = threading.Event()
+        self._waiting = Waiting()
         self._rung_at = 0.0
         self._over = threading.Event()
         self._zeros: BlobRef | None = None
@@ -54,15 +56,23 @@ class LightAgent:
                 threading.Thread(target=self._beat, daemon=True).start()
                 threading.Thread(target=self._listen, daemon=True).start()
                 while not self._over.is_set():
-                    self._rung.wait(POLL_S)
+                    if not self._rung.wait(POLL_S):
+                        self._waiting.told(0)
                     self._rung.clear()
-                    while (incoming := self._node.pull()) is not None:
-                        if incoming.message is not None:
-                            reply = self._answer(incoming.text)
-                            if reply is not None:
-                                self._node.answer(incoming, to_json(reply))
+                    while self._waiting.pulls():
+                        self._take()
             except FedfactoryError:
                 time.sleep(0.5)
+
+    def _take(self) -> None:
+        incoming = self._node.pull()
+        if incoming is None:
+            return
+        self._waiting.found()
+        if incoming.message is not None:
+            reply = self._answer(incoming.text)
+            if reply is not None:
+                self._node.answer(incoming, to_json(reply))
 
     def _listen(self) -> None:
         try:
@@ -71,6 +81,7 @@ class LightAgent:
                     self._gateway.answer(rung.question_id, FIT)
                     continue
                 self._rung_at = time.time()
+                self._waiting.told(rung.messages)
                 self._rung.set()
         except FedfactoryError:
             pass

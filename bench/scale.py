@@ -1,7 +1,8 @@
 """`python -m bench.scale [COUNT ...]`: many light agents on one coordinator, digits-sized updates.
 
 For each count: seconds a round, what the coordinator's processes used (memory at the end, CPU a
-round), and the seconds from the doorbell to the order in hand at the agents.
+round), what the agents themselves took of the same processors, and the seconds from the doorbell to
+the order in hand at the agents.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 from fedfactory.identity.operators import load_operator
 from fedfactory.operator.client import OperatorClient
 from fedfactory.wire.enrolling import enrol_identity
@@ -24,7 +27,6 @@ from tests.federation.consortium import Consortium
 PARTS = {
     "gateway": ("fedfactory.cli.main coordinator",),
     "SuperLink": ("flower-superlink",),
-    "ServerApp": ("flwr-serverapp",),
 }
 ROUNDS = 6
 
@@ -44,14 +46,18 @@ def _measure(folder: Path, count: int) -> None:
         agents = _start_agents(consortium, count)
         try:
             consortium.wait_for(300, lambda: _connected(consortium) >= count, "the agents")
-            before = _used(consortium)
+            before = _used(consortium, agents.pid)
             began = time.monotonic()
             run_id = consortium.run(
                 "task=digits", f"rounds={ROUNDS}", "evaluate=false", "federation=numbered",
                 f"federation.count={count}",
             )  # fmt: skip
             consortium.wait_for(900, lambda: consortium.ended(run_id), "the end")
-            _show(consortium, run_id, count, before, time.monotonic() - began)
+            used = {
+                part: seconds - before[part]
+                for part, seconds in _used(consortium, agents.pid).items()
+            }
+            _show(consortium, run_id, count, used, time.monotonic() - began)
         finally:
             assert agents.stdin is not None
             agents.stdin.close()
@@ -85,27 +91,30 @@ def _connected(consortium: Consortium) -> int:
         return sum(member.connected for member in client.members().members)
 
 
-def _used(consortium: Consortium) -> dict[str, float]:
-    """Return each part's CPU seconds so far."""
+def _used(consortium: Consortium, agents: int) -> dict[str, float]:
+    """Return the CPU seconds so far of each part that lives, and of the agents."""
     used = {}
     for part, words in PARTS.items():
         found = consortium.find(*words)
         used[part] = sum(sum(process.cpu_times()[:2]) for process in found)
+    used["agents"] = sum(psutil.Process(agents).cpu_times()[:2])
     return used
 
 
 def _show(
-    consortium: Consortium, run_id: str, count: int, before: dict[str, float], seconds: float
+    consortium: Consortium, run_id: str, count: int, used: dict[str, float], seconds: float
 ) -> None:
     rounds = [entry["seconds"] for entry in consortium.summary(run_id)["rounds"]]
-    after = _used(consortium)
     print(f"{count} agents: {statistics.median(rounds):.2f} s/round, {seconds:.1f} s in all")
-    for part in ("gateway", "SuperLink"):
-        (process, *_) = consortium.find(*PARTS[part])
+    for part, words in PARTS.items():
+        (process, *_) = consortium.find(*words)
         rss_mb = process.memory_info().rss / 1e6
-        cpu_ms = (after[part] - before[part]) / ROUNDS / count * 1e3
+        cpu_ms = used[part] / ROUNDS / count * 1e3
         threads = process.num_threads()
         print(f"  {part:<10} {rss_mb:5.0f} MB, {threads} threads, {cpu_ms:.1f} ms CPU/agent/round")
+    print(
+        f"  the agents themselves: {used['agents'] / ROUNDS / count * 1e3:.1f} ms CPU/agent/round"
+    )
 
 
 def _show_doorbells(lines: Path) -> None:

@@ -100,9 +100,10 @@ def run_config(
     rules = round_rules(values["rounds"], sites)
     central = central_file(values["evaluation"]["central"])
     known = load_task(task_name)
+    task_parameters = known.check(task)
     return RunConfig(
         task_name=task_name,
-        task_parameters=known.check(task),
+        task_parameters=task_parameters,
         task_data=_data_file(data),
         strategy_name=strategy_name,
         strategy_options=_strategy_options(strategy_name, strategy),
@@ -123,7 +124,7 @@ def run_config(
             and (privacy is None or privacy.evaluation_noise_multiplier is not None),
             central=central is not None,
             mode=rules.mode,
-            metrics=known.metrics,
+            metrics=known.reports(task_parameters),
         ),
         central=central,
         model=values["model"],

@@ -57,7 +57,7 @@ def evaluation_rules(
     mode: Mode,
     metrics: Sequence[str],
 ) -> EvaluationRules:
-    """Return the rules of `evaluation.*`. `metrics` are those that the task may report.
+    """Return the rules of `evaluation.*`. `metrics` are those that the task reports.
 
     `sites` tells whether the sites measure, `central` whether the coordinator does.
 

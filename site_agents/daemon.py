@@ -14,6 +14,7 @@ from functools import partial
 from types import FrameType
 from typing import Final
 
+from fedfactory.lease import Lease, Mode
 from fedfactory.systemd_notify import notify
 from fedfactory.wire.arenas import limit_arenas
 from site_agents.agent import Agent
@@ -21,7 +22,6 @@ from site_agents.assembly import build_executor, open_books
 from site_agents.books import Books
 from site_agents.config import AgentConfig
 from site_agents.executors.executor import Executor
-from site_agents.lease import Lease, Mode
 
 log = logging.getLogger("site_agents.daemon")
 
@@ -67,7 +67,7 @@ def tick(config: AgentConfig) -> int:
 def _home(config: AgentConfig, mode: Mode) -> Iterator[tuple[Executor, Books]]:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     limit_arenas()
-    with Lease(config.home, mode):
+    with Lease(config.home, "agent", mode):
         executor = build_executor(config)
         if mode == "run":
             executor.start()  # in a tick, when there is work

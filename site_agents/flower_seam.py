@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.app.message.message import remove_content_from_message
-from flwr.common.serde import message_to_proto
+from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
@@ -28,6 +28,7 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
+    ObjectTree,
     PullObjectRequest,
     PushObjectRequest,
 )
@@ -35,10 +36,8 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
-    iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
@@ -47,7 +46,6 @@ from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD
 
 # Flower admits 10 to 1800 s and calls a node lost after twice the interval.
 HEARTBEAT_S: Final = 10.0
-MOST_PARTS: Final = 8
 _OBJECT_TRIES: Final = 250
 _OBJECT_WAIT_S: Final = 0.02
 
@@ -66,15 +64,18 @@ class RunGoneError(FleetUnavailableError):
     """Flower's run that a message is of is over: nobody waits for an answer to it any more."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Incoming:
     """One message addressed to this node: its JSON text, and the handle to answer with.
 
-    What is no message of Flower's has an empty text, and cannot be answered.
+    What is no message of Flower's has an empty text, and cannot be answered. `reply` is set by the
+    first try to answer: SuperLink takes one reply to a message, and that one again until it is
+    whole; of another it says nothing and keeps nothing.
     """
 
     text: str
     message: Message | None
+    reply: Message | None = None
 
 
 class _TunnelInterceptor:
@@ -158,13 +159,10 @@ class FleetNode:
         reply = _call(self._client.PullMessages, PullMessagesRequest(node=self._node))
         if not reply.messages_list:
             return None
-        metadata = reply.messages_list[0].metadata
-        message_id, run_id = metadata.message_id, metadata.run_id
-        parts = [tree.object_id for tree in iterate_object_tree(reply.message_object_trees[0])]
-        # An order has three; each may be as large as a gRPC message. More is no order of ours.
-        contents = {
-            part: self._pull_object(run_id, part) for part in parts if len(parts) <= MOST_PARTS
-        }
+        given = reply.messages_list[0]
+        message_id, run_id = given.metadata.message_id, given.metadata.run_id
+        record = _record_of(reply.message_object_trees[0])
+        content = self._pull_object(run_id, record) if record else b""
         _call(
             self._client.ConfirmMessageReceived,
             ConfirmMessageReceivedRequest(
@@ -172,17 +170,14 @@ class FleetNode:
             ),
         )
         try:
-            message = inflate_object_from_contents(message_id, contents)
-            assert isinstance(message, Message)
-            text = str(message.content.config_records[MESSAGE_RECORD][MESSAGE_FIELD])
+            text = str(ConfigRecord.inflate(content)[MESSAGE_FIELD])
+            return Incoming(text=text, message=message_from_proto(given))
         except Exception as error:  # noqa: BLE001  Flower's, on bytes of a stranger's choosing
-            log.warning("a message of %d parts is no order (%s)", len(parts), type(error).__name__)
+            log.warning("a message is no order (%s)", type(error).__name__)
             return Incoming(text="", message=None)
-        message.metadata.__dict__["_message_id"] = message_id
-        return Incoming(text=text, message=message)
 
     def answer(self, incoming: Incoming, text: str) -> None:
-        """Send the reply to a message.
+        """Send the reply to a message; after a failure the same again, with the same text.
 
         Raises:
             RunGoneError: the run that asked is over, or asked this site's node of before.
@@ -190,8 +185,10 @@ class FleetNode:
         assert incoming.message is not None
         if incoming.message.metadata.dst_node_id != self._node.node_id:
             raise RunGoneError
-        content = RecordDict({MESSAGE_RECORD: ConfigRecord({MESSAGE_FIELD: text})})
-        reply = Message(content, reply_to=incoming.message)
+        if incoming.reply is None:
+            content = RecordDict({MESSAGE_RECORD: ConfigRecord({MESSAGE_FIELD: text})})
+            incoming.reply = Message(content, reply_to=incoming.message)
+        reply = incoming.reply
         with no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id
             objects = get_all_nested_objects(reply)
@@ -235,6 +232,18 @@ class FleetNode:
                 return bytes(reply.object_content)
             time.sleep(_OBJECT_WAIT_S)  # the message is visible before its objects are
         raise FleetUnavailableError("a part of a message never arrived at SuperLink")
+
+
+def _record_of(message: ObjectTree) -> str | None:
+    """Return the id of an order's one record; None if the message has another form.
+
+    Of a message's three objects (message, content, record) it alone is asked for: the message comes
+    with the answer that names them, and each costs SuperLink as much as all else it does.
+    """
+    if len(message.children) == 1 == len(message.children[0].children):
+        (record,) = message.children[0].children
+        return str(record.object_id)
+    return None
 
 
 def _call(method: Callable[[RequestT], ReplyT], request: RequestT) -> ReplyT:

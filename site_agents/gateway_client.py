@@ -21,8 +21,12 @@ from fedfactory.wire.tls import open_channel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:
-    """There may be a message: pull. With a `question` (JSON), answer it by `question_id`."""
+    """There may be a message: pull. With a `question` (JSON), answer it by `question_id`.
 
+    So many messages wait as `messages` says; 0: pull until there is none.
+    """
+
+    messages: int
     question_id: str
     question: str | None
 
@@ -76,7 +80,7 @@ class GatewayClient:
         try:
             for ring in self._calls.listen(pb.ListenRequest()):
                 text = ring.question.decode("utf-8", "replace") if ring.question_id else None
-                yield Rung(question_id=ring.question_id, question=text)
+                yield Rung(messages=ring.messages, question_id=ring.question_id, question=text)
         except grpc.RpcError as error:
             raise translated(error) from error
 

@@ -17,6 +17,7 @@ from site_agents.answering import Answering
 from site_agents.dispatch import Dispatcher
 from site_agents.flower_seam import HEARTBEAT_S, FleetUnavailableError, RunGoneError
 from site_agents.line import Line
+from site_agents.waiting import Waiting
 from site_agents.watch import Watch
 
 log = logging.getLogger("site_agents.session")
@@ -51,6 +52,8 @@ class Session:
         self._is_done = is_done
         self._linger_s = linger_s
         self._lost = threading.Event()
+        self._waiting = Waiting()
+        self._look_at = 0.0
         self._began_at: float | None = None
         self.renewed = False
         """Whether it ended so that the next one uses a new certificate."""
@@ -85,14 +88,7 @@ class Session:
             self._watch.moves()
             self._rung.clear()
             self._dispatcher.send_unsent()
-            while self._dispatcher.has_room and not self._draining.is_set():
-                try:
-                    incoming = self._line.node.pull()
-                except RunGoneError:
-                    continue
-                if incoming is None:
-                    break
-                self._dispatcher.submit(incoming)
+            self._take_orders()
             if not self._dispatcher.is_idle:
                 busy_at = time.monotonic()
             if self._linger_s is not None and time.monotonic() - busy_at >= self._linger_s:
@@ -100,7 +96,23 @@ class Session:
             if time.monotonic() >= self._renew_at:
                 self._renew()
             if not self._is_done():
-                self._rung.wait(min(self._patience_s(), max(0.0, self._renew_in_s())))
+                now = time.monotonic()
+                self._rung.wait(max(0.0, min(self._look_at, self._renew_at) - now))
+
+    def _take_orders(self) -> None:
+        """Take what waits for us, as far as there is room; look by ourselves now and then."""
+        if time.monotonic() >= self._look_at:
+            self._waiting.told(0)  # a ring may have been lost
+            self._look_at = time.monotonic() + self._patience_s()
+        while self._dispatcher.has_room and not self._draining.is_set() and self._waiting.pulls():
+            try:
+                incoming = self._line.node.pull()
+            except RunGoneError:
+                self._waiting.told(0)  # there may be more behind it
+                continue
+            if incoming is not None:
+                self._waiting.found()
+                self._dispatcher.submit(incoming)
 
     def end(self) -> None:
         """Let the threads beside it go."""
@@ -128,9 +140,6 @@ class Session:
         due_in_s = self._line.renewal_due_in_s()
         self._renew_at = time.monotonic() + max(due_in_s, RENEW_AGAIN_S if due_in_s < 0 else 0.0)
 
-    def _renew_in_s(self) -> float:
-        return self._renew_at - time.monotonic()
-
     # ---- beside the orders ---------------------------------------------------------------------
 
     def _listen(self) -> None:
@@ -141,6 +150,7 @@ class Session:
                     return
                 if ring.question is not None:
                     self._answering.take(ring.question_id, ring.question)
+                self._waiting.told(ring.messages)
                 self._rung.set()
         except FedfactoryError as error:
             if not (self._draining.is_set() or self._lost.is_set()):  # else it is we who hung up

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def run(words: Sequence[str]) -> int:
     )
     add_operating(get)
     asked = parser.parse_args(words)
+    if asked.out is not None:
+        _check_file(asked.out.absolute())
     with connected(asked) as client:
         run_id = meant_run(client, asked.run).run_id
         found = client.find_model(run_id, asked.round)
@@ -42,6 +45,12 @@ def run(words: Sequence[str]) -> int:
     elif asked.quiet:
         print(out)
     else:
-        print(f"{out}: the model of round {found.round}, {found.model.digest}")
+        which = f"the model of round {found.round}" if found.round else "the initial model"
+        print(f"{out}: {which}, {found.model.digest}")
         print(f"rounds whose model is kept: {kept}")
     return 0
+
+
+def _check_file(out: Path) -> None:
+    if out.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{out} cannot be written: --out wants a file, in a folder of yours")

@@ -49,5 +49,4 @@ REFUSALS: Final[dict[str, str]] = {
     "not_needed": "enough others had answered before it",
     "revoked": "the consortium's lead revoked the site's certificate",
     "not_enrolled": "no site of that name is enrolled in the consortium",
-    "wrong_version": "the site's version of fedfactory and the coordinator's do not work together",
 }

@@ -25,7 +25,6 @@ from fedfactory.coordinator.flower_seam import build_app
 from fedfactory.coordinator.gateway.blobs import BlobStore
 from fedfactory.coordinator.gateway.gateway import Gateway
 from fedfactory.coordinator.gateway.limits import GatewayLimits
-from fedfactory.coordinator.home_lock import home_lock
 from fedfactory.coordinator.leftovers import end_leftovers
 from fedfactory.coordinator.membership.consortium import (
     IDENTITY,
@@ -41,6 +40,7 @@ from fedfactory.coordinator.superlink import SuperLink
 from fedfactory.durable_file import write_in_one_piece
 from fedfactory.identity.enrolment import TLS_KEY, Identity
 from fedfactory.identity.signing import Signer
+from fedfactory.lease import Lease
 from fedfactory.systemd_notify import notify
 from fedfactory.wire.arenas import limit_arenas
 
@@ -203,7 +203,7 @@ def run_coordinator(config: CoordinatorConfig, *, until_stdin_closes: bool = Fal
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     limit_arenas()
-    with home_lock(config.home):
+    with Lease(config.home, "coordinator", "run"):
         coordinator = Coordinator(config)
 
         def stop(number: int, frame: FrameType | None) -> None:

@@ -8,10 +8,11 @@ import is imported where it is used: SuperLink is started first, and the rest wh
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import hashlib
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,8 +22,10 @@ from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIG
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from fedfactory.contracts.errors import EnvironmentFailedError
+from fedfactory.contracts.orders import MESSAGE_RECORD
 
 if TYPE_CHECKING:
+    from flwr.app import Message
     from flwr.serverapp import Grid
 
 CALL_TIMEOUT_S: Final = 20.0
@@ -83,16 +86,71 @@ def flower_environment(home: Path) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
     }
 
 
-def bound_retries(grid: Grid, max_time_s: float) -> None:
-    """Let the Grid's calls fail after so many seconds without SuperLink, not retry for ever."""
-    from flwr.superlink.grid import HttpGrid
+class Post:
+    """A run's mail, by Flower's Grid: orders out as the Grid sends them, replies in by less.
 
-    assert isinstance(grid, HttpGrid)
-    grid._retry_invoker.max_time = max_time_s  # noqa: SLF001
+    Of a reply's three objects (message, content, record) the record alone is fetched: the message
+    comes with the answer that names them, and each object costs SuperLink a request.
+    """
+
+    def __init__(self, grid: Grid, max_time_s: float) -> None:
+        from flwr.superlink.grid import HttpGrid
+
+        assert isinstance(grid, HttpGrid)
+        # Its calls fail after so many seconds without SuperLink; they do not retry for ever.
+        grid._retry_invoker.max_time = max_time_s  # noqa: SLF001
+        self._grid = grid
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages; return their ids, None for what Flower did not take."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies to these messages that are there; each is given once.
+
+        One whose record is not there any more is given as Flower's error.
+        """
+        from flwr.common.serde import message_from_proto
+        from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+        from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+
+        client, node = self._grid._runtime_client, self._grid.node  # noqa: SLF001
+        pulled = client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
+        replies = []
+        for given, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
+            message = message_from_proto(given)
+            if message.has_content() and len(tree.children) == 1 == len(tree.children[0].children):
+                message = self._with_record(message, tree.children[0].children[0].object_id)
+            client.ConfirmMessageReceived(
+                ConfirmMessageReceivedRequest(
+                    node=node,
+                    run_id=message.metadata.run_id,
+                    message_object_id=message.metadata.message_id,
+                )
+            )
+            replies.append(message)
+        return replies
+
+    def _with_record(self, message: Message, object_id: str) -> Message:
+        from flwr.app import ConfigRecord, Error
+        from flwr.app.message.message import make_message
+        from flwr.common.constant import ErrorCode
+        from flwr.proto.message_pb2 import PullObjectRequest
+
+        metadata = message.metadata
+        wanted = PullObjectRequest(
+            node=self._grid.node, run_id=metadata.run_id, object_id=object_id
+        )
+        found = self._grid._runtime_client.PullObject(wanted)  # noqa: SLF001
+        if not found.object_available:
+            return make_message(metadata, error=Error(code=ErrorCode.MESSAGE_UNAVAILABLE))
+        with contextlib.suppress(Exception):  # Flower's, on bytes of a site's choosing
+            message.content[MESSAGE_RECORD] = ConfigRecord.inflate(found.object_content)
+        return message
 
 
 class SuperLinkGoneError(EnvironmentFailedError):

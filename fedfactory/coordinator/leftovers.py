@@ -37,12 +37,22 @@ def living_children(pid: int) -> frozenset[int]:
     return frozenset(child for child in found if _lives(child))
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal and has not been continued."""
+    return _state(pid) == "T"
+
+
 def _lives(pid: int) -> bool:
+    return _state(pid) not in ("Z", "X")
+
+
+def _state(pid: int) -> str:
+    """Return the letter by which Linux tells a process's state; X if there is none."""
     try:
         told = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return False
-    return told.rpartition(")")[2].split()[0] not in ("Z", "X")
+        return "X"
+    return told.rpartition(")")[2].split()[0]
 
 
 def _marked(home: Path) -> Iterator[int]:

@@ -103,6 +103,7 @@ class RunProcess:
         return RunSeen(
             now=now,
             flower_ready=client is not None and self._superlink.starts_apps,
+            starter_stopped=self._superlink.is_starter_stopped,
             handed_at=self._handed_at,
             here=self._came,
             alive_at=self.link.alive_at,

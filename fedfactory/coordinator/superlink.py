@@ -31,7 +31,7 @@ from fedfactory.coordinator.flower_seam import (
     superexec_arguments,
     superlink_arguments,
 )
-from fedfactory.coordinator.leftovers import MARK, end_leftovers, living_children
+from fedfactory.coordinator.leftovers import MARK, end_leftovers, is_stopped, living_children
 from fedfactory.coordinator.supervision import FROZEN_S, Restarts
 
 log = logging.getLogger("fedfactory.coordinator")
@@ -82,6 +82,11 @@ class SuperLink:
     def starts_apps(self) -> bool:
         """Whether both are up; ServerApps end with either, and none is started meanwhile."""
         return self._exec is not None
+
+    @property
+    def is_starter_stopped(self) -> bool:
+        """Whether SuperExec was stopped (SIGSTOP): it lives, and starts nothing."""
+        return self._exec is not None and is_stopped(self._exec.pid)
 
     @property
     def pids(self) -> dict[str, int]:
@@ -169,7 +174,8 @@ class SuperLink:
         arguments = superexec_arguments(
             port=self._port, tls=self._tls, secret=self._secret, parent_pid=os.getpid()
         )
-        self._exec = _start(arguments, self._environment, self._logs / "serverapp.log")
+        log_file = self._logs / "serverapp.log"
+        self._exec = _start(arguments, self._environment, log_file, after=self._port)
         self._exec_restarts = self._exec_restarts.began(now)
         self.epoch += 1
 
@@ -200,12 +206,15 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _start(arguments: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+def _start(
+    arguments: list[str], environment: dict[str, str], log: Path, *, after: int = 0
+) -> subprocess.Popen[bytes]:
+    """Start one of Flower's programs, `after` that port is listened on (0: at once)."""
     with log.open("ab") as output:
         return subprocess.Popen(
             [
                 sys.executable,
-                *("-m", "fedfactory.coordinator.tethered", str(os.getpid())),
+                *("-m", "fedfactory.coordinator.tethered", str(os.getpid()), str(after)),
                 *arguments,
             ],
             env=environment,

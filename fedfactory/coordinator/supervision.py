@@ -54,11 +54,13 @@ class RunSeen:
     `handed_at` is when the run was handed to Flower (None: it is not), `here` whether its ServerApp
     has said hello since; `alive_at` is its last sign of life. `deaths` are those by itself since it
     last wrote anything of substance to its journal, `died_at` the last. `flower_ready` tells that
-    SuperLink answers and knows the sites, and that SuperExec is there.
+    SuperLink answers and knows the sites, and that SuperExec is there; `starter_stopped` that
+    SuperExec was stopped (SIGSTOP) and runs no more.
     """
 
     now: float
     flower_ready: bool
+    starter_stopped: bool
     handed_at: float | None
     here: bool
     alive_at: float
@@ -76,5 +78,6 @@ def next_step(seen: RunSeen) -> RunStep:
         return "start" if seen.flower_ready and rested else "wait"
     if seen.here:
         return "kill" if seen.now - seen.alive_at > FROZEN_S else "wait"
-    # Handed over, and nobody came yet.
-    return "kill_superexec" if seen.now - seen.handed_at > HELLO_S else "wait"
+    # Handed over, and nobody came yet: a loaded machine takes long, a stopped starter for ever.
+    patience_s = FROZEN_S if seen.starter_stopped else HELLO_S
+    return "kill_superexec" if seen.now - seen.handed_at > patience_s else "wait"

@@ -100,7 +100,8 @@ def log_lines(logs: SiteLogs | None, site: str) -> list[str]:
 def _log_row(line: LogLine) -> tuple[str, ...]:
     outcome = REFUSALS.get(line.outcome, line.outcome)
     seconds = "-" if line.seconds is None else f"{line.seconds:.1f}"
-    return moment(line.at), str(line.round), line.kind, outcome, seconds
+    at = datetime.fromtimestamp(line.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return at, str(line.round), line.kind, outcome, seconds
 
 
 def span(seconds: float) -> str:

@@ -29,6 +29,9 @@ def model_to_keep(state: RunState) -> BlobRef:
 def complete(state: RunState, reason: str) -> Step:
     """End a run that has done its rounds; it is no success if a required site was never in it."""
     assert state.plan is not None
+    rules, judged = state.plan.evaluation, state.finished[-1].judgement
+    if (rules.keep == "best" or rules.patience is not None) and judged.best_value is None:
+        reason += f"; nothing ever measured its {rules.metric}, so the last model is kept"
     if absent := [s for s in state.plan.rules.required if s not in state.took_part]:
         who = ", ".join(f"'{site}'" for site in absent)
         return finish(state, "failed", f"the required site {who} never took part ({reason})")

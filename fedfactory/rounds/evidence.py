@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from fedfactory.rounds.events import (
+    CheckpointLost,
     DeadlinePassed,
     Event,
     ModelAggregated,
@@ -102,6 +103,10 @@ class Reading:
         self.last = seen
         self._read_presence(seen, event)
         state = self.history.state
+        if isinstance(event, RunReopened | CheckpointLost):
+            self._forget_after(state.finished[-1].round)
+        if isinstance(event, RunReopened):
+            self._left = {}  # who is still cut off is told again
         if isinstance(event, OrdersSent | ReplyAccepted | ReplyRefused) and event.kind == "train":
             number = before.round if self._is_async else event.round
             if isinstance(event, OrdersSent):
@@ -117,6 +122,13 @@ class Reading:
         closes = closes or (isinstance(event, DeadlinePassed) and not self._is_async)
         if closes or state.phase == "done" or state.round != before.round:
             self._mark_standing(before.round)
+
+    def _forget_after(self, last: int) -> None:
+        """Forget the rounds after round `last`: they are made again."""
+        self._facts = {key: facts for key, facts in self._facts.items() if key[0] <= last}
+        self.closed = {number: seen for number, seen in self.closed.items() if number <= last}
+        if not self._is_async:
+            self._orders = {}
 
     def _read_orders(self, seen: Seen, event: OrdersSent, number: int) -> None:
         for site in event.sites:

@@ -76,7 +76,7 @@ Said = tuple[str, list[Seen | None]]
 def _sentence(reading: Reading, plan: RunPlan, number: int, part: Part, facts: Facts) -> Said:
     closed = reading.closed.get(number)
     if part.status == "took_part":
-        return _contributed(part), [facts.sent, facts.answer, closed]
+        return _contributed(part), [facts.sent, facts.answer]
     if part.status in ("not_selected", "not_needed"):
         needless = "not needed: enough others had answered before it"
         told = needless if part.status == "not_needed" else _not_selected(plan)

@@ -137,12 +137,11 @@ def reopen(state: RunState, event: RunReopened) -> Step:
         raise MachineError(state, event, "the run is completed")
     last = state.finished[-1]
     state = replace(state, ended=None, stopping=None, left={}, out={})
-    if plan_of(state).rules.mode == "async":
-        state = _with_asked_anew(state, last, state.waiting, event.at)
-        state = replace(state, waiting=())
-    state = _fallen_back(state, last)
     if last.round == plan_of(state).rounds:
-        return complete(state, "every round is finished")
+        return complete(_fallen_back(state, last), "every round is finished")
+    if plan_of(state).rules.mode == "async":
+        state = replace(_with_asked_anew(state, last, state.waiting, event.at), waiting=())
+    state = _fallen_back(state, last)
     return next_round(state, event.at)
 
 
@@ -169,7 +168,8 @@ def checkpoint_lost(state: RunState, event: CheckpointLost) -> Step:
         return begin_round(_fallen_back(state, found), event.round + 1)
     state = _fallen_back(_with_asked_anew(state, found, (), event.at), found)
     waiting = tuple(w for w in state.waiting if w.version <= event.round)
-    state, commands = send_again(replace(state, waiting=waiting), state.under_way, event.at)
+    sent = [order for order in state.under_way if order.sent]
+    state, commands = send_again(replace(state, waiting=waiting), sent, event.at)
     state, more = serve(state, event.round + 1, event.at)
     return state, (*commands, *more)
 

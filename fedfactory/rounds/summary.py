@@ -12,6 +12,10 @@ from fedfactory.rounds.history import History, Interruption, Round
 from fedfactory.rounds.parts import Part
 
 UNANSWERED: Final = "the run ended before it answered"
+BYTES_COUNT: Final = (
+    "all that passed between the gateway and each site while the run had its place, also for runs"
+    " beside it; from the coordinator's last start"
+)
 
 
 def metrics_line(history: History, number: int) -> dict[str, Any]:
@@ -53,6 +57,7 @@ def summary(
         "baselines": None,
         "privacy": guarantees(plan.privacy, plan.sites, _rounds(history)),
         "bytes": {site: dict(counts) for site, counts in traffic.items()},
+        "bytes_count": BYTES_COUNT,
         "model": {"file": model_file, "digest": end.model.digest, "bytes": end.model.bytes},
         "never_took_part": list(history.never_took_part),
         "interruptions": [_interruption(found) for found in history.interruptions],

@@ -32,6 +32,11 @@ class NetworkTask(Task):
     def schema(self, parameters: Mapping[str, Scalar]) -> DataSchema:
         """See Task; a network always has data."""
 
+    def reports(self, parameters: Mapping[str, Scalar]) -> tuple[str, ...]:
+        """See Task; the error of a number, or how often a class was right, but not both."""
+        other = "accuracy" if self.schema(parameters).classes is None else "mae"
+        return tuple(name for name in self.metrics if name != other)
+
     @abstractmethod
     def network(self, parameters: Mapping[str, Scalar]) -> nn.Module:
         """Build the network, initialised from torch's default generator."""

@@ -84,6 +84,11 @@ class Task(ABC):
         del parameters
         return None
 
+    def reports(self, parameters: Mapping[str, Scalar]) -> tuple[str, ...]:
+        """Return which of `metrics` the work reports with these parameters (checked ones)."""
+        del parameters
+        return self.metrics
+
     @property
     def declarations(self) -> tuple[str, ...]:
         """The parameters that are free text: they declare which records fit, as columns do."""

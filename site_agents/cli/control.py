@@ -11,11 +11,11 @@ from typing import Final
 
 from fedfactory.cli.arguments import Arguments
 from fedfactory.contracts.errors import FedfactoryError
+from fedfactory.lease import holder_of
 from site_agents import control
 from site_agents.cli.home import add_home, find_home
 from site_agents.cli.recording import record
 from site_agents.control import ControlName
-from site_agents.lease import holder_of
 from site_agents.person import person
 
 COMMANDS: Final[Mapping[ControlName, tuple[str, str]]] = {
@@ -44,6 +44,8 @@ def say(word: ControlName, words: Sequence[str], *, description: str | None) -> 
             record(home, event, actor=by, reason=asked.reason, was=before.name)
         except FedfactoryError as error:
             print(f"{command}: done, but not in the audit chain: {error}", file=sys.stderr)
-    effect = "within a second" if holder_of(home) else "when an agent runs here; none does now"
+    effect = (
+        "within a second" if holder_of(home, "agent") else "when an agent runs here; none does now"
+    )
     print(f"{event} (was {before.name}); it holds {effect}")
     return 0

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedfactory.contracts.errors import EnvironmentFailedError
+from fedfactory.lease import holder_of
 from site_agents.approvals import Approvals
 from site_agents.cli.approvals import shown
 from site_agents.cli.recording import record
-from site_agents.lease import holder_of
 from site_agents.person import person
 
 
@@ -40,6 +40,8 @@ def decide(home: Path, asked: str, *, approved: bool, reason: str) -> int:
             f"the decision cannot be written ({error.strerror}): nothing was decided"
         ) from error
     word = "approved: it leaves" if approved else "denied: the coordinator is told so"
-    soon = "within a second" if holder_of(home) else "when an agent runs here; none does now"
+    soon = (
+        "within a second" if holder_of(home, "agent") else "when an agent runs here; none does now"
+    )
     print(f"\n{word} {soon}")
     return 0

@@ -14,11 +14,11 @@ from fedfactory.cli.arguments import Arguments, count
 from fedfactory.contracts.codec import encode, from_json
 from fedfactory.contracts.errors import FedfactoryError, UnknownNameError, UsageError
 from fedfactory.contracts.orders import WorkKey
+from fedfactory.lease import LeaseHeldError, holder_of
 from fedfactory.privacy.entries import ENTRIES, Entry, RunKey
 from site_agents.cli.home import add_home, find_home
 from site_agents.cli.recording import record
 from site_agents.config import POLICY_FILE, load_agent_config
-from site_agents.lease import LeaseHeldError, holder_of
 from site_agents.ledger import Ledger
 from site_agents.person import person
 from site_agents.policy_file import load_policy
@@ -114,8 +114,8 @@ def _release(home: Path, folder: Path, asked: str, *, by: str, reason: str) -> i
 
 
 def _move(home: Path, folder: Path, *, by: str, reason: str) -> int:
-    if (holder := holder_of(home)) is not None:
-        raise LeaseHeldError(home, holder)
+    if (holder := holder_of(home, "agent")) is not None:
+        raise LeaseHeldError(home, "agent", holder)
     Ledger.move(folder, actor=by, reason=reason)  # it keeps who and why itself, too
     record(home, "ledger_moved", actor=by, reason=reason, ledger=str(folder))
     print("the ledger holds here and now; any other copy of it must not be used again")

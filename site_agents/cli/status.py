@@ -10,11 +10,11 @@ from typing import Final
 
 from fedfactory.cli.arguments import Arguments
 from fedfactory.contracts.codec import encode
+from fedfactory.lease import Holder, holder_of
 from site_agents import control
 from site_agents.approvals import Approvals
 from site_agents.cli.home import add_home, find_home
 from site_agents.control import ControlState
-from site_agents.lease import Holder, holder_of
 from site_agents.status import Status, read_status
 
 LONGEST_NAME: Final = 80
@@ -27,7 +27,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="as one JSON object, for programs")
     asked = parser.parse_args(words)
     home = find_home(asked.home)
-    holder, status, word = holder_of(home), read_status(home), control.state(home)
+    holder, status, word = holder_of(home, "agent"), read_status(home), control.state(home)
     waiting = len(Approvals(home).waiting())
     if asked.json:
         whole = {

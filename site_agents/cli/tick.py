@@ -18,8 +18,8 @@ def main(words: Sequence[str]) -> int:
     parser = Arguments(prog="site-agent tick", description=__doc__)
     add_home(parser)
     config = load_agent_config(find_home(parser.parse_args(words).home), [])
+    from fedfactory.lease import LeaseHeldError
     from site_agents.daemon import tick
-    from site_agents.lease import LeaseHeldError
 
     try:
         return tick(config)

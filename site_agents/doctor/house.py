@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from fedfactory.contracts.errors import FedfactoryError
+from fedfactory.lease import holder_of
 from site_agents import control
 from site_agents.assembly import open_books, sources_of
 from site_agents.config import AGENT_FILE, POLICY_FILE, AgentConfig
@@ -20,7 +21,6 @@ from site_agents.doctor.finding import Finding, fail, ok, warn
 from site_agents.executors.executor import JobTimeoutError, WorkerLostError
 from site_agents.executors.warm_worker import WarmWorker
 from site_agents.jobs.settings import WorkerSettings
-from site_agents.lease import holder_of
 from site_agents.policy import Policy
 from site_agents.policy_check import OPEN_LINEAGE, task_misfits
 from site_agents.policy_file import load_policy
@@ -59,7 +59,7 @@ def examine_home(config: AgentConfig) -> Iterator[Finding]:
         yield ok("home", f"{config.home}, {_owner(config.home)}'s alone")
     if not os.access(config.home, os.W_OK):
         yield fail("home", f"{config.home} cannot be written", "check its owner and its mount")
-    holder = holder_of(config.home)
+    holder = holder_of(config.home, "agent")
     if holder is not None:
         yield ok("agent", f"runs ({holder.mode}, process {holder.pid} on {holder.host})")
     word = control.state(config.home)

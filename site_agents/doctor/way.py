@@ -137,7 +137,7 @@ def judge_lifetime(due_s: float, left_s: float) -> Finding:
             f"{text}, and should have been renewed by now",
             "the agent renews it by itself while it is connected: site-agent run",
         )
-    return ok("identity", f"{text}, and is renewed by itself in {max(0.0, due_s) / DAY_S:.1f}")
+    return ok("identity", f"{text}, and is renewed by itself in {max(0.0, due_s) / DAY_S:.1f} days")
 
 
 def _not_enrolled(home: Path) -> Finding:

@@ -13,23 +13,44 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.proto.fleet_pb2 import PullMessagesResponse
-from flwr.proto.message_pb2 import Message, Metadata, ObjectTree, PullObjectResponse
+from flwr.app import ConfigRecord, Error, RecordDict
+from flwr.app import Message as FlowerMessage
+from flwr.app.message.message import remove_content_from_message
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import (
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
+from flwr.proto.message_pb2 import (
+    Message,
+    Metadata,
+    ObjectTree,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
+from flwr.proto.runtime_pb2 import PullAppMessagesResponse
+from flwr.superlink.grid import HttpGrid
 
+from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD
 from fedfactory.coordinator import flower_seam
 from fedfactory.coordinator import superlink as superlink_module
 from fedfactory.coordinator.flower_seam import (
     FLEET_PATHS,
+    Post,
     SuperLinkClient,
     SuperLinkGoneError,
     build_app,
 )
 from fedfactory.coordinator.superlink import SuperLink
 from site_agents.config import AGENT_FILE, load_agent_config
-from site_agents.flower_seam import FleetNode, FleetUnavailableError
+from site_agents.flower_seam import FleetNode, FleetUnavailableError, Incoming
 
 PEM = serialization.Encoding.PEM
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
@@ -96,6 +117,23 @@ def test_a_registered_node_lives_through_its_calls(superlink: SuperLink) -> None
     assert node.activate() == node_id  # still counted as online: 412, and the id is kept
     node.deactivate()
     assert node.activate() == node_id
+    node.close()
+
+
+def test_an_answer_without_a_message_has_no_bytes(superlink: SuperLink) -> None:
+    """The gateway reads it so: the site has looked, and it is another's turn."""
+    private, public = _key()
+    client_of(superlink).register_node(public, "idle")
+    answers: list[tuple[int, bytes]] = []
+
+    def tunnel(method: str, body: bytes, *signed: Any) -> tuple[int, bytes]:
+        answers.append(superlink.forward(method, *signed, body))
+        return answers[-1]
+
+    node = FleetNode(tunnel, private)
+    node.activate()
+    assert node.pull() is None
+    assert answers[-1] == (200, b"")
     node.close()
 
 
@@ -175,8 +213,10 @@ def test_a_run_that_is_stopped_before_its_start_is_never_started(
     superlink: SuperLink, tmp_path: Path
 ) -> None:
     client = client_of(superlink)
+    assert not superlink.is_starter_stopped
     os.kill(superlink.pids["superexec"], signal.SIGSTOP)
     try:
+        assert superlink.is_starter_stopped
         flower_run = client.start_run(tmp_path / "link.sock", tmp_path / "nowhere.json")
         client.stop_run(flower_run)
         assert client.why_ended(flower_run) is not None
@@ -285,7 +325,13 @@ class _Hostile:
             message_id="m", run_id=1, dst_node_id=1, message_type="train", group_id="1", ttl=60.0
         )
         self.tree = ObjectTree(
-            object_id="m", children=[ObjectTree(object_id=f"p{n}") for n in range(parts - 1)]
+            object_id="m",
+            children=[
+                ObjectTree(
+                    object_id="c",
+                    children=[ObjectTree(object_id=f"r{n}") for n in range(parts - 2)],
+                )
+            ],
         )
         self.reply = PullMessagesResponse(
             messages_list=[Message(metadata=metadata)],
@@ -310,7 +356,14 @@ class _Hostile:
 
 @pytest.mark.parametrize(
     ("parts", "content", "pulled"),
-    [(3, b"", 3), (3, b"ConfigRecord 3 0\x00abc", 3), (3, b"Message 9 9\x00", 3), (5000, b"x", 0)],
+    [
+        (3, b"", 1),
+        (3, b"ConfigRecord 3 0\x00abc", 1),
+        (3, ConfigRecord({"other": "words"}).deflate(), 1),
+        (3, b"Message 9 9\x00", 1),
+        (2, b"x", 0),
+        (5000, b"x", 0),
+    ],
 )
 def test_a_message_that_is_none_is_confirmed_and_means_nothing(
     parts: int, content: bytes, pulled: int
@@ -323,3 +376,106 @@ def test_a_message_that_is_none_is_confirmed_and_means_nothing(
     assert incoming is not None
     assert incoming.text == ""
     assert (hostile.pulled, hostile.confirmed) == (pulled, 1)
+
+
+class _Runtime:
+    """A SuperLink with one reply, whose record's object is `content`; None: it is gone."""
+
+    def __init__(self, reply: FlowerMessage, content: bytes | None) -> None:
+        record = ObjectTree(object_id="r")
+        tree = ObjectTree(object_id="m", children=[ObjectTree(object_id="c", children=[record])])
+        self.reply = PullAppMessagesResponse(
+            messages_list=[message_to_proto(remove_content_from_message(reply))],
+            message_object_trees=[tree],
+        )
+        self._content = content
+        self.calls: list[str] = []
+
+    def PullMessages(self, request: object) -> PullAppMessagesResponse:  # noqa: N802
+        self.calls.append("messages")
+        return self.reply
+
+    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:  # noqa: N802
+        self.calls.append(request.object_id)
+        there = self._content is not None
+        return PullObjectResponse(
+            object_found=there, object_available=there, object_content=self._content or b""
+        )
+
+    def ConfirmMessageReceived(self, request: object) -> None:  # noqa: N802
+        self.calls.append("confirm")
+
+
+def _pulled(reply: FlowerMessage, content: bytes | None) -> tuple[FlowerMessage, list[str]]:
+    grid = HttpGrid(token="none")
+    grid._client = runtime = _Runtime(reply, content)  # type: ignore[assignment]
+    (message,) = Post(grid, 1.0).pull_messages(["order"])
+    return message, runtime.calls
+
+
+@pytest.fixture
+def order() -> FlowerMessage:
+    flower_seam.assume_app_identity()
+    order = FlowerMessage(RecordDict({}), dst_node_id=7, message_type="train", ttl=60.0)
+    order.metadata.__dict__["_message_id"] = "order"
+    return order
+
+
+def test_a_reply_is_pulled_with_one_object(order: FlowerMessage) -> None:
+    record = ConfigRecord({MESSAGE_FIELD: "done"})
+    message, calls = _pulled(FlowerMessage(RecordDict({}), reply_to=order), record.deflate())
+    assert message.metadata.reply_to_message_id == "order"
+    assert message.content.config_records[MESSAGE_RECORD][MESSAGE_FIELD] == "done"
+    assert calls == ["messages", "r", "confirm"]
+
+
+def test_a_reply_whose_object_is_gone_is_an_error_of_flowers(order: FlowerMessage) -> None:
+    message, calls = _pulled(FlowerMessage(RecordDict({}), reply_to=order), None)
+    assert not message.has_content()
+    assert message.metadata.reply_to_message_id == "order"
+    assert calls == ["messages", "r", "confirm"]
+
+
+def test_a_reply_that_is_none_of_ours_is_pulled_and_holds_nothing(order: FlowerMessage) -> None:
+    message, _ = _pulled(FlowerMessage(RecordDict({}), reply_to=order), b"ConfigRecord 3 0\x00abc")
+    assert message.has_content()
+    assert MESSAGE_RECORD not in message.content
+
+
+def test_an_error_of_flowers_is_given_as_it_is(order: FlowerMessage) -> None:
+    message, calls = _pulled(FlowerMessage(Error(code=3), reply_to=order), None)
+    assert message.error.code == 3
+    assert calls == ["messages", "confirm"]
+
+
+class _Torn:
+    """A SuperLink that takes a reply's message, and whose line is cut before its first object."""
+
+    def __init__(self) -> None:
+        self.replies: list[str] = []
+        self.objects: list[str] = []
+
+    def PushMessages(self, request: PushMessagesRequest) -> PushMessagesResponse:  # noqa: N802
+        self.replies.append(request.messages_list[0].metadata.message_id)
+        tree = request.message_object_trees[0]
+        return PushMessagesResponse(objects_to_push=[tree.object_id], session_id="s")
+
+    def PushObject(self, request: PushObjectRequest) -> PushObjectResponse:  # noqa: N802
+        if len(self.replies) == 1:
+            raise httpx.ConnectError("cut")
+        self.objects.append(request.object_id)
+        return PushObjectResponse(stored=True)
+
+
+def test_a_reply_that_was_cut_is_sent_again_as_the_same(order: FlowerMessage) -> None:
+    """SuperLink takes another reply to the same message for done, and keeps the torn one."""
+    node, torn = FleetNode(lambda *_: (503, b""), _key()[0]), _Torn()
+    node.resume(7)
+    node._client = torn  # type: ignore[assignment]
+    incoming = Incoming(text="an order", message=order)
+    with pytest.raises(FleetUnavailableError):
+        node.answer(incoming, "done")
+    node.answer(incoming, "done")
+    first, second = torn.replies
+    assert first == second
+    assert torn.objects == [first]

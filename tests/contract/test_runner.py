@@ -413,6 +413,18 @@ def test_a_site_that_left_for_good_is_told_of_once(made):
     assert summary_of(coordinator)["never_took_part"] == ["vega"]
 
 
+def test_an_answer_that_is_given_twice_is_written_once(made):
+    coordinator = made(rounds=1)
+    again = iter(["lumi"])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(runner, "MAX_AT_ONCE", 1)  # it is back before its reply was heard
+        coordinator.run(on_push=lambda _: [coordinator.link.came(site) for site in again])
+    train = [event for event in the(coordinator, ReplyAccepted) if event.kind == "train"]
+    assert max(coordinator.sites.deliveries.values()) == 2
+    assert sorted(event.site for event in train) == sorted(SITES)
+    assert summary_of(coordinator)["status"] == "completed"
+
+
 # ---- when others are gone -------------------------------------------------------------------
 
 

@@ -91,7 +91,8 @@ def _command(process: psutil.Process) -> str:
         return ""
 
 
-MARK = "FEDFACTORY_TEST_FOLDER"  # inherited by every process of a federation
+# Inherited by every process of a federation: of such names a worker's environment keeps LC_*.
+MARK = "LC_FEDFACTORY_TEST_FOLDER"
 
 
 class Launcher:

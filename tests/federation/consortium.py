@@ -27,7 +27,8 @@ from fedfactory.identity.operators import load_operator
 from fedfactory.operator.client import OperatorClient
 from fedfactory.wire.membership import Invitation
 
-MARK = "FEDFACTORY_TEST_CONSORTIUM"  # inherited by every process of a consortium
+# Inherited by every process of a consortium: of such names a worker's environment keeps LC_*.
+MARK = "LC_FEDFACTORY_TEST_CONSORTIUM"
 NAME = "alliance"
 LEAD = "lead"
 INVITED_S = 3600.0

@@ -49,8 +49,9 @@ class Scene:
         )
 
 
+BRIEF = Scene(sites=("cesga", "cyfronet", "lumi"), rounds=6, deeds=6)
 SMALL = Scene(sites=("cesga", "cyfronet", "lumi"), rounds=6, deeds=20)
-FULL = Scene(sites=("cesga", "cyfronet", "hlrs", "lumi", "mimer"), rounds=10, deeds=60)
+FULL = Scene(sites=("cesga", "cyfronet", "hlrs", "lumi", "mimer"), rounds=10, deeds=30)
 STRATEGIES = {
     "fedavg": (),
     "fedadam": ("strategy=custom", "strategy._target_=flwr.serverapp.strategy.FedAdam"),
@@ -85,7 +86,7 @@ def undisturbed(launch_shared: Launcher) -> Model:
     @functools.cache
     def digest(*run: str) -> str:
         federation = launch_shared(*run)
-        assert federation.wait() == 0, federation.output()
+        assert federation.wait(300) == 0, federation.output()
         return str(federation.summary()["model"]["digest"])
 
     return digest
@@ -93,14 +94,15 @@ def undisturbed(launch_shared: Launcher) -> Model:
 
 @pytest.mark.timeout(600)
 def test_a_disturbed_run(tmp_path: Path) -> None:
-    _model_of_all(*_disturb(tmp_path, SMALL, 1), SMALL)
+    # One wire is cut; ServerApp, SuperLink, an agent, the coordinator die; SuperExec freezes.
+    _model_of_all(*_disturb(tmp_path, BRIEF, seed=1519), BRIEF)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", range(1, 28))
 def test_a_disturbed_run_many_times(tmp_path: Path, undisturbed: Model, seed: int) -> None:
-    model = _model_of_all(*_disturb(tmp_path, FULL, seed), FULL)
+    model = _model_of_all(*_disturb(tmp_path, FULL, seed=seed), FULL)
     assert model == undisturbed(*FULL.run())
 
 
@@ -108,7 +110,7 @@ def test_a_disturbed_run_many_times(tmp_path: Path, undisturbed: Model, seed: in
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_a_disturbed_private_run(tmp_path: Path, seed: int) -> None:
-    _disturb(tmp_path, SMALL, seed, *PRIVATE)
+    _disturb(tmp_path, SMALL, *PRIVATE, seed=seed)
 
 
 @pytest.mark.slow
@@ -147,7 +149,7 @@ def test_an_agent_is_frozen_for_long(tmp_path: Path, undisturbed: Model) -> None
         assert _model_of_all(consortium, run_id, SMALL) == undisturbed(*SMALL.run())
 
 
-def _disturb(folder: Path, scene: Scene, seed: int, *words: str) -> tuple[Consortium, str]:
+def _disturb(folder: Path, scene: Scene, *words: str, seed: int) -> tuple[Consortium, str]:
     """Disturb a run, and hold it to account once it has ended; return its id."""
     run = scene.run(*words)
     with _consortium(folder, run, scene) as consortium:
@@ -156,7 +158,7 @@ def _disturb(folder: Path, scene: Scene, seed: int, *words: str) -> tuple[Consor
             run_id = consortium.run(*run, *PATIENCE)
             with _hand(consortium, seed, scene.deeds) as deeds:
                 most_s = LONGEST_S + LONGEST_DEED_S * scene.deeds
-                consortium.wait_for(most_s, lambda: consortium.ended(run_id), f"the end {deeds}")
+                consortium.wait_for(most_s, lambda: consortium.ended(run_id), "the end")
             consortium.wait_for_sites()
             consortium.wait_for(60, lambda: _updates(consortium) == [], "the end of the updates")
         summary = consortium.summary(run_id)

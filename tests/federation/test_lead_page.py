@@ -25,7 +25,7 @@ BLOCK = re.compile(r"^```console (lead|site)( daemon)?\n(.*?)^```$", re.MULTILIN
 HUB = "hub.example.org"
 SITE = "cesga"
 ADDRESSES = {"lead": "10.99.0.1", "site": "10.99.0.2"}
-MARK = "FEDFACTORY_TEST_PAGE"
+MARK = "LC_FEDFACTORY_TEST_PAGE"
 
 pytestmark = [
     pytest.mark.federation,

@@ -8,12 +8,12 @@ import os
 import pytest
 from ledger_parts import COST, admitted, charge, update, work
 
+from fedfactory.lease import Lease
 from fedfactory.privacy.entries import Charge, RunKey
 from site_agents.audit import AuditChain
 from site_agents.cli.ledger import BAR, bar, find_run, spark
 from site_agents.cli.main import main
 from site_agents.config import load_agent_config
-from site_agents.lease import Lease
 from site_agents.ledger import Ledger
 from site_agents.policy import DataRule, policy_text
 from site_agents.setup import make_home
@@ -151,7 +151,7 @@ def test_a_copied_ledger_is_moved_by_a_person(home, capsys):
 
 
 def test_nobody_moves_the_ledger_of_an_agent_that_runs(home, capsys):
-    with Lease(home, "run"):
+    with Lease(home, "agent", "run"):
         assert "stop it first" in said(home, capsys, "move", "--reason", "x", code=1)
     assert audited(home)[0] == 0
 

@@ -264,6 +264,9 @@ def test_model_get(desk, capsys, tmp_path):
     assert capsys.readouterr().out == "two\n"
     assert main(["model", "get", "last", "--round", "7"]) == 2
     assert "no model of round 7; rounds that are kept: 1, 2" in capsys.readouterr().err
+    for nowhere in (".", "no/such"):
+        assert main(["model", "get", "last", "--out", nowhere]) == 2
+        assert "cannot be written: --out wants a file" in capsys.readouterr().err
 
 
 def test_a_model_that_arrives_altered_is_never_there(desk, capsys, tmp_path, monkeypatch):

@@ -198,6 +198,21 @@ def test_a_central_evaluation_and_a_warm_start(tmp_path: Path):
     assert config_of("rounds.mode=async", f"evaluation.central={data}", "evaluation.keep=best")
 
 
-def test_a_value_is_named_as_it_is_written():
-    with pytest.raises(UsageError, match=r"^rounds\.per_round=null: expected how many sites"):
-        config_of("rounds.select=random")
+@pytest.mark.parametrize(
+    ("task", "label", "wrong", "known"),
+    [
+        ("tabular", "sick:no|yes", "mae", "accuracy, loss"),
+        ("tabular", "age:50:10", "accuracy", "loss, mae"),
+    ],
+)
+def test_a_metric_that_the_task_will_not_report_is_refused(task, label, wrong, known):
+    kind = "regression" if wrong == "accuracy" else "classification"
+    words = [
+        f"task={task}",
+        f"task.kind={kind}",
+        f"task.label='{label}'",
+        "task.numeric='bmi:25:5'",
+    ]
+    assert config_of(*words).evaluation.metric == "loss"
+    with pytest.raises(UsageError, match=f"'{wrong}'; known: {known}"):
+        config_of(*words, f"evaluation.metric={wrong}")

@@ -5,8 +5,14 @@ import math
 import pytest
 
 from fedfactory.contracts.errors import FedfactoryError, UsageError
-from fedfactory.coordinator.desk.agreement import Limits, can_begin, check_agreement
+from fedfactory.coordinator.desk.agreement import (
+    Limits,
+    can_begin,
+    check_agreement,
+    why_not_resumed,
+)
 from fedfactory.wire.operations import Finding
+from tests.policy_orders import PRIVACY
 from tests.unit.coordinator_submissions import (
     COORDINATOR,
     EVALUATION,
@@ -113,3 +119,32 @@ def test_a_run_without_its_quorum_or_a_required_site_does_not_begin():
     assert reason == "1 of 3 sites can take part now, and the quorum is 2"
     demanding = plan_of(rules=changed(RULES, required=("lumi",)))
     assert can_begin(demanding, [finding("lumi")]) == "lumi: required, and cannot take part now"
+
+
+@pytest.mark.parametrize("status", ["suspended", "failed", "stopped"])
+def test_a_run_that_ended_early_resumes(status):
+    assert why_not_resumed(submission(), status, 1000.0) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "status", "told"),
+    [
+        (submission(), "completed", "is completed: only suspended, failed and stopped ones"),
+        (
+            submission(not_after=999.0),
+            "failed",
+            "has ended, and sites would refuse it: start a new",
+        ),
+        (
+            submission(plan=plan_of(privacy=PRIVACY)),
+            "stopped",
+            "back the privacy budget that they held for it: start a new run from its model (model=",
+        ),
+    ],
+)
+def test_why_a_run_does_not_resume(found, status, told):
+    assert told in why_not_resumed(found, status, 1000.0)
+
+
+def test_a_private_run_that_failed_resumes_with_what_its_sites_hold():
+    assert why_not_resumed(submission(plan=plan_of(privacy=PRIVACY)), "failed", 1000.0) is None

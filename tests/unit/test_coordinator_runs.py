@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from fedfactory.contracts.errors import EnvironmentFailedError, UnknownNameError
+from fedfactory.contracts.errors import UnknownNameError
 from fedfactory.coordinator.desk.watching import watch
-from fedfactory.coordinator.home_lock import home_lock
 from fedfactory.coordinator.running.journal import JOURNAL, Journal
 from fedfactory.coordinator.running.run_files import SUMMARY
 from fedfactory.coordinator.runs import REOPEN, STOP, SUBMISSION, Runs, StopWish, Taken, status_of
 from fedfactory.coordinator.schedule import to_start
+from fedfactory.lease import Lease, LeaseHeldError
 from fedfactory.rounds.events import RunStarted, SiteConnected
 from tests.unit.coordinator_submissions import plan_of, submission
 
@@ -133,7 +133,7 @@ def test_progress_is_what_the_run_itself_did(tmp_path):
 
 def test_one_daemon_to_a_home(tmp_path):
     told = r"process \d+ on .* stop it first"
-    with home_lock(tmp_path), pytest.raises(EnvironmentFailedError, match=told):
-        home_lock(tmp_path).__enter__()
-    with home_lock(tmp_path):
-        pass
+    with Lease(tmp_path, "coordinator", "run"), pytest.raises(LeaseHeldError, match=told):
+        Lease(tmp_path, "coordinator", "run")
+    with Lease(tmp_path, "coordinator", "run"), Lease(tmp_path, "agent", "run"):
+        pass  # of the one kind and of the other

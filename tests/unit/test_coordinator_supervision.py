@@ -18,6 +18,7 @@ def seen(**changes):
     values = {
         "now": 1000.0,
         "flower_ready": True,
+        "starter_stopped": False,
         "handed_at": None,
         "here": False,
         "alive_at": 1000.0,
@@ -56,6 +57,9 @@ def test_a_long_life_forgives_the_deaths_before_it():
         ({"deaths": DEATHS_TO_SUSPEND}, "suspend"),
         ({"handed_at": 999.0}, "wait"),
         ({"handed_at": 1000.0 - HELLO_S - 1}, "kill_superexec"),
+        ({"handed_at": 1000.0 - FROZEN_S - 1}, "wait"),
+        ({"handed_at": 1000.0 - FROZEN_S - 1, "starter_stopped": True}, "kill_superexec"),
+        ({"handed_at": 999.0, "starter_stopped": True}, "wait"),
         ({"handed_at": 1.0, "here": True}, "wait"),
         ({"handed_at": 1.0, "here": True, "alive_at": 1000.0 - FROZEN_S - 1}, "kill"),
         # While SuperLink is away the ServerApp that is here is still looked after.

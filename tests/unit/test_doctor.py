@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fedfactory.lease import Lease
 from site_agents import control
 from site_agents.cli.main import main
 from site_agents.config import AgentConfig, load_agent_config
@@ -26,7 +27,6 @@ from site_agents.doctor.house import (
     examine_versions,
 )
 from site_agents.doctor.way import Heard, examine_way, judge_answer, judge_lifetime, proxy_for
-from site_agents.lease import Lease
 from site_agents.policy import DataRule, policy_text
 from site_agents.setup import make_home
 
@@ -106,7 +106,7 @@ def test_a_lineage_without_a_budget(config: AgentConfig):
 def test_rights_holder_and_the_administrators_word(config: AgentConfig):
     (config.home / "identity").mkdir(mode=0o755)
     control.set(config.home, "paused", by="ana", reason="upgrade")
-    with Lease(config.home, "run"):
+    with Lease(config.home, "agent", "run"):
         found = {one.text: one for one in examine_home(config)}
     assert found["others may look into identity"].todo == f"chmod -R go= {config.home}"
     assert found["paused by ana: upgrade"].level == "warn"

@@ -14,6 +14,7 @@ from fedfactory.rounds.events import (
     DeadlinePassed,
     Event,
     RunFailed,
+    RunReopened,
     SiteLeft,
     SiteLost,
     StopRequested,
@@ -47,7 +48,7 @@ def test_who_contributed() -> None:
     assert (
         found.sentence == "lumi, round 1: contributed: its update (10 examples) went into the model"
     )
-    assert found.evidence == (1, 2, 4)
+    assert found.evidence == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +143,17 @@ def test_the_run_ended_first() -> None:
     run = Run()
     run.feed(sent(*SITES), RunFailed(at=9.0, reason="disk full"))
     assert "the run failed before it answered (disk full)" in told(run).sentence
+
+
+def test_what_was_before_a_run_was_let_go_on_shows_nothing_of_the_round_made_again() -> None:
+    run = Run(run_plan(evaluate=False))
+    run.feed(sent(*SITES), SiteLeft(at=5.0, site="lumi", code="revoked"), accepted("cesga"))
+    run.feed(StopRequested(at=9.0, reason="ana", after_round=False), RunReopened(at=10.0, by="ana"))
+    assert told(run).sentence == "lumi, round 1: queued: its order has not gone out yet"
+    assert told(run, "cesga").evidence == ()
+    run.feed(replace(sent(*SITES), at=11.0), replace(accepted("cesga"), at=12.0))
+    assert told(run, "cesga").evidence == (6, 7)
+    assert "on its order of 1970-01-01 00:00:11 UTC" in told(run).sentence
 
 
 def test_under_way() -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from fedfactory.contracts.errors import EnvironmentFailedError
-from site_agents.lease import LOCK_FILE, Lease, LeaseHeldError, holder_of
+from fedfactory.lease import Lease, LeaseHeldError, holder_of
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from site_agents.lease import Lease\n"
-    "lease = Lease(Path(sys.argv[1]), 'run'); print('held', flush=True); time.sleep(60)\n"
+    "import sys, time; from pathlib import Path; from fedfactory.lease import Lease\n"
+    "lease = Lease(Path(sys.argv[1]), 'agent', 'run'); print('held', flush=True); time.sleep(60)\n"
 )
 
 
@@ -36,47 +36,47 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 
 def test_a_second_one_is_refused_and_told_who_holds_it(tmp_path: Path):
-    with Lease(tmp_path, "run"):
+    with Lease(tmp_path, "agent", "run"):
         with pytest.raises(LeaseHeldError, match=rf"process {os.getpid()} .*\(run\)"):
-            Lease(tmp_path, "tick")
-        holder = holder_of(tmp_path)
+            Lease(tmp_path, "agent", "tick")
+        holder = holder_of(tmp_path, "agent")
         assert holder is not None
         assert (holder.pid, holder.mode) == (os.getpid(), "run")
-    assert holder_of(tmp_path) is None
-    Lease(tmp_path, "tick").close()
+    assert holder_of(tmp_path, "agent") is None
+    Lease(tmp_path, "agent", "tick").close()
 
 
 def test_another_process_holds_it_until_it_is_killed(tmp_path: Path):
     other = _other(tmp_path)
     with pytest.raises(LeaseHeldError, match=f"process {other.pid} "):
-        Lease(tmp_path, "run")
+        Lease(tmp_path, "agent", "run")
     _kill(other)
-    assert holder_of(tmp_path) is None
-    with Lease(tmp_path, "run"):
-        assert holder_of(tmp_path) is not None
+    assert holder_of(tmp_path, "agent") is None
+    with Lease(tmp_path, "agent", "run"):
+        assert holder_of(tmp_path, "agent") is not None
 
 
 def test_looking_takes_nothing_and_makes_nothing(tmp_path: Path):
-    assert holder_of(tmp_path) is None
-    assert not (tmp_path / LOCK_FILE).exists()
-    with Lease(tmp_path, "run"):
+    assert holder_of(tmp_path, "agent") is None
+    assert not (tmp_path / "agent.lock").exists()
+    with Lease(tmp_path, "agent", "run"):
         for _ in range(3):
-            assert holder_of(tmp_path) is not None
+            assert holder_of(tmp_path, "agent") is not None
 
 
 def test_a_holder_that_has_not_said_who_it_is_still_holds(tmp_path: Path):
-    with Lease(tmp_path, "run"):
-        (tmp_path / LOCK_FILE).write_text("")
-        holder = holder_of(tmp_path)
+    with Lease(tmp_path, "agent", "run"):
+        (tmp_path / "agent.lock").write_text("")
+        holder = holder_of(tmp_path, "agent")
         assert holder is not None
         assert holder.pid == 0
         with pytest.raises(LeaseHeldError, match="has not said"):
-            Lease(tmp_path, "run")
+            Lease(tmp_path, "agent", "run")
 
 
 def test_a_home_that_cannot_be_written_is_named(tmp_path: Path):
     with pytest.raises(EnvironmentFailedError, match=r"agent\.lock cannot be written"):
-        Lease(tmp_path / "missing", "run")
+        Lease(tmp_path / "missing", "agent", "run")
 
 
 def test_a_full_disk_hides_who_holds_it_and_nothing_more(tmp_path: Path):
@@ -87,6 +87,6 @@ def test_a_full_disk_hides_who_holds_it_and_nothing_more(tmp_path: Path):
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
     with pytest.raises(LeaseHeldError, match="has not said who it is"):
-        Lease(tmp_path, "run")
+        Lease(tmp_path, "agent", "run")
     _kill(other)
-    Lease(tmp_path, "run").close()
+    Lease(tmp_path, "agent", "run").close()

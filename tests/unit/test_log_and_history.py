@@ -88,6 +88,7 @@ def test_summary_names_who_took_part_and_why_others_did_not() -> None:
     assert "not connected" in line["sites"]["c"]["reason"]
     assert found["final"] == {"loss": 0.5, "accuracy": 0.9}
     assert found["never_took_part"] == ["b", "c"]
+    assert "also for runs beside it" in found["bytes_count"]
 
 
 def test_an_answer_counts_once() -> None:

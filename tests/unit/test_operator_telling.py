@@ -61,8 +61,8 @@ def test_members():
 def test_a_site_that_does_not_answer_and_one_that_does():
     line = LogLine(at=NOW, round=3, kind="train", outcome="budget_exhausted", seconds=None)
     assert log_lines(SiteLogs(status="let_out", lines=(line,)), "lumi") == [
-        "WHEN                  ROUND  WORK   OUTCOME                                                          SECONDS",
-        "2027-01-15 08:00 UTC  3      train  what the site's privacy budget has left does not cover the plan  -",
+        "WHEN                     ROUND  WORK   OUTCOME                                                          SECONDS",
+        "2027-01-15 08:00:00 UTC  3      train  what the site's privacy budget has left does not cover the plan  -",
     ]
     assert log_lines(SiteLogs(status="let_out", lines=()), "lumi") == [
         "lumi has no record of this run"

@@ -347,6 +347,58 @@ def test_another_version_and_damage_are_named(tmp_path: Path) -> None:
         Registry(tmp_path / "absent" / "registry.sqlite")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "where"),
+    [
+        ("UPDATE members SET role = 'sitf'", "table members, row 1, role: expected one of"),
+        ("UPDATE members SET name = 'a/b'", "table members, row 1, name: expected a member's name"),
+        ("UPDATE members SET name = CAST(x'c3' AS TEXT)", "name: expected text in UTF-8"),
+        ("UPDATE certificates SET fingerprint = 'md5'", "row 1, fingerprint: expected a key's"),
+        ("UPDATE invitations SET expires_at = -1e9", "expires_at: expected a time in Unix seconds"),
+    ],
+)
+def test_a_damaged_cell_is_named_by_its_place_and_not_by_what_it_holds(
+    tmp_path: Path, clock: Clock, wrong: str, where: str
+) -> None:
+    path = tmp_path / "registry.sqlite"
+    with Registry(path, clock) as registry:
+        registry.invite(CESGA, made(clock, KEYS[0]), by="ana")
+        admit(registry, clock, 0, 1)
+    with sqlite3.connect(path) as database:
+        database.execute(wrong)
+    database.close()
+    with pytest.raises(UsageError, match="consortium show") as found:
+        Registry(path, clock)
+    assert where in str(found.value)
+    assert str(path) in str(found.value)
+    assert not any(held in str(found.value) for held in ("sitf", "a/b", "md5"))
+
+
+def test_damage_while_it_is_in_use_refuses_everybody_and_says_what_to_do(
+    tmp_path: Path, clock: Clock
+) -> None:
+    path = tmp_path / "registry.sqlite"
+    with Registry(path, clock) as registry:
+        registry.invite(CESGA, made(clock, KEYS[0]), by="ana")
+        issued = admit(registry, clock, 0, 1)
+    with Registry(path, clock) as registry:
+        with sqlite3.connect(path) as another:  # a change of another's: what was read is read anew
+            another.execute("UPDATE members SET seen_at = 1.0")
+        another.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        another.close()
+        with path.open("r+b") as file:
+            file.seek(4096)
+            file.write(bytes([255]) * (path.stat().st_size - 4096))
+        for ask in (
+            lambda: registry.standing(CESGA, issued.facts),
+            registry.members,
+            registry.sites,
+            lambda: registry.invite(ANA, made(clock, KEYS[2]), by="ana"),
+        ):
+            with pytest.raises(EnvironmentFailedError, match="is damaged: put the last copy"):
+                ask()
+
+
 # ---- everything in any order -----------------------------------------------------------------------
 
 NAMES = ("cesga", "lumi")

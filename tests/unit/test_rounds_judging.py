@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from fedfactory.rounds.events import (
@@ -166,3 +168,14 @@ def test_a_model_that_two_rounds_share_is_not_dropped_with_the_first() -> None:
         run.train(number)
         run.feed(made(number).__class__(at=2.0, round=number, model=blob(1), state=None))
         assert dropped(run) == []
+
+
+@pytest.mark.parametrize("judged", [{"keep": "best"}, {"patience": 1}])
+def test_a_metric_that_nobody_reported_is_told(judged: dict[str, Any]) -> None:
+    run = Run(run_plan(metric="accuracy", **judged))
+    run.finish_round(1, 0.5)
+    run.finish_round(2, 0.5)
+    assert run.only(Finish).reason == (
+        "every round is finished; nothing ever measured its accuracy, so the last model is kept"
+    )
+    assert run.only(Finish).model == blob(2)

@@ -32,6 +32,7 @@ class Flower:
 
     def __init__(self):
         self.epoch, self.starts_apps, self.handed = 1, True, 0
+        self.is_starter_stopped = False
 
     @property
     def client(self):

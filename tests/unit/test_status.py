@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from fedfactory.contracts.orders import WorkKey
+from fedfactory.lease import Holder, Lease
 from site_agents.cli.main import main
 from site_agents.cli.status import status_lines
 from site_agents.config import AGENT_FILE
 from site_agents.control import ControlState
-from site_agents.lease import Holder, Lease
 from site_agents.status import KEEP_DONE, STATUS_FILE, StatusBoard, read_status
 
 RUNNING = ControlState(name="running", by="", at=0.0, reason="")
@@ -108,7 +108,7 @@ def test_json_with_the_daemon_down_and_up(tmp_path: Path, capsys: pytest.Capture
     assert (down["agent"], down["last_known"]) == (None, None)
     assert down["control"]["name"] == "running"
     StatusBoard(tmp_path).connection("connected", "hub:443")
-    with Lease(tmp_path, "run"):
+    with Lease(tmp_path, "agent", "run"):
         assert main(["status", "--home", str(tmp_path), "--json"]) == 0
     up = json.loads(capsys.readouterr().out)
     assert up["agent"]["mode"] == "run"

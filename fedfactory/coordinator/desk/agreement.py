@@ -81,6 +81,21 @@ def can_begin(plan: RunPlan, findings: Iterable[Finding]) -> str | None:
     return None
 
 
+def why_not_resumed(found: Submission, status: str, now: float) -> str | None:
+    """Return why a run of this status does not go on, None if it can; `now` is Unix seconds."""
+    anew = f"start a new run from its model (model={found.plan.run_id})"
+    if status not in ("suspended", "failed", "stopped"):
+        return f"is {status}: only suspended, failed and stopped ones resume"
+    if found.signed.terms.not_after <= now:
+        return f"has a signed plan that has ended, and sites would refuse it: {anew}"
+    if status == "stopped" and found.plan.privacy is not None:
+        return (
+            "was stopped, and its sites have taken back the privacy budget that they held for it:"
+            f" {anew}"
+        )
+    return None
+
+
 def _same(what: str, signed: object, planned: object) -> None:
     if signed != planned:
         raise UsageError(f"{what}: the signed terms say one thing and the plan another")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from fedfactory.contracts.errors import IdentityError, RefusedError, UsageError
 from fedfactory.contracts.questions import Question, SignedQuestion
 from fedfactory.coordinator.coordinator_config import CoordinatorConfig
+from fedfactory.coordinator.desk.agreement import why_not_resumed
 from fedfactory.coordinator.desk.fitness import unfit_sites
 from fedfactory.coordinator.desk.submitting import Submitting
 from fedfactory.coordinator.desk.watching import find_model, kept_models, watch
@@ -149,15 +150,8 @@ class Desk:
         """Let a suspended, failed or stopped run go on from its last finished round."""
         run = self._runs.find(wanted.run_id)
         status = self._schedule.status(run)
-        if status not in ("suspended", "failed", "stopped"):
-            raise RefusedError(
-                f"the run {run.run_id} is {status}: only suspended, failed and stopped ones resume"
-            )
-        if run.taken.submission.signed.terms.not_after <= time.time():
-            raise RefusedError(
-                f"the signed plan of {run.run_id} has ended: sites would refuse it; start a new run"
-                f" from its model (model={run.run_id})"
-            )
+        if reason := why_not_resumed(run.taken.submission, status, time.time()):
+            raise RefusedError(f"the run {run.run_id} {reason}")
         run.let_go_on(peer.name)
         self._wake.set()
         log.info("%s resumes run %s", peer.name, run.run_id)

@@ -23,13 +23,13 @@ from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.questions import Answer, SignedQuestion
 from fedfactory.coordinator.gateway.blob_calls import BlobCalls, Traffic
 from fedfactory.coordinator.gateway.blobs import BlobStore
-from fedfactory.coordinator.gateway.doorbells import Doorbell, Questions
+from fedfactory.coordinator.gateway.doorbells import Doorbells, Questions
 from fedfactory.coordinator.gateway.front_door import Behaviour, FrontDoor, Standing
 from fedfactory.coordinator.gateway.health import Health
 from fedfactory.coordinator.gateway.limits import GatewayLimits
 from fedfactory.coordinator.gateway.offers import Offers
 from fedfactory.coordinator.gateway.open_calls import OpenCall
-from fedfactory.coordinator.gateway.tunnel import Call, Node, PushTracker, check_call
+from fedfactory.coordinator.gateway.tunnel import Call, Node, PushTracker, check_call, has_fetched
 from fedfactory.identity.enrolment import Identity
 from fedfactory.identity.roles import Peer
 from fedfactory.wire.rpc import gateway_pb2 as pb
@@ -81,7 +81,7 @@ class Gateway:
         self._forward = forward
         self._lock = threading.Lock()
         self._nodes: dict[str, Node] = {}
-        self._doorbells: dict[str, Doorbell] = {}
+        self._bells = Doorbells()
         self._offers = Offers()
         self._traffic = Traffic()
         self._blobs = BlobCalls(store, self._offers, self._traffic, limits.max_model_bytes)
@@ -149,6 +149,7 @@ class Gateway:
                 f"the gateway cannot listen on {name}:{port}: is the port taken?",
                 diagnostic=str(error),
             ) from error
+        self._bells.start()
         self._server.start()
         self._door.calls.start()
         return int(bound)
@@ -156,7 +157,7 @@ class Gateway:
     def stop(self) -> None:
         """Hang up."""
         self._health.stop()
-        self.hang_up_all()
+        self._bells.stop()
         self._server.stop(grace=STOP_GRACE_S).wait()
         self._door.calls.stop()
         self._threads.shutdown(wait=False)
@@ -190,8 +191,7 @@ class Gateway:
 
     def connected(self) -> list[str]:
         """Sites whose doorbell is open."""
-        with self._lock:
-            return sorted(self._doorbells)
+        return self._bells.sites()
 
     def cut(self, peer: Peer) -> None:
         """End every open call of a member's at once; new ones are the registry's to refuse."""
@@ -199,22 +199,15 @@ class Gateway:
 
     def hang_up_all(self) -> None:
         """End all doorbells: the sites come back, and say anew that they are there."""
-        with self._lock:
-            bells = list(self._doorbells.values())
-        for bell in bells:
-            bell.close()
+        self._bells.hang_up_all()
 
     def ring(self, site: str) -> None:
-        """Tell a site that there may be a message; a ring still unheard is not repeated."""
-        with self._lock:
-            bell = self._doorbells.get(site)
-        if bell is not None:
-            bell.ring()
+        """Tell a site, as soon as it is its turn, that there may be a message."""
+        self._bells.ring(site)
 
     def ask(self, site: str, question: SignedQuestion, timeout_s: float) -> Answer | None:
         """Ask a site; None if it is not connected, goes, or gives no readable answer in time."""
-        with self._lock:
-            bell = self._doorbells.get(site)
+        bell = self._bells.find(site)
         return None if bell is None else self._questions.ask(bell, site, question, timeout_s)
 
     def traffic(self) -> dict[str, dict[str, int]]:
@@ -262,42 +255,29 @@ class Gateway:
         )
         self._traffic.count(call.peer, down=len(answer), up=len(fleet.body))
         if status == HTTP_OK:
+            if has_fetched(fleet, answer):
+                self._bells.fetched(node.site)
             with self._lock:
                 answered = self._pushes.completes(node.site, fleet, answer)
-                listeners = self._listeners
             if answered:
-                for listener in listeners:
-                    listener.replied(answered)
+                self._tell(lambda listener: listener.replied(answered))
         return pb.TunnelReply(status=status, body=answer)
 
     def _listen(self, call: OpenCall, request: pb.ListenRequest) -> Iterator[pb.Ring]:
         """Ring once at once, then whenever there may be a message; the latest stream counts."""
         del request
         site = self._node(call.peer).site
-        bell = Doorbell()
-        with self._lock:
-            older = self._doorbells.get(site)
-            self._doorbells[site] = bell
-            listeners = self._listeners
-        if older is not None:
-            older.close()
+        bell = self._bells.open(site)
         call.wakes_by(bell.close)
-        for listener in listeners:
-            listener.came(site)
+        self._tell(lambda listener: listener.came(site))
         try:
             yield from bell.rings()
             if call.ended_by is not None:
                 raise call.ended_by
         finally:
-            with self._lock:
-                gone = self._doorbells.get(site) is bell
-                if gone:
-                    del self._doorbells[site]
-                listeners = self._listeners
-            if gone:
+            if self._bells.remove(site, bell):
                 self._questions.give_up(site)
-                for listener in listeners:
-                    listener.went(site)
+                self._tell(lambda listener: listener.went(site))
 
     def _answer(self, call: OpenCall, request: pb.SiteAnswer) -> pb.AnswerReceipt:
         """Take the answer to a question."""
@@ -305,6 +285,12 @@ class Gateway:
         return pb.AnswerReceipt()
 
     # ---- within ----------------------------------------------------------------------------
+
+    def _tell(self, say: Callable[[Listener], None]) -> None:
+        with self._lock:
+            listeners = self._listeners
+        for listener in listeners:
+            say(listener)
 
     def _node(self, peer: Peer) -> Node:
         with self._lock:

@@ -109,6 +109,13 @@ def _check_node(node: Node, method: str, request: Any) -> None:
                 raise IdentityError("a site may push replies, not messages of its own")
 
 
+def has_fetched(call: Call, answer: bytes) -> bool:
+    """Whether a successful call says that its site has a message in hand, or that none is there."""
+    if call.method == "PULL_MESSAGES":
+        return not answer
+    return call.method == "CONFIRM_MESSAGE_RECEIVED"
+
+
 @dataclass(slots=True)
 class PushTracker:
     """Knows when a reply is whole: when the last object SuperLink asked for has been pushed.

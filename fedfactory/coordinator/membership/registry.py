@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -20,15 +20,11 @@ from fedfactory.contracts.errors import (
     UnknownNameError,
     UsageError,
 )
+from fedfactory.coordinator.membership import registry_questions as questions
 from fedfactory.coordinator.membership import registry_rows as rows
 from fedfactory.coordinator.membership.registry_rows import ASK_AGAIN, Issued, Newcomer
-from fedfactory.coordinator.membership.registry_schema import open_database
-from fedfactory.coordinator.membership.registry_values import (
-    Holder,
-    enrolled,
-    invited_member,
-    revoked,
-)
+from fedfactory.coordinator.membership.registry_schema import PUT_BACK, open_database
+from fedfactory.coordinator.membership.registry_values import Holder
 from fedfactory.identity.facts import CertificateFacts
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.identity.signing import fingerprint
@@ -43,12 +39,14 @@ class Registry:
 
     Raises:
         UsageError: the file is of another version or damaged.
-        EnvironmentFailedError: it cannot be opened; from each change: it cannot be written.
+        EnvironmentFailedError: it cannot be opened; from each method: it cannot be read or written,
+            or is damaged.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._lock = threading.RLock()
+        self._path = path
         self._database = open_database(path)
 
     def __enter__(self) -> Self:
@@ -201,8 +199,8 @@ class Registry:
                 sentence says which, and what to do.
         """
         now = self._clock()
-        with self._lock:
-            row = self._database.execute(
+        with self._read() as database:
+            row = database.execute(
                 "SELECT number, role, name, fingerprint, not_after FROM certificates"
                 " WHERE serial = ?",
                 (facts.serial,),
@@ -212,26 +210,21 @@ class Registry:
             if min(row["not_after"], facts.not_after) <= now:
                 raise IdentityError(f"this certificate has ended: {ASK_AGAIN}")
             if peer.role is Role.INVITED:
-                rows.check_invitation(self._database, row["fingerprint"], now)
+                rows.check_invitation(database, row["fingerprint"], now)
             else:
-                member = rows.check_current(self._database, peer, row["fingerprint"])
+                member = rows.check_current(database, peer, row["fingerprint"])
                 if (member["in_use"] or 0) < row["number"]:
                     self._put_in_use(peer, row["number"])
 
     def sites(self) -> dict[str, str]:
         """Return the node key (PEM) of every enrolled site, by name."""
-        with self._lock:
-            found = self._database.execute(
-                "SELECT name, node_public_key FROM members WHERE role = ? ORDER BY name",
-                (Role.SITE,),
-            ).fetchall()
-        return {row["name"]: row["node_public_key"] for row in found}
+        with self._read() as database:
+            return questions.node_keys(database)
 
     def operators(self) -> dict[str, str]:
         """Return the key's fingerprint of every enrolled operator, by name."""
-        with self._lock:
-            found = rows.rows_of(self._database, "members", Role.OPERATOR)
-        return {row["name"]: row["fingerprint"] for row in found}
+        with self._read() as database:
+            return questions.operator_keys(database)
 
     def seen(self, site: str) -> None:
         """Write down that a site is connected, or was until now."""
@@ -243,46 +236,13 @@ class Registry:
 
     def members(self, connected: Collection[str] = ()) -> tuple[Member, ...]:
         """Return everybody, by role and name; `connected` are the sites that are now."""
-        now = self._clock()
-        with self._lock:
-            people = self._database.execute("SELECT * FROM members").fetchall()
-            waiting = self._database.execute(
-                "SELECT * FROM invitations WHERE used_by IS NULL AND voided IS NULL ORDER BY number"
-            ).fetchall()
-            cut_off = self._database.execute("SELECT * FROM revocations").fetchall()
-        found = {(row["role"], row["name"]): revoked(row) for row in cut_off}
-        for row in waiting:  # the newest last: it counts
-            found[row["role"], row["name"]] = invited_member(row, now)
-        for row in people:
-            key = (row["role"], row["name"])
-            other = found.get(key)
-            if row["valid_until"] > now or other is None or other.status != "invited":
-                is_here = row["role"] == Role.SITE and row["name"] in connected
-                found[key] = enrolled(row, now, is_connected=is_here)
-        return tuple(found[key] for key in sorted(found))
+        with self._read() as database:
+            return questions.everybody(database, self._clock(), connected)
 
     def holders(self) -> tuple[Holder, ...]:
-        """Return who holds what that still counts, and which root it rests on.
-
-        A member's certificate is the newest one it was seen with: an answer may be lost.
-        """
-        now = self._clock()
-        with self._lock:
-            found = self._database.execute(
-                "SELECT role, name, min(number), not_after, root FROM ("
-                " SELECT c.* FROM certificates c JOIN members m USING (role, name, fingerprint)"
-                " WHERE c.not_after > ?1 AND c.number >= coalesce(m.in_use, 0)"
-                " UNION SELECT c.number, c.serial, i.role, i.name, c.fingerprint, c.not_after,"
-                " c.root, c.issued_at FROM certificates c JOIN invitations i USING (fingerprint)"
-                " WHERE c.not_after > ?1 AND i.used_by IS NULL AND i.voided IS NULL AND i.number ="
-                " (SELECT max(number) FROM invitations WHERE role = i.role AND name = i.name)"
-                ") GROUP BY role, name ORDER BY role, name",
-                (now,),
-            ).fetchall()
-        return tuple(
-            Holder(role=row["role"], name=row["name"], not_after=row["not_after"], root=row["root"])
-            for row in found
-        )
+        """Return who holds what that still counts, and which root it rests on."""
+        with self._read() as database:
+            return questions.holders(database, self._clock())
 
     def _put_in_use(self, peer: Peer, number: int) -> None:
         with self._change() as database:
@@ -292,17 +252,27 @@ class Registry:
             )
 
     @contextmanager
-    def _change(self) -> Iterator[sqlite3.Connection]:
+    def _read(self) -> Iterator[sqlite3.Connection]:
         try:
             with self._lock:
-                self._database.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._database
-                except BaseException:
-                    self._database.execute("ROLLBACK")
-                    raise
-                self._database.execute("COMMIT")
+                yield self._database
         except sqlite3.OperationalError as error:
             raise EnvironmentFailedError(
-                "the consortium's registry cannot be written", diagnostic=str(error)
+                f"the registry {self._path} cannot be read or written", diagnostic=str(error)
             ) from error
+        except sqlite3.DatabaseError as error:
+            raise EnvironmentFailedError(
+                f"{self._path} is damaged: {PUT_BACK}", diagnostic=str(error)
+            ) from error
+
+    @contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        with self._read() as database:
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+            except BaseException:
+                with suppress(sqlite3.Error):  # SQLite has rolled back by itself after some errors
+                    database.execute("ROLLBACK")
+                raise
+            database.execute("COMMIT")

@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Final
 
 from fedfactory.contracts.errors import EnvironmentFailedError, UsageError
+from fedfactory.coordinator.membership.registry_check import wrong_cell
 
 SCHEMA_VERSION: Final = 1
+PUT_BACK: Final = (
+    "put the last copy of the coordinator's home back, and look at it with `fedfactory consortium"
+    " show`; until then nobody is admitted"
+)
 BUSY_S: Final = 20.0
 # A member has one key for life; another name's key, or one that was cut off, is never taken again.
 # `in_use` is the number of the newest certificate that the member was seen with.
@@ -82,12 +87,12 @@ def open_database(path: Path) -> sqlite3.Connection:
         database = sqlite3.connect(
             path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
         )
-        database.row_factory = sqlite3.Row
         try:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")
             _begin_or_check(database, path)
             _check_whole(database)
+            database.row_factory = sqlite3.Row
         except BaseException:
             database.close()
             raise
@@ -96,10 +101,7 @@ def open_database(path: Path) -> sqlite3.Connection:
             f"the registry {path} cannot be opened", diagnostic=str(error)
         ) from error
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # a damaged name is no text
-        raise UsageError(
-            f"{path} is damaged: put the last copy of the coordinator's home back",
-            diagnostic=str(error),
-        ) from error
+        raise UsageError(f"{path} is damaged ({error}): {PUT_BACK}") from error
     except OSError as error:
         raise EnvironmentFailedError(
             f"the registry {path} cannot be written ({error.strerror})"
@@ -108,10 +110,14 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 
 def _check_whole(database: sqlite3.Connection) -> None:
-    """Raise sqlite3.DatabaseError if a page or an index of the file is damaged."""
+    """Raise sqlite3.DatabaseError if a page, an index or a cell of the file is damaged."""
     (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
         raise sqlite3.DatabaseError(found)
+    database.text_factory = lambda told: told.decode("utf-8", "surrogateescape")
+    if found := wrong_cell(database):
+        raise sqlite3.DatabaseError(found)
+    database.text_factory = str
 
 
 def _begin_or_check(database: sqlite3.Connection, path: Path) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Final
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD, WorkKey
+from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD, Order, WorkKey
 from fedfactory.contracts.plans import Delivery, SignedEnding
 from fedfactory.coordinator.aggregating.site_plan import SitePlan
 from fedfactory.coordinator.running.run_parts import RunParts
@@ -20,6 +20,8 @@ from fedfactory.rounds.events import SendOrders
 # A reply on its way when the order ends still counts as late, and is told so; Flower would drop it.
 # SuperLink takes up to 55 s to notice that a node went, and a site needs a moment to come back.
 TTL_MARGIN_S: Final = 60.0
+# The first sites begin while the orders of others are still on their way into SuperLink.
+SENT_AT_ONCE: Final = 16
 
 
 class Asking:
@@ -48,21 +50,22 @@ class Asking:
         present = [(site, order) for site, order in orders.items() if site in roster]
         good_for = rules.deadline_s + rules.lateness_s
         expires_at = time.time() + good_for
-        messages = [
-            message(
-                roster[site],
-                order.kind,
-                parts.orders.delivery(order, expires_at),
-                group=order.round,
-                ttl=good_for + TTL_MARGIN_S,
-            )
-            for site, order in present
-        ]
         until = time.monotonic() + good_for + TTL_MARGIN_S
-        for (_, order), sent in zip(present, parts.grid.push_messages(messages), strict=True):
-            if sent:  # None: the node never came online; it is asked when it does
-                self.asked[sent], self._until[sent] = order.key(), until
-        parts.link.ring(site for site, _ in present)
+        for few in _batches(present):
+            messages = [
+                message(
+                    roster[site],
+                    order.kind,
+                    parts.orders.delivery(order, expires_at),
+                    group=order.round,
+                    ttl=good_for + TTL_MARGIN_S,
+                )
+                for site, order in few
+            ]
+            for (_, order), sent in zip(few, parts.post.push_messages(messages), strict=True):
+                if sent:  # None: the node never came online; it is asked when it does
+                    self.asked[sent], self._until[sent] = order.key(), until
+            parts.link.ring(site for site, _ in few)
 
     def _serve(self, plan: SitePlan, model: BlobRef) -> None:
         """Let the gateway serve a base: the shared model, or one of the strategy's own making."""
@@ -90,6 +93,12 @@ class Asking:
         spent = sorted(digest for digest in self._adopted if digest not in needed)
         self._adopted.difference_update(spent)
         return spent
+
+
+def _batches(present: Sequence[tuple[str, Order]]) -> Iterator[Sequence[tuple[str, Order]]]:
+    """Yield the orders few by few."""
+    for first in range(0, len(present), SENT_AT_ONCE):
+        yield present[first : first + SENT_AT_ONCE]
 
 
 def message(

@@ -121,7 +121,7 @@ class Closing:
             message(node, "query", parts.orders.ending(site), group=0, ttl=ENDING_WAIT_S)
             for site, node in roster.items()
         ]
-        waiting = {sent for sent in parts.grid.push_messages(messages) if sent}
+        waiting = {sent for sent in parts.post.push_messages(messages) if sent}
         parts.link.ring(roster)
         end = time.monotonic() + ENDING_WAIT_S
         while waiting and (left := end - time.monotonic()) > 0:
@@ -134,7 +134,7 @@ class Closing:
     def _heard(self, message_id: str, waiting: Iterable[str]) -> set[str]:
         if message_id not in set(waiting):
             return set()
-        found = self._parts.grid.pull_messages([message_id])
+        found = self._parts.post.pull_messages([message_id])
         return {reply.metadata.reply_to_message_id for reply in found}
 
 

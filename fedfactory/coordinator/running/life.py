@@ -7,6 +7,7 @@ is asked in return waits in `todo`. Performs nothing itself.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 from fedfactory.coordinator.running.ordering import Orders
 from fedfactory.coordinator.running.standing import (
@@ -79,6 +80,13 @@ class Life:
                 standing.resolve_absent(event.site)
         elif isinstance(event, RunStarted | ModelAggregated) and is_async(self.state):
             standing.open_async(self.state)
+
+    def holds(self, answer: ReplyAccepted) -> bool:
+        """Whether this very answer is in: a site asked again in mid-reply gives it twice."""
+        state = self.state
+        waiting = (update.answer for update in state.waiting)
+        known = (*state.answers("train"), *state.answers("evaluate"), *waiting)
+        return any(replace(found, at=answer.at) == answer for found in known)
 
     def _gave_up(self, site: str) -> bool:
         """Whether a site's refusal is its last word in the sync round under way."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
-from flwr.serverapp import Grid
+from flwr.app import Message
 
 from fedfactory.coordinator.anchors import Anchors
 from fedfactory.coordinator.run_settings import RunSettings
@@ -21,11 +23,21 @@ from fedfactory.coordinator.running.run_files import RunFiles
 Happenings = queue.SimpleQueue[LinkRing | Measured]
 
 
+class Mail(Protocol):
+    """Messages out to nodes and their replies in, as Flower's Grid has them."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages; return their ids, None for what was not taken."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies to these messages that are there; each is given once."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunParts:
     """The parts of one run. `measuring` is None where there is no public set."""
 
-    grid: Grid
+    post: Mail
     link: Link
     journal: Journal
     files: RunFiles

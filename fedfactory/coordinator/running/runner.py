@@ -41,6 +41,7 @@ from fedfactory.rounds.events import (
     MeasureCentrally,
     OrdersSent,
     RecordRound,
+    ReplyAccepted,
     RunFailed,
     RunStarted,
     SendOrders,
@@ -153,6 +154,8 @@ class Runner:
     def _feed(self, events: Sequence[Event]) -> None:
         """Let the machine hear what happened; it is written before anything comes of it."""
         for event in events:
+            if isinstance(event, ReplyAccepted) and self._life.holds(event):
+                continue
             self._unwritten.append(event)
             self._note(event)
             self._life.apply(event)

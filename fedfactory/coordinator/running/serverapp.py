@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedfactory.coordinator.aggregating.strategy_loading import load_aggregation
 from fedfactory.coordinator.anchors import Anchors
-from fedfactory.coordinator.flower_seam import APP_KEYS, bound_retries
+from fedfactory.coordinator.flower_seam import APP_KEYS, Post
 from fedfactory.coordinator.run_settings import RunSettings
 from fedfactory.coordinator.running.checkpoints import Checkpoints
 from fedfactory.coordinator.running.journal import JOURNAL, Journal
@@ -24,7 +24,7 @@ from fedfactory.coordinator.running.measuring import Measuring
 from fedfactory.coordinator.running.ordering import Orders
 from fedfactory.coordinator.running.run_files import RunFiles
 from fedfactory.coordinator.running.run_log import run_log
-from fedfactory.coordinator.running.run_parts import Happenings, RunParts
+from fedfactory.coordinator.running.run_parts import Happenings, Mail, RunParts
 from fedfactory.coordinator.running.runner import Runner
 from fedfactory.coordinator.running.standing import Standing
 from fedfactory.identity.signing import Signer
@@ -38,11 +38,11 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the rounds that the settings file describes."""
     link_path, settings_path = (Path(str(context.run_config[key])) for key in APP_KEYS)
-    bound_retries(grid, SUPERLINK_PATIENCE_S)
-    serve(grid, link_path, RunSettings.read(settings_path))
+    post = Post(grid, SUPERLINK_PATIENCE_S)
+    serve(post, link_path, RunSettings.read(settings_path))
 
 
-def serve(grid: Grid, link_path: Path, settings: RunSettings) -> None:
+def serve(post: Mail, link_path: Path, settings: RunSettings) -> None:
     """Run, or go on with, the run of `settings` until it ends or its gateway is gone; logged."""
     happenings: Happenings = Happenings()
     folder = Path(settings.run_folder)
@@ -59,7 +59,7 @@ def serve(grid: Grid, link_path: Path, settings: RunSettings) -> None:
             update_path=link.blob_path,
         )
         parts = RunParts(
-            grid=grid,
+            post=post,
             link=link,
             journal=journal,
             files=RunFiles(folder),

@@ -34,7 +34,7 @@ class Taking:
         """Return what the replies to these messages come to; another run's are left alone."""
         ours = [message_id for message_id in message_ids if message_id in self._asked]
         events: list[Event] = []
-        for message in self._parts.grid.pull_messages(ours) if ours else ():
+        for message in self._parts.post.pull_messages(ours) if ours else ():
             key = self._asked.pop(message.metadata.reply_to_message_id, None)
             if key is None:
                 continue

@@ -98,12 +98,14 @@ class ListenRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Ring(_message.Message):
-    __slots__ = ("question_id", "question")
+    __slots__ = ("question_id", "question", "messages")
     QUESTION_ID_FIELD_NUMBER: _ClassVar[int]
     QUESTION_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
     question_id: str
     question: bytes
-    def __init__(self, question_id: _Optional[str] = ..., question: _Optional[bytes] = ...) -> None: ...
+    messages: int
+    def __init__(self, question_id: _Optional[str] = ..., question: _Optional[bytes] = ..., messages: _Optional[int] = ...) -> None: ...
 
 class SiteAnswer(_message.Message):
     __slots__ = ("question_id", "answer")

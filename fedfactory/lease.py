@@ -1,8 +1,8 @@
-"""One agent to a home: a lock on HOME/agent.lock, held while an agent or a tick runs.
+"""One agent, or one coordinator, to a home: a lock on HOME/<program>.lock, held while it runs.
 
 The kernel frees the lock when its holder ends, however it ends; what the file says (who, where,
-since when) is for people. A home on a network file system needs one that has locks; the ledger,
-always on a local disk, lets a second agent spend nothing in any case.
+since when) is for people. A home on a network file system needs one that has locks; a site's
+ledger, always on a local disk, lets a second agent spend nothing in any case.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Literal, Self
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import EnvironmentFailedError, ProtocolError
 
-LOCK_FILE: Final = "agent.lock"
+Program = Literal["agent", "coordinator"]
 Mode = Literal["run", "tick"]
 
 
@@ -35,9 +35,9 @@ class Holder:
 
 
 class LeaseHeldError(EnvironmentFailedError):
-    """Another agent runs on this home."""
+    """Another one runs on this home."""
 
-    def __init__(self, home: Path, holder: Holder | None) -> None:
+    def __init__(self, home: Path, program: Program, holder: Holder | None) -> None:
         self.holder = holder
         who = (
             f"process {holder.pid} on {holder.host} ({holder.mode}) since"
@@ -45,7 +45,7 @@ class LeaseHeldError(EnvironmentFailedError):
             if holder
             else "a process that has not said who it is"
         )
-        super().__init__(f"another agent runs on {home}: {who}; stop it first")
+        super().__init__(f"another {program} runs on {home}: {who}; stop it first")
 
 
 class Lease:
@@ -56,8 +56,8 @@ class Lease:
         EnvironmentFailedError: the file cannot be written, or not be locked.
     """
 
-    def __init__(self, home: Path, mode: Mode) -> None:
-        path = home / LOCK_FILE
+    def __init__(self, home: Path, program: Program, mode: Mode) -> None:
+        path = _file(home, program)
         try:
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -66,7 +66,7 @@ class Lease:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(self._handle)
-            raise LeaseHeldError(home, _read(path)) from error
+            raise LeaseHeldError(home, program, _read(path)) from error
         except OSError as error:
             os.close(self._handle)
             raise EnvironmentFailedError(
@@ -98,12 +98,12 @@ class Lease:
         self.close()
 
 
-def holder_of(home: Path) -> Holder | None:
+def holder_of(home: Path, program: Program) -> Holder | None:
     """Return who holds a home now; None if nobody does. Takes nothing.
 
     A holder that has just begun may not have said who it is: then its process id is 0.
     """
-    path = home / LOCK_FILE
+    path = _file(home, program)
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -116,6 +116,10 @@ def holder_of(home: Path) -> Holder | None:
     finally:
         os.close(handle)
     return None
+
+
+def _file(home: Path, program: Program) -> Path:
+    return home / f"{program}.lock"
 
 
 def _read(path: Path) -> Holder | None:
