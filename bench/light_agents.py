@@ -26,7 +26,7 @@ from fedfactory.contracts.updates import Payload, Reply, Update
 from fedfactory.contracts.versions import own_version
 from fedfactory.identity.enrolment import load_identity, load_node_key
 from fedfactory.wire.arrays import ArrayFile, ArrayWriter
-from site_agents.flower_seam import FleetNode
+from site_agents.flower_seam import HEARTBEAT_S, FleetNode
 from site_agents.gateway_client import GatewayClient
 from site_agents.waiting import Waiting
 
@@ -89,7 +89,7 @@ class LightAgent:
         self._rung.set()
 
     def _beat(self) -> None:
-        while not self._over.wait(10.0):
+        while not self._over.wait(HEARTBEAT_S):
             try:
                 self._node.heartbeat()
             except FedfactoryError:

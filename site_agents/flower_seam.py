@@ -44,8 +44,9 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from fedfactory.contracts.errors import EnvironmentFailedError, ProtocolError
 from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD
 
-# Flower admits 10 to 1800 s and calls a node lost after twice the interval.
-HEARTBEAT_S: Final = 10.0
+# Flower admits 10 to 1800 s and calls a node lost after twice the interval; then it drops replies
+# of the node's that were not pulled. Whether a site is here the gateway knows by its doorbell.
+HEARTBEAT_S: Final = 20.0
 _OBJECT_TRIES: Final = 250
 _OBJECT_WAIT_S: Final = 0.02
 
@@ -130,7 +131,7 @@ class FleetNode:
             # 412: SuperLink still counts this node as online after our restart.
             still_online = error.response.status_code == httpx.codes.PRECONDITION_FAILED
             if not (still_online and self._node.node_id):
-                raise FleetUnavailableError(diagnostic=str(error)) from error
+                raise _unavailable(error) from error
             # Until a heartbeat it is online only as long as it was before: replies sent later would
             # be lost.
             if not self.heartbeat():
@@ -251,8 +252,18 @@ def _call(method: Callable[[RequestT], ReplyT], request: RequestT) -> ReplyT:
         return method(request)
     except httpx.HTTPStatusError as error:
         # 403: FLEET_RUN_STATUS_NOT_ALLOWED of flwr.supercore.error.
-        gone = error.response.status_code == httpx.codes.FORBIDDEN
-        kind = RunGoneError if gone else FleetUnavailableError
-        raise kind(diagnostic=str(error)) from error
+        if error.response.status_code == httpx.codes.FORBIDDEN:
+            raise RunGoneError(diagnostic=str(error)) from error
+        raise _unavailable(error) from error
     except (httpx.HTTPError, ValueError) as error:
         raise FleetUnavailableError(diagnostic=str(error)) from error
+
+
+def _unavailable(error: httpx.HTTPStatusError) -> FleetUnavailableError:
+    status = error.response.status_code
+    if status == httpx.codes.UNAUTHORIZED:  # a node's signature is of the time at which it signs
+        return FleetUnavailableError(
+            "Flower's SuperLink does not take this site's signature: this machine's clock may be"
+            " off: site-agent doctor compares it with the gateway's"
+        )
+    return FleetUnavailableError(diagnostic=f"SuperLink answered with HTTP status {status}")

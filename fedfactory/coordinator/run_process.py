@@ -65,12 +65,14 @@ class RunProcess:
         """
         if self._ended_at is not None or self.run.ended:  # reopened: with a new process and link
             return self._end(now)
+        # Looked for before we see whether one has said hello: who says it meanwhile has not died.
+        silent = frozenset() if self._came else strangers()
         self._tell_stop()
         if self._superlink.epoch != self._epoch or not self._superlink.starts_apps:
             self._forget_process()  # it ends with them: no death of its own
         if self._handed_at is not None and self.link.pid not in (None, self._old_pid):
             self._came = True
-        self._note_death(now, client, strangers)
+        self._note_death(now, client, silent)
         step = next_step(self._seen(now, client))
         if step == "suspend":
             reason = (
@@ -137,7 +139,9 @@ class RunProcess:
         log.info("run %s handed to Flower", self.run.run_id)
         self._handed_at, self._came, self._begun = now, False, False
 
-    def _note_death(self, now: float, client: SuperLinkClient | None, strangers: Strangers) -> None:
+    def _note_death(
+        self, now: float, client: SuperLinkClient | None, silent: frozenset[int]
+    ) -> None:
         """See whether the ServerApp ended, and whether it had got on since it last did."""
         if self._handed_at is None:
             return
@@ -147,7 +151,7 @@ class RunProcess:
             why = ""
         else:
             found = self._flower_end(now, client)
-            mine = strangers() - self._others
+            mine = silent - self._others
             if found is None and self._begun and not mine:
                 found = "before it said hello"  # killed: Flower takes a minute to notice
             self._begun = self._begun or bool(mine)

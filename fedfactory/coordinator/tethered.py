@@ -8,6 +8,7 @@ port of loopback (0: does not wait), then becomes the script. Linux only, like o
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -17,6 +18,9 @@ from contextlib import suppress
 from importlib.metadata import entry_points
 
 PR_SET_PDEATHSIG = 1
+# A request to SuperLink makes some thousand short-lived objects, none of them a cycle that matters:
+# with Python's own thresholds (700, 10, 10) a tenth to a quarter of its time is spent looking.
+GC_THRESHOLDS = (50_000, 20, 100)
 LOOK_EVERY_S = 0.02
 
 
@@ -26,6 +30,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:  # it died before we asked
         sys.exit(1)
+    gc.set_threshold(*GC_THRESHOLDS)
     (entry,) = entry_points(group="console_scripts", name=script)
     sys.argv = sys.argv[3:]
     run = entry.load()

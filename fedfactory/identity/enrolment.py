@@ -32,6 +32,10 @@ AUTHORITY: Final = "authority.pem"
 _PEM: Final = serialization.Encoding.PEM
 
 
+class ClockBehindError(IdentityError):
+    """A certificate's time has not begun by this machine's clock."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What a daemon asks to be certified: who it says it is, and its public keys (PEM)."""
@@ -157,6 +161,11 @@ def check_identity(identity: Identity, where: str) -> None:
     now = datetime.now(UTC)
     if certified != key.public_key():
         raise IdentityError(f"{where} is for another key than {TLS_KEY}: enrol anew")
+    if (begin := chain[0].not_valid_before_utc) > now:
+        raise ClockBehindError(
+            f"{where} is valid from {begin:%Y-%m-%d %H:%M} UTC on, and this machine's clock says"
+            f" {now:%Y-%m-%d %H:%M}: set the clock"
+        )
     if (end := chain[0].not_valid_after_utc) < now:
         raise IdentityError(
             f"{where} ended on {end:%Y-%m-%d %H:%M} UTC: ask the consortium for a new invitation"

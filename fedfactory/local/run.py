@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -32,20 +31,8 @@ from fedfactory.contracts.errors import (
     UsageError,
 )
 from fedfactory.contracts.model import BlobRef
-from fedfactory.coordinator.membership.founding import make_consortium
-from fedfactory.identity.operators import Operator, load_operator
-from fedfactory.identity.roles import Role
-from fedfactory.local.plan import (
-    CONSORTIUM,
-    OPERATOR,
-    SOURCE,
-    baselines_request,
-    check_shares,
-    coordinator_settings,
-    data_options,
-    site_policy,
-)
-from fedfactory.local.processes import Children
+from fedfactory.local.consortium import TICK_S, LocalConsortium
+from fedfactory.local.plan import baselines_request, check_shares
 from fedfactory.operator.client import OperatorClient
 from fedfactory.operator.following import Follower
 from fedfactory.operator.run_folder import EVENTS, MODEL, SUMMARY, read_line, write_summary
@@ -57,11 +44,7 @@ from fedfactory.rounds.history import History, append
 from fedfactory.rounds.summary import summary
 from fedfactory.wire.arrays import file_ref
 from site_agents.data.local_share import Share
-from site_agents.setup import make_home
 
-START_TIMEOUT_S: Final = 120.0
-TICK_S: Final = 0.05
-INVITATION_S: Final = 3600.0
 EXIT_OF_STATUS: Final[Mapping[str, int]] = {
     "completed": 0,
     "failed": RunFailedError.exit_code,
@@ -113,7 +96,7 @@ def _make_run_folder(folder: Path, composed_yaml: str) -> None:
 
 
 class _LocalRun:
-    """What a consortium's people do, done by one program: found, invite, enrol, submit, follow."""
+    """What an operator does: make a model, submit the run, follow it, measure what it is worth."""
 
     def __init__(
         self,
@@ -127,25 +110,28 @@ class _LocalRun:
         interrupted: list[int],
     ) -> None:
         self._config = config
-        self._shares = shares
         self._run_id = run_id
         self._folder = folder
-        self._workspace = workspace
-        self._home = workspace / "coordinator"
         self._initial_file = workspace / "initial.safetensors"
-        self._sites = {site: workspace / site for site in config.sites}
         self._reporter = reporter
         self._interrupted = interrupted
-        self._children = Children(environment=_environment())
+        self._consortium = LocalConsortium(
+            config,
+            shares,
+            workspace,
+            logs=folder / "logs",
+            reporter=reporter,
+            interrupted=interrupted,
+        )
+        self._children = self._consortium.children
 
     def run(self) -> dict[str, Any]:
         try:
             self._reporter.stage("starting the coordinator, making the initial model")
-            operator = self._found()
+            operator = self._consortium.found()
             job = make_initial_model(self._config, self._initial_file)
-            with OperatorClient(operator, self._gateway_address()) as client:
-                self._reporter.stage("starting the sites' agents")
-                self._start_agents(client)
+            with OperatorClient(operator, self._consortium.gateway_address()) as client:
+                self._consortium.start_agents(client)
                 result = self._submit_and_follow(client, made_model(job))
         finally:
             self._children.stop()
@@ -154,85 +140,6 @@ class _LocalRun:
             write_summary(self._folder, result)
         self._reporter.finish(result, str(self._folder))
         return result
-
-    # ---- start-up --------------------------------------------------------------------------
-
-    def _found(self) -> Operator:
-        """Make an authority for this run alone, and start its coordinator."""
-        make_consortium(
-            self._home,
-            name=CONSORTIUM,
-            root_key=self._workspace / "root.key",
-            passphrase=secrets.token_bytes(32),
-            hosts=("localhost", "127.0.0.1"),
-            gateway="127.0.0.1:0",
-            operator=OPERATOR,
-            operator_folder=self._workspace / "operator",
-        )
-        self._children.start(
-            "coordinator",
-            [
-                *(sys.executable, "-m", "fedfactory.cli.main", "coordinator"),
-                *("--home", str(self._home), "--until-stdin-closes"),
-                *coordinator_settings(self._config),
-            ],
-            self._home / "logs" / "coordinator.log",
-        )
-        return load_operator(self._workspace / "operator")
-
-    def _gateway_address(self) -> str:
-        path = self._home / "gateway.json"
-        self._wait_until(path.exists, "the gateway")
-        return str(json.loads(path.read_text())["address"])
-
-    def _start_agents(self, client: OperatorClient) -> None:
-        """Invite every site and start its agent, which enrols; wait until all are connected."""
-        for site, home in self._sites.items():
-            invitation = client.invite(Role.SITE, site, INVITATION_S)
-            policy = site_policy(self._config, self._shares.get(site), invitation)
-            make_home(
-                home,
-                site=site,
-                gateway_address=invitation.gateway,
-                data={SOURCE: data_options(self._config, site)},
-                policy_text=policy,
-                worker={"executor": self._config.executor_name},
-                invitation=invitation,
-            )
-            self._children.start(
-                site,
-                [
-                    *(sys.executable, "-m", "site_agents.cli.main", "run"),
-                    *("--home", str(home), "--until-stdin-closes"),
-                ],
-                home / "logs" / "agent.log",
-            )
-        self._reporter.stage("waiting for the sites")
-        self._wait_until(lambda: self._are_connected(client), "the sites' agents")
-
-    def _are_connected(self, client: OperatorClient) -> bool:
-        here = {member.name for member in client.members().members if member.connected}
-        return here.issuperset(self._sites)
-
-    def _wait_until(self, there: Callable[[], bool], what: str) -> None:
-        end = time.monotonic() + START_TIMEOUT_S
-        while not there():
-            self._check_children()
-            self._reporter.tick()
-            if self._interrupted:
-                raise RunStoppedError("interrupted before the run began")
-            if time.monotonic() > end:
-                raise EnvironmentFailedError(f"waited {START_TIMEOUT_S:.0f} s for {what} in vain")
-            time.sleep(TICK_S)
-
-    def _check_children(self) -> None:
-        if dead := self._children.dead():
-            raise EnvironmentFailedError(
-                f"{dead.name} ended with code {dead.process.returncode};"
-                f" see {self._folder / 'logs' / dead.name}"
-            )
-
-    # ---- the run ---------------------------------------------------------------------------
 
     def _submit_and_follow(self, client: OperatorClient, initial: BlobRef) -> dict[str, Any]:
         client.upload(self._initial_file, initial)
@@ -273,32 +180,17 @@ class _LocalRun:
                     follower.ask_to_stop("now")
                 dead = self._children.dead()
                 if dead is not None and dead.name == "coordinator":
-                    return self._broken(dead.process.returncode)
+                    reason = f"the coordinator ended with code {dead.process.returncode}"
+                    return end_broken(self._folder, reason, time.time())
             assert follower.summary is not None
             return follower.summary
         finally:
             follower.close()
 
-    def _broken(self, code: int) -> dict[str, Any]:
-        """Say what the events show, now that the run's keeper is gone."""
-        reason = f"the coordinator ended with code {code}"
-        tail = (read_line(text).event for text in (self._folder / EVENTS).read_text().splitlines())
-        history = History.new()
-        for event in (*tail, RunFailed(at=time.time(), reason=reason)):
-            history = append(history, event)
-        if history.finished_model is None:
-            raise EnvironmentFailedError(
-                f"{reason} before the run began; see {self._folder / 'logs'}"
-            )
-        end = Finish(status="failed", reason=reason, model=history.finished_model)
-        result = summary(history, end, traffic={}, model_file=None)
-        write_summary(self._folder, result)
-        return result
-
     def _baselines(self) -> Any:
         self._reporter.stage("measuring what each site alone, and pooled data, would have reached")
-        source = self._home / "baselines.json"
-        out = self._home / "baselines-result.json"
+        home = self._consortium.home
+        source, out = home / "baselines.json", home / "baselines-result.json"
         source.write_text(to_json(baselines_request(self._config, self._folder / MODEL)))
         child = self._children.start(
             "baselines",
@@ -306,13 +198,32 @@ class _LocalRun:
                 *(sys.executable, "-m", "fedfactory.local.baselines"),
                 *("--config", str(source), "--out", str(out)),
             ],
-            self._home / "logs" / "baselines.log",
+            home / "logs" / "baselines.log",
         )
         while child.process.poll() is None and not self._interrupted:
             self._reporter.tick()
             time.sleep(TICK_S)
         self._children.stop()
         return json.loads(out.read_text()) if out.exists() else None
+
+
+def end_broken(folder: Path, reason: str, at: float) -> dict[str, Any]:
+    """Write and return the summary of a run whose keeper is gone, by the events in its folder.
+
+    Raises:
+        EnvironmentFailedError: the run had not begun.
+    """
+    history = History.new()
+    for line in (folder / EVENTS).read_text().splitlines():
+        history = append(history, read_line(line).event)
+    if history.plan is None:
+        raise EnvironmentFailedError(f"{reason} before the run began; see {folder / 'logs'}")
+    history = append(history, RunFailed(at=at, reason=reason))
+    assert history.finished_model is not None
+    end = Finish(status="failed", reason=reason, model=history.finished_model)
+    result = summary(history, end, traffic={}, model_file=None)
+    write_summary(folder, result)
+    return result
 
 
 @contextlib.contextmanager
@@ -333,11 +244,6 @@ def _interruptible() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _environment() -> dict[str, str]:
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    return {**os.environ, **threads, "PYTHONUNBUFFERED": "1"}
 
 
 def _sites_note(config: RunConfig) -> str:

@@ -179,7 +179,7 @@ def _with_asked_anew(state: RunState, to: Finished, lost: Iterable[Waiting], at:
 
     A site gets so many orders as the run has models, and answers one that it has fulfilled without
     new work. So the updates in the models that are given up are asked for again, as are those
-    `lost`. An order from a model that is given up is in vain.
+    `lost`. An order from a model that is given up is in vain, and used up if it went out.
     """
     given_up = (f.entered for f in state.finished if f.round > to.round)
     lost = (*lost, *state.entered, *(update for entered in given_up for update in entered))
@@ -190,9 +190,12 @@ def _with_asked_anew(state: RunState, to: Finished, lost: Iterable[Waiting], at:
         if update not in to.entered and update.model.digest in stored
     }
     orders = (*state.under_way, *again.values())
+    in_vain = [o for o in orders if o.version > to.round or o.site in state.left]
+    unused = {order.site: order.number - 1 for order in in_vain if not order.sent}
     return replace(
         state,
-        under_way=tuple(o for o in orders if o.version <= to.round and o.site not in state.left),
+        given={**state.given, **unused},
+        under_way=tuple(order for order in orders if order not in in_vain),
         entered=to.entered,
         armed_for=None,
         idle_until=None,

@@ -13,7 +13,9 @@ WORST_S = 30.0
 NOTABLE_S = 2.0
 _ERROR = 5  # TIME_ERROR of adjtimex(2)
 _TIMEX_BYTES = 512  # struct timex is 208 bytes on 64-bit Linux; room to spare
-_TODO = "let a time service keep it: timedatectl set-ntp true, or ask the system's administrator"
+SET_CLOCK = (
+    "let a time service keep it: timedatectl set-ntp true, or ask the system's administrator"
+)
 
 
 def examine_clock() -> Iterator[Finding]:
@@ -24,7 +26,7 @@ def examine_clock() -> Iterator[Finding]:
     except (OSError, AttributeError):
         return
     if answer == _ERROR:
-        yield warn(AREA, "the kernel does not know of a time service that keeps it", _TODO)
+        yield warn(AREA, "the kernel does not know of a time service that keeps it", SET_CLOCK)
     elif answer >= 0:
         yield ok(AREA, "kept by a time service")
 
@@ -33,7 +35,7 @@ def judge_skew(skew_s: float, doubt_s: float) -> Finding:
     """Judge how far this clock is ahead of the gateway's, give or take `doubt_s`. Pure."""
     text = f"{abs(skew_s):.1f} s {'ahead of' if skew_s > 0 else 'behind'} the gateway's"
     if abs(skew_s) - doubt_s > WORST_S:
-        return fail(AREA, text, f"orders look expired and calls are refused: {_TODO}")
+        return fail(AREA, text, f"orders look expired and calls are refused: {SET_CLOCK}")
     if abs(skew_s) - doubt_s > NOTABLE_S:
-        return warn(AREA, text, _TODO)
+        return warn(AREA, text, SET_CLOCK)
     return ok(AREA, f"within {max(abs(skew_s), doubt_s):.1f} s of the gateway's")

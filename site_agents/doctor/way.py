@@ -16,12 +16,12 @@ from typing import Final, cast
 import grpc
 
 from fedfactory.contracts.errors import IdentityError
-from fedfactory.identity.enrolment import Identity, is_enrolled, load_identity
+from fedfactory.identity.enrolment import ClockBehindError, Identity, is_enrolled, load_identity
 from fedfactory.identity.lifetime import due_in_s, ends_at
 from fedfactory.wire.rpc import gateway_pb2 as pb
 from fedfactory.wire.rpc.service import CLOCK, GatewayCalls
 from fedfactory.wire.tls import is_loopback, open_channel
-from site_agents.doctor.clock import judge_skew
+from site_agents.doctor.clock import SET_CLOCK, judge_skew
 from site_agents.doctor.finding import Finding, fail, ok, warn
 from site_agents.enrolling import pending
 
@@ -62,6 +62,9 @@ def examine_way(address: str, identity_folder: Path) -> Iterator[Finding]:
         return
     try:
         identity = load_identity(identity_folder)
+    except ClockBehindError as error:
+        yield fail("clock", str(error), SET_CLOCK)
+        return
     except IdentityError as error:
         yield fail("identity", f"{error} {error.diagnostic or ''}".strip(), _ENROL)
         return

@@ -1,13 +1,17 @@
 """The doorbell: heard at once, replaced by the latest stream, cheap when many wait."""
 
+import queue
 import resource
 import threading
 import time
 
 import grpc
 import pytest
+from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.node_pb2 import Node
 
 from fedfactory.contracts.errors import EnvironmentFailedError
+from fedfactory.coordinator.gateway.pacing import AT_ONCE, PATIENCE_S
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.wire.rpc import gateway_pb2 as pb
 from fedfactory.wire.rpc.service import GatewayCalls
@@ -53,6 +57,56 @@ def test_rings_nobody_picked_up_do_not_pile_up(rig):
         rig.gateway.ring("cesga")
     rig.gateway.hang_up_all()
     assert len(list(bell)) <= 2
+
+
+def look(rig, client, site, node_id):
+    """Ask SuperLink, as the site, for a message; there is none."""
+    rig.answer = lambda method, body: (200, b"")
+    body = PullMessagesRequest(node=Node(node_id=node_id)).SerializeToString()
+    assert client.tunnel("PULL_MESSAGES", body, **rig.signed(site)) == (200, b"")
+
+
+def test_a_ring_says_how_many_messages_came_as_far_as_is_known(rig):
+    client = rig.admit("cesga", 7)
+    bell = client.listen()
+    assert next(bell).messages == 0  # nobody knows what waited before
+    rig.gateway.ring("cesga")
+    assert next(bell).messages == 1
+    for _ in range(3):  # the site has not looked yet
+        rig.gateway.ring("cesga")
+    look(rig, client, "cesga", 7)
+    assert next(bell).messages == 3
+
+
+def test_sites_ring_in_turn_and_one_that_does_not_look_holds_up_nobody_for_long(rig):
+    sites = [f"site-{number}" for number in range(AT_ONCE + 2)]
+    clients = [rig.admit(site, node_id) for node_id, site in enumerate(sites)]
+    heard = queue.SimpleQueue()
+
+    def listen(site, bell):
+        for ring in bell:
+            if ring.messages:
+                heard.put(site)
+
+    listeners = []
+    for site, client in zip(sites, clients, strict=True):
+        bell = client.listen()
+        next(bell)
+        listeners.append(threading.Thread(target=listen, args=(site, bell)))
+        listeners[-1].start()
+    try:
+        for site in sites:
+            rig.gateway.ring(site)
+        assert {heard.get(timeout=10) for _ in range(AT_ONCE)} == set(sites[:AT_ONCE])
+        look(rig, clients[0], sites[0], 0)
+        assert heard.get(timeout=10) == sites[AT_ONCE]
+        began = time.monotonic()
+        assert heard.get(timeout=10) == sites[AT_ONCE + 1]  # nobody looked: its turn all the same
+        assert time.monotonic() - began < 5 * PATIENCE_S
+    finally:
+        rig.gateway.hang_up_all()
+        for listener in listeners:
+            listener.join(10)
 
 
 def test_ringing_where_nobody_listens_is_no_error(rig):
@@ -112,7 +166,8 @@ def test_a_site_cannot_take_all_the_threads(rig):
 
 
 def test_a_hundred_waiting_sites_cost_nothing(rig):
-    bells = [rig.admit(f"site-{i}", i + 2).listen() for i in range(100)]
+    clients = [rig.admit(f"site-{i}", i + 2) for i in range(100)]
+    bells = [client.listen() for client in clients]
     for bell in bells:
         next(bell)
     assert len(rig.gateway.connected()) == 100
@@ -125,5 +180,6 @@ def test_a_hundred_waiting_sites_cost_nothing(rig):
 
     for i in range(100):
         rig.gateway.ring(f"site-{i}")
-    for bell in bells:
+    for i, (client, bell) in enumerate(zip(clients, bells, strict=True)):
         next(bell)
+        look(rig, client, f"site-{i}", i + 2)

@@ -286,6 +286,21 @@ def test_a_corrupt_newest_checkpoint_falls_back_to_the_one_before_and_says_so(ma
     assert metrics_of(coordinator) == metrics_of(undisturbed)
 
 
+def test_an_async_run_that_falls_back_asks_again_for_what_was_in_the_lost_model(made):
+    coordinator = made(rounds=3, **ASYNC)
+    killed_after(coordinator, ModelAggregated)
+    (newest,) = the(coordinator, ModelAggregated)
+    entered = the(coordinator, ReplyAccepted)[: ASYNC["buffer"]]
+    coordinator.model_path(newest.model.digest).write_bytes(b"torn")
+    to_the_end(coordinator)
+    (lost,) = the(coordinator, CheckpointLost)
+    assert lost.round == 0
+    assert summary_of(coordinator)["status"] == "completed", summary_of(coordinator)["reason"]
+    assert [coordinator.sites.deliveries[answer.order_digest] for answer in entered] == [2, 2]
+    given = {event.order_digest for event in the(coordinator, ReplyAccepted)}
+    assert given <= coordinator.sites.done.keys()  # the same orders: what is done is sent again
+
+
 def test_a_run_none_of_whose_models_can_be_read_says_where_to_get_one(made):
     coordinator = made()
     killed_after(coordinator, ModelAggregated, 2)

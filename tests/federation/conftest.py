@@ -25,10 +25,10 @@ class Federation:
     out: Path
     restarted: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def wait(self, timeout: float = 120) -> int:
+    def wait(self, timeout: float = 200) -> int:
         return self.process.wait(timeout)
 
-    def wait_for_round(self, number: int, timeout: float = 60) -> None:
+    def wait_for_round(self, number: int, timeout: float = 150) -> None:
         end = time.monotonic() + timeout
         metrics = self.out / "metrics.jsonl"
         while not metrics.exists() or len(metrics.read_text().splitlines()) < number:

@@ -1,7 +1,8 @@
 """Who may be who: roles in certificates, keys that stay where they were made."""
 
+import socket
 import stat
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
@@ -11,6 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedfactory.contracts.errors import IdentityError
 from fedfactory.identity.enrolment import (
+    ClockBehindError,
     install_certificate,
     load_identity,
     load_node_key,
@@ -20,6 +22,7 @@ from fedfactory.identity.enrolment import (
 from fedfactory.identity.issuer import Issuer
 from fedfactory.identity.roles import Peer, Role, peer_of
 from fedfactory.identity.root import Root
+from site_agents.doctor.way import examine_way
 
 DAY = timedelta(days=1)
 
@@ -191,6 +194,23 @@ def test_an_expired_certificate_is_named(tmp_path, authority):
     install_certificate(tmp_path, expired, authority.bundle_pem)
     with pytest.raises(IdentityError, match="new invitation"):
         load_identity(tmp_path)
+
+
+def test_a_clock_that_is_behind_is_named(tmp_path, authority):
+    request_identity(tmp_path, Role.SITE, "cesga")
+    key = serialization.load_pem_private_key((tmp_path / "tls.key").read_bytes(), password=None)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "cesga")])
+    begin = datetime.now(UTC) + timedelta(hours=1)
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).serial_number(1)
+    made = made.public_key(key.public_key()).not_valid_before(begin).not_valid_after(begin + DAY)
+    signed = made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    install_certificate(tmp_path, signed, authority.bundle_pem)
+    with pytest.raises(ClockBehindError, match=r"this machine's clock says .*: set the clock"):
+        load_identity(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        reached, clock = examine_way(address, tmp_path)
+    assert (reached.level, clock.level, clock.area) == ("ok", "fail", "clock")
 
 
 def test_a_peer_is_read_from_its_one_uri():

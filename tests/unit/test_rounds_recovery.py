@@ -247,3 +247,15 @@ def test_async_a_reopened_run_wastes_no_order(answers: int) -> None:
     assert run.state.given == given
     run.feed(*(accepted(site) for site in SITES))
     assert run.only(Aggregate).updates == taken(*SITES)
+
+
+@pytest.mark.parametrize("went_out", [False, True])
+def test_async_an_order_is_used_up_once_it_went_out(*, went_out: bool) -> None:
+    run = full_buffer()
+    run.feed(*(accepted(site) for site in SITES), made(1))
+    given = run.state.given
+    assert (run.only(SendOrders).sites, given["lumi"]) == (("lumi",), 2)  # from the new model
+    if went_out:
+        run.feed(sent("lumi", round=2))
+    run.feed(CheckpointLost(at=9.0, round=0, reason="its digest is wrong"))
+    assert run.state.given == {**given, "lumi": 2 if went_out else 1}

@@ -86,3 +86,20 @@ def test_the_deaths_of_flower_s_own_programs_are_no_run_s(process, flower):
         assert process.tick(100.0 * number, flower, frozenset) == "going"
     assert flower.handed > DEATHS_TO_SUSPEND
     assert process.run.suspended() is None
+
+
+def test_who_says_hello_while_we_look_has_not_died(process, flower, monkeypatch):
+    here = frozenset({77})
+    monkeypatch.setattr(flower, "why_ended", lambda run: None)
+    process.tick(1.0, flower, frozenset)  # handed over
+    process.tick(2.0, flower, lambda: here)  # its process is there
+
+    def says_hello(run):
+        nonlocal here
+        here = frozenset()  # it is known: no stranger any more
+
+    monkeypatch.setattr(flower, "why_ended", says_hello)
+    process.tick(3.0, flower, lambda: here)
+    assert here == frozenset()
+    process.tick(4.0, flower, lambda: frozenset({77}))
+    assert flower.handed == 1

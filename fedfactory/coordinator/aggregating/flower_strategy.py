@@ -8,11 +8,7 @@ wire, cannot wait for ever, and draws the same random numbers whenever a round i
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import tempfile
 import traceback
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -36,6 +32,7 @@ from fedfactory.coordinator.aggregating.flower_records import (
     write_model,
 )
 from fedfactory.coordinator.aggregating.flower_state import StrategyMemory
+from fedfactory.coordinator.aggregating.own_bases import OwnBases
 from fedfactory.coordinator.aggregating.site_plan import SitePlan
 from fedfactory.rounds.events import Taken
 
@@ -73,11 +70,10 @@ class FlowerAggregation:
         # As in Flower's own loop, one record lives through the run: strategies schedule with it.
         self._train_config = config_of(training)
         self._evaluate_config = ConfigRecord()
-        self._own_bases: dict[str, Path] = {}
+        self._own_bases = OwnBases()
         self._offered: dict[str, tuple[Update, Path]] = {}
         self._round = 0
         self._model_path = Path()
-        self._folder: Path | None = None
         needed = max(sites_needed(strategy, "train"), sites_needed(strategy, "evaluate"))
         if needed > len(sites):
             raise UsageError(self._too_few(needed, len(sites)))
@@ -212,7 +208,7 @@ class FlowerAggregation:
             if same_arrays(carried, shared):
                 base, path = model, model_path
             else:
-                base, path = self._own_base(kind, site, carried, model_path)
+                base, path = self._own_bases.write(kind, site, carried, model_path)
             plans[site] = SitePlan(site=site, training=training, base=base, base_path=path)
         config.pop(ROUND_KEY, None)
         return tuple(plans[site] for site in sorted(plans))
@@ -238,25 +234,6 @@ class FlowerAggregation:
             )
         return records
 
-    def _own_base(
-        self, kind: WorkKind, site: str, arrays: ArrayRecord, model_path: Path
-    ) -> tuple[BlobRef, Path]:
-        """Write the model that one site alone is to start from."""
-        path = self._own_folder() / f"{kind}-{site}.safetensors"
-        ref = write_model(path, arrays, model_path)
-        kept = path.with_suffix(".kept")  # the caller takes `path` away; deltas need it again
-        kept.unlink(missing_ok=True)
-        os.link(path, kept)
-        if kind == "train":
-            self._own_bases[site] = kept
-        return ref, path
-
-    def _own_folder(self) -> Path:
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="fedfactory-bases-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        return self._folder
-
     # ---- replies in ------------------------------------------------------------------------
 
     def _replies(self, kind: WorkKind, updates: Mapping[str, Update]) -> Iterator[Message]:
@@ -277,7 +254,7 @@ class FlowerAggregation:
             site = update.work.site
             content = RecordDict({"metrics": MetricRecord(metrics)})
             if kind == "train":
-                base = self._own_bases.get(site, self._model_path)
+                base = self._own_bases.of(site, self._model_path)
                 key = str(getattr(self._strategy, "arrayrecord_key", "arrays"))
                 content[key] = read_trained(base, self._offered[site][1])
             asked = Message(RecordDict(), dst_node_id=self._nodes[site], message_type=kind)

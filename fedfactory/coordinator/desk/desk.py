@@ -135,11 +135,12 @@ class Desk:
         )
 
     def stop(self, peer: Peer, wanted: StopWanted) -> Done:
-        """Let a run end, after the round under way or now."""
+        """Let a run end, after the round under way or now; one that waits begins none for it."""
         run = self._runs.find(wanted.run_id)
         if run.ended:
             raise RefusedError(f"the run {run.run_id} is over: {run.summary()['status']}")
-        after_round = wanted.mode == "after_round"
+        under_way = self._schedule.status(run) == "running"
+        after_round = under_way and wanted.mode == "after_round"
         run.wish_stop(StopWish(reason=f"stopped by {peer.name}", after_round=after_round))
         self._wake.set()
         log.info("%s stops run %s (%s)", peer.name, run.run_id, wanted.mode)

@@ -110,10 +110,10 @@ def _check_node(node: Node, method: str, request: Any) -> None:
 
 
 def has_fetched(call: Call, answer: bytes) -> bool:
-    """Whether a successful call says that its site has a message in hand, or that none is there."""
+    """Whether a successful call gives its site what a message holds, or says that none is there."""
     if call.method == "PULL_MESSAGES":
         return not answer
-    return call.method == "CONFIRM_MESSAGE_RECEIVED"
+    return call.method == "PULL_OBJECT"
 
 
 @dataclass(slots=True)

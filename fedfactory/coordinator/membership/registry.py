@@ -6,6 +6,7 @@ threads and processes: each change is one transaction, durable when the method r
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 import time
@@ -29,6 +30,8 @@ from fedfactory.identity.facts import CertificateFacts
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.identity.signing import fingerprint
 from fedfactory.wire.membership import Member
+
+log = logging.getLogger("fedfactory.coordinator")
 
 REGISTRY_FILE: Final = "registry.sqlite"
 INVITED_AS: Final = (Role.SITE, Role.OPERATOR, Role.VIEWER)
@@ -258,11 +261,12 @@ class Registry:
                 yield self._database
         except sqlite3.OperationalError as error:
             raise EnvironmentFailedError(
-                f"the registry {self._path} cannot be read or written", diagnostic=str(error)
+                "the consortium's registry cannot be read or written", diagnostic=str(error)
             ) from error
-        except sqlite3.DatabaseError as error:
+        except sqlite3.DatabaseError as error:  # told to callers, too: where it lies is our own
+            log.error("%s is damaged (%s): %s", self._path, error, PUT_BACK)  # noqa: TRY400
             raise EnvironmentFailedError(
-                f"{self._path} is damaged: {PUT_BACK}", diagnostic=str(error)
+                f"the consortium's registry is damaged: {PUT_BACK}", diagnostic=str(error)
             ) from error
 
     @contextmanager
