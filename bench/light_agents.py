@@ -45,7 +45,7 @@ class LightAgent:
         self._node = FleetNode(self._gateway.tunnel, load_node_key(identity))
         self._rung = threading.Event()
         self._waiting = Waiting()
-        self._rung_at = 0.0
+        self._rung_at: float | None = None  # for a message that is not in hand yet
         self._over = threading.Event()
         self._zeros: BlobRef | None = None
 
@@ -66,11 +66,12 @@ class LightAgent:
 
     def _take(self) -> None:
         incoming = self._node.pull()
+        rung_at, self._rung_at = self._rung_at, None
         if incoming is None:
             return
         self._waiting.found()
         if incoming.message is not None:
-            reply = self._answer(incoming.text)
+            reply = self._answer(incoming.text, rung_at)
             if reply is not None:
                 self._node.answer(incoming, to_json(reply))
 
@@ -80,7 +81,8 @@ class LightAgent:
                 if rung.question is not None:
                     self._gateway.answer(rung.question_id, FIT)
                     continue
-                self._rung_at = time.time()
+                if rung.messages and self._rung_at is None:
+                    self._rung_at = time.time()
                 self._waiting.told(rung.messages)
                 self._rung.set()
         except FedfactoryError:
@@ -95,15 +97,16 @@ class LightAgent:
             except FedfactoryError:
                 return
 
-    def _answer(self, text: str) -> Reply | None:
+    def _answer(self, text: str, rung_at: float | None) -> Reply | None:
         now = time.time()
         try:
             sending = from_json(Delivery, text).sending
         except ProtocolError:
             return None
         order = sending.order
-        with _PRINTING:
-            print(json.dumps({"doorbell_s": now - self._rung_at, "round": order.round}), flush=True)
+        if rung_at is not None:  # None: it looked by itself, before it was rung
+            with _PRINTING:
+                print(json.dumps({"doorbell_s": now - rung_at, "round": order.round}), flush=True)
         payload = Payload(form="delta", blob=self._update_of(order))
         update = Update(
             work=order.key(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -64,6 +65,8 @@ def connected(asked: argparse.Namespace) -> Iterator[OperatorClient]:
     from fedfactory.identity.operators import load_operator
     from fedfactory.operator.client import OperatorClient
 
+    # A transfer that goes on after a cut logs that; a command tells of what it could not mend.
+    logging.getLogger("fedfactory").addHandler(logging.NullHandler())
     folder = operator_folder(asked.folder)
     with OperatorClient(load_operator(folder)) as client:
         _renew(client, folder)

@@ -72,12 +72,15 @@ def test_a_site_enrols_and_no_token_stays(here: Seat, tmp_path: Path) -> None:
     assert load_identity(folder) == before
 
 
-def test_an_invitation_serves_one(here: Seat, tmp_path: Path) -> None:
+def test_an_invitation_serves_one(
+    here: Seat, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     invitation = here.invite("bora")
     enrol_identity(tmp_path / "one" / "identity", invitation)
     with pytest.raises(RefusedError, match="used already"):
         enrol_identity(tmp_path / "two" / "identity", invitation)
     assert not (tmp_path / "two" / "identity").exists()
+    assert "an enrolment as 'bora' is refused: this invitation was used already" in caplog.text
 
 
 def test_a_refused_invitation_does_not_stand_in_the_way(here: Seat, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ class Rate:
     per_s: float
 
 
-# One order takes a site some twenty Fleet calls; a fast round takes half a second.
+# One order takes a site seven Fleet calls; a fast round takes half a second.
 RATES: Final[Mapping[Kind, Rate]] = {
     "fleet": Rate(burst=600, per_s=200),
     "transfer": Rate(burst=100, per_s=20),

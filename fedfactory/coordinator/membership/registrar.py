@@ -77,9 +77,13 @@ class Registrar:
             chain = self._issuer.sign_key(key, admitted.role, admitted.name, self._lifetime)
             return issued(chain, self._issuer)
 
-        admitted = self._registry.accept(
-            facts.public_key, public_key_text(key), node_key, certify, version
-        )
+        try:
+            admitted = self._registry.accept(
+                facts.public_key, public_key_text(key), node_key, certify, version
+            )
+        except IdentityError as error:  # a used invitation may have been seen by a stranger
+            log.warning("an enrolment as '%s' is refused: %s", peer.name, error.public_message)
+            raise
         log.info("%s '%s' is enrolled", admitted.role, admitted.name)
         if node_key is not None:
             self._on_enrolled(admitted.name, node_key)

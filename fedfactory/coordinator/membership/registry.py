@@ -164,7 +164,7 @@ class Registry:
 
         Raises:
             UnknownNameError: nobody of that role has that name.
-            UsageError: a coordinator, or the last operator in good standing.
+            UsageError: a coordinator, the last operator in good standing, or one who is cut off.
         """
         if peer.role not in INVITED_AS:
             raise UsageError(f"a {peer.role} cannot be revoked")
@@ -177,6 +177,7 @@ class Registry:
                 (peer.role, peer.name),
             ).fetchone()[0]
             if member is None and not open_ones:
+                rows.check_not_cut_off(database, peer)
                 known = [row["name"] for row in rows.rows_of(database, "members", peer.role)]
                 raise UnknownNameError(str(peer.role), peer.name, known)
             if member is not None and peer.role is Role.OPERATOR:

@@ -185,3 +185,12 @@ def check_not_last(database: sqlite3.Connection, peer: Peer, now: float) -> None
         raise UsageError(
             f"'{peer.name}' is the last operator: enrol another one first, or nobody could"
         )
+
+
+def check_not_cut_off(database: sqlite3.Connection, peer: Peer) -> None:
+    """Check that a name was not revoked before. Raises UsageError."""
+    row = database.execute(
+        "SELECT reason FROM revocations WHERE role = ? AND name = ?", (peer.role, peer.name)
+    ).fetchone()
+    if row is not None:
+        raise UsageError(f"{peer.role} '{peer.name}' is cut off already ({row['reason']})")

@@ -5,6 +5,6 @@ from __future__ import annotations
 import sys
 
 if "site_agents.cli.main" in sys.orig_argv:
-    import site_agents.agent
+    import site_agents.session
 
-    site_agents.agent.HEARTBEAT_S = 23.0
+    site_agents.session.HEARTBEAT_S = 43.0
