@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -76,6 +77,45 @@ def test_two_devices_work_at_once_and_a_third_order_waits(tmp_path: Path, base: 
             executor.run(job_of(base), tmp_path / "e", 0.2)
         executor.close()
         assert [type(one.exception(10)) for one in running] == [WorkStoppedError] * 2
+
+
+def test_a_worker_that_dies_idle_is_there_again_before_the_next_order(
+    tmp_path: Path, base: Path
+) -> None:
+    executor = _executor(tmp_path)
+    executor.run(job_of(base), tmp_path / "1", 120)
+    [first] = executor.pids
+    os.kill(first, signal.SIGKILL)
+    until(lambda: executor.pids not in ([first], []), 20)
+    [second] = executor.pids
+    assert executor.run(job_of(base), tmp_path / "2", 120).failure is None
+    assert executor.pids == [second]
+    executor.stop_work()
+    executor.close()
+    assert executor.pids == []
+
+
+def test_a_worker_that_dies_at_its_start_is_not_started_in_a_tight_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = tmp_path / "starts"
+    broken = tmp_path / "broken"
+    broken.write_text(f"#!/bin/sh\necho started >> {starts}\nexit 1\n")
+    broken.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    executor = _executor(tmp_path)
+    executor.start()
+    until(lambda: starts.exists() and starts.read_text().count("\n") == 2, 20)
+    time.sleep(1.5)  # the second pause is longer
+    executor.close()
+    assert starts.read_text().count("\n") == 2
+
+
+def until(holds: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_worker_gets_the_sources_that_there_are_now(tmp_path: Path) -> None:

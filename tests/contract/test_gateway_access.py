@@ -343,6 +343,23 @@ def test_a_neighbouring_version_is_heard(rig, version):
         assert raw(channel, listen, version=version) == (grpc.StatusCode.OK, "")
 
 
+def test_a_site_refused_for_its_version_is_noted_until_it_fits(rig):
+    rig.admit("cesga", 7)
+    listen = next(m for m in METHODS if m.name == "Listen")
+    runs = next(m for m in METHODS if m.name == "ListRuns")
+    with open_channel(rig.address, rig.enrol(Role.OPERATOR, "ana")) as channel:
+        raw(channel, runs, version=f"{MAJOR}.{MINOR + 2}.0")
+    with open_channel(rig.address, rig.enrol(Role.SITE, "cesga")) as channel:
+        for version in (f"{MAJOR}.{MINOR + 2}.0", "9" * 500):
+            raw(channel, listen, version=version)
+            (site, noted) = next(iter(rig.gateway.skewed().items()))
+            assert (site, noted.version) == ("cesga", version[:32])
+            assert time.time() - noted.at < 30
+        assert len(rig.gateway.skewed()) == 1
+        raw(channel, listen)
+        assert rig.gateway.skewed() == {}
+
+
 def test_the_sentence_says_whose_turn_it_is():
     with pytest.raises(ProtocolError, match="bring yours up"):
         check_versions("0.3.1", "0.5.0")
@@ -400,8 +417,9 @@ def test_a_fault_of_ours_tells_nothing_of_it(rig, ana):
 def test_without_its_registry_the_gateway_lets_nobody_in_and_says_no_more(rig, ana):
     rig.registry.close()
     told = refused(ana.list_runs, RunsWanted(limit=1))
-    assert told.code() is grpc.StatusCode.INTERNAL
-    assert "log says why" in told.details()
+    assert told.code() is grpc.StatusCode.UNAVAILABLE
+    assert "the consortium's registry" in told.details()
+    assert ".sqlite" not in told.details()  # nor where it lies
     assert rig.desk.asked == []
 
 

@@ -195,7 +195,7 @@ def test_oversized_messages_stop_at_the_door(rig, tmp_path):
         subprocess.run(
             [sys.executable, "-c", SENDER, rig.address, folder, path], check=True, timeout=120
         )
-    assert usage()[2] - before[2] < 40 * 1024, "kB of memory"
+    assert usage()[2] - before[2] < 80 * 1024, "kB of memory, of the 240 MB that were sent"
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.path)

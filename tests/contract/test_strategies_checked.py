@@ -134,7 +134,7 @@ def test_a_class_is_judged_before_it_is_made() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, r"_target_=null: expected module\.Class"),
+        ({}, r"_target_ is not given: expected module\.Class"),
         ({TARGET: f"{__name__}:Mine"}, r"expected module\.Class"),
         ({TARGET: ["a.b"]}, r"expected module\.Class"),
         ({TARGET: {"_target_": "os.system"}}, r"expected module\.Class"),

@@ -148,8 +148,9 @@ def test_a_revoked_site_says_so_once_and_can_be_enrolled_anew(make_hub, start, c
         time.sleep(3)
     assert "cut off" in status.detail
     assert "invitation" in status.detail
+    # A call under way may end as any cut one does, and say so, before the next tells why.
     said = [r for r in caplog.records if r.name == "site_agents.agent"]
-    assert len(said) == 1
+    assert len([r for r in said if "cut off" in r.getMessage()]) == 1
     calls = len(hub.methods)
     time.sleep(1)
     assert len(hub.methods) == calls

@@ -39,8 +39,9 @@ def load_flower_strategy(options: Mapping[str, Any], *, any_class: bool) -> Stra
     keywords = dict(options)
     target = keywords.pop("_target_", None)
     if not isinstance(target, str) or "." not in target:
+        found = "is not given" if target is None else f"is {target!r}"
         raise UsageError(
-            f"strategy._target_={target}: expected module.Class,"
+            f"strategy._target_ {found}: expected module.Class,"
             " for example flwr.serverapp.strategy.FedMedian"
         )
     _check_values(keywords)
