@@ -26,6 +26,17 @@ def choices(group: str) -> tuple[str, ...]:
     return tuple(sorted(n.removesuffix(".yaml") for n in found if n.endswith(".yaml")))
 
 
+def root_keys(root: str) -> list[str]:
+    """Return the keys of conf/<root>.yaml itself; those of a part as part.key."""
+    found: list[str] = []
+    for key, value in _read(f"{root}.yaml").items():
+        if isinstance(value, dict):
+            found += [f"{key}.{part}" for part in value]
+        elif key != "defaults":
+            found.append(key)
+    return found
+
+
 def values_of(group: str, choice: str) -> Mapping[str, Any]:
     """Return the YAML of a choice as written, without its defaults list."""
     read = _read(f"{group}/{choice}.yaml")

@@ -55,9 +55,14 @@ def choices_help() -> list[str]:
 
 def override_words(prefix: str, **_: object) -> list[str]:
     """Return the overrides that begin so, for the shell's Tab."""
-    from fedfactory.choices import choices, groups
+    from fedfactory.choices import choices, groups, root_keys, values_of
 
     words = [f"{group}={name}" for group in groups(ROOT) for name in choices(group)]
+    words += [f"{key}=" for key in root_keys(ROOT)]
+    group = prefix.split(".", maxsplit=1)[0]
+    if "." in prefix and group in groups(ROOT):
+        keys = {key for choice in choices(group) for key in values_of(group, choice)}
+        words += [f"{group}.{key}=" for key in keys]
     return [word for word in words if word.startswith(prefix)]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import getpass
-import json
 import os
 import stat
 import sys
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fedfactory.cli.arguments import Arguments
+from fedfactory.cli.forms import add_forms, tell, tell_done
+from fedfactory.cli.invite import tell_invitation
 from fedfactory.contracts.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,13 +50,27 @@ def _init(asked: argparse.Namespace) -> None:
         operator=asked.operator,
         operator_folder=folder,
     )
-    print(f"founded '{made.name}' at {made.home}")
-    print(f"coordinator's key, for sites to pin: {made.coordinator_key}")
-    print("next:")
-    print(f"  1. Move {asked.root_key} offline, with a copy elsewhere. It is needed for rotations.")
-    print(f"  2. fedfactory coordinator --home {made.home}")
-    print(f"  3. {folder} is {asked.operator}'s: move it to where that person works. Then there:")
-    print(f"     fedfactory invite SITE --as {folder}")
+    tell(
+        asked,
+        {
+            "consortium": made.name,
+            "home": str(made.home),
+            "coordinator_key": made.coordinator_key,
+            "root_key": str(asked.root_key),
+            "operator": asked.operator,
+            "operator_folder": str(folder),
+        },
+        ids=[made.coordinator_key],
+        words=[
+            f"founded '{made.name}' at {made.home}",
+            f"coordinator's key, for sites to pin: {made.coordinator_key}",
+            "next:",
+            f"  1. Move {asked.root_key} offline, with a copy elsewhere: rotations need it.",
+            f"  2. fedfactory coordinator --home {made.home}",
+            f"  3. {folder} is {asked.operator}'s: move it to where that person works. Then there:",
+            f"     fedfactory invite SITE --as {folder}",
+        ],
+    )
 
 
 def _rotate(asked: argparse.Namespace) -> None:
@@ -69,7 +84,7 @@ def _rotate(asked: argparse.Namespace) -> None:
     consortium = open_consortium(asked.home)
     if asked.finish:
         finish_rotation(consortium)
-        print("the old root counts no more; its key can be destroyed")
+        tell_done(asked, "the old root counts no more; its key can be destroyed")
         return
     if asked.root_key is None or (asked.new_root_key is None) != asked.issuer:
         raise UsageError(
@@ -81,7 +96,7 @@ def _rotate(asked: argparse.Namespace) -> None:
     if asked.issuer:
         issuer.renew_issuer(old)
         end = issuer.certificate.not_valid_after_utc
-        print(f"a new issuer signs until {end:%Y-%m-%d}; members notice nothing")
+        tell_done(asked, f"a new issuer signs until {end:%Y-%m-%d}; members notice nothing")
         return
     issuer.check_single_root()
     if asked.new_root_key.absolute().is_relative_to(consortium.home):
@@ -92,9 +107,13 @@ def _rotate(asked: argparse.Namespace) -> None:
     )
     new.save(asked.new_root_key, new_passphrase)
     rotate(consortium, old, new)
-    print(f"a new root signs; its key is {asked.new_root_key}. Members follow as they renew.")
-    print("`fedfactory consortium show` tells who still needs the old one. When nobody does:")
-    print(f"  fedfactory consortium rotate --finish --home {consortium.home}")
+    tell_done(
+        asked,
+        f"a new root signs; its key is {asked.new_root_key}. Members follow as they renew.",
+        "`fedfactory consortium show` tells who still needs the old one. When nobody does:",
+        f"  fedfactory consortium rotate --finish --home {consortium.home}",
+        root_key=str(asked.new_root_key),
+    )
 
 
 def _invite(asked: argparse.Namespace) -> None:
@@ -114,8 +133,7 @@ def _invite(asked: argparse.Namespace) -> None:
             consortium, registry, consortium.issuer(), wanted, by="the coordinator's host"
         )
     create_durably(asked.out, to_json(invitation).encode())
-    print(f"{asked.out} invites the operator '{asked.name}' for 7 days; treat it as a password.")
-    print(f"There: fedfactory enrol {asked.out.name}")
+    tell_invitation(asked, asked.out, invitation)
 
 
 def _show(asked: argparse.Namespace) -> None:
@@ -123,10 +141,7 @@ def _show(asked: argparse.Namespace) -> None:
     from fedfactory.coordinator.membership.overview import overview
 
     told = overview(open_consortium(asked.home))
-    if asked.json:
-        print(json.dumps(told, indent=1))
-        return
-    print("\n".join(_lines(told)))
+    tell(asked, told, ids=[told["coordinator"]["key"]], words=_lines(told))
 
 
 def _lines(told: Mapping[str, Any]) -> list[str]:
@@ -214,12 +229,13 @@ def _parser() -> Arguments:
     show = actions.add_parser("show", help="fingerprints, validity, who rests on which root")
     show.set_defaults(action=_show)
     _add_home(show)
-    show.add_argument("--json", action="store_true", help="print as JSON")
     invite = actions.add_parser("invite", help="an operator, when none can")
     invite.set_defaults(action=_invite)
     _add_home(invite)
     invite.add_argument("name", metavar="NAME", help="the operator's name")
     invite.add_argument("--out", type=Path, required=True, metavar="FILE", help="the invitation")
+    for action in actions.choices.values():
+        add_forms(action)
     return parser
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedfactory.cli.arguments import Arguments
-from fedfactory.cli.operating import add_operating, operator_folder, print_json
+from fedfactory.cli.forms import tell
+from fedfactory.cli.operating import add_operating, operator_folder
 from fedfactory.contracts.codec import encode, from_json
 from fedfactory.contracts.errors import UsageError
 
@@ -59,15 +60,15 @@ def run(words: Sequence[str]) -> int:
         save_membership(folder, membership)
     except OSError as error:
         raise UsageError(f"{error.filename or folder}: {error.strerror}") from error
-    if asked.json:
-        print_json(encode(membership))
-        return 0
-    if asked.quiet:
-        return 0
-    print(f"enrolled: {invitation.role} '{invitation.name}' of '{invitation.consortium}'")
-    print(f"  {asked.invitation} is used up and can be deleted")
-    print(f"next: fedfactory sites --as {folder}")
-    return 0
+    return tell(
+        asked,
+        encode(membership),
+        words=[
+            f"enrolled: {invitation.role} '{invitation.name}' of '{invitation.consortium}'",
+            f"  {asked.invitation} is used up and can be deleted",
+            f"next: fedfactory sites --as {folder}",
+        ],
+    )
 
 
 def _check_same(folder: Path, wanted: Membership) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fedfactory.cli.arguments import count
-from fedfactory.cli.operating import add_run, connected, meant_run, operating, print_json
+from fedfactory.cli.completers import completed, known_sites
+from fedfactory.cli.forms import print_json
+from fedfactory.cli.operating import add_run, connected, meant_run, operating
 from fedfactory.contracts.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +23,8 @@ def run(words: Sequence[str]) -> int:
         "Say for each site that did not contribute to a round why, with the events that show it.",
     )
     add_run(parser)
-    parser.add_argument("--site", metavar="S", help="this site alone, also where it contributed")
+    told = "this site alone, also where it contributed"
+    completed(parser.add_argument("--site", metavar="S", help=told), known_sites)
     parser.add_argument("--round", type=count, metavar="N", help="this round alone")
     asked = parser.parse_args(words)
     with connected(asked) as client:

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from fedfactory.cli.operating import say
-from fedfactory.contracts.errors import RunFailedError, RunStoppedError, UsageError
+from fedfactory.cli.forms import say
+from fedfactory.contracts.errors import (
+    FedfactoryError,
+    RunFailedError,
+    RunStoppedError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from fedfactory.operator.client import OperatorClient
     from fedfactory.operator.following import Follower
+    from fedfactory.report.reporter import Form
+    from fedfactory.wire.operations import RunStatus
 
+ASK_AGAIN_S: Final = 5.0  # who a run that has not begun waits for
 EXIT_OF_STATUS: Final = {
     "completed": 0,
     "failed": RunFailedError.exit_code,
     "stopped": RunStoppedError.exit_code,
 }
+
+
+def form_of(asked: argparse.Namespace) -> Form:
+    """Return the form in which a run is to be shown."""
+    if asked.json:
+        return "json"
+    return "quiet" if asked.quiet else "words"
 
 
 def followed_folder(asked: Path | None, run_id: str) -> Path:
@@ -44,14 +59,7 @@ def follow(client: OperatorClient, run_id: str, folder: Path, asked: argparse.Na
 
     follower = Follower(client, run_id, folder)
     try:
-        if asked.json:
-            _print_events(follower)
-        elif asked.quiet:
-            for event in follower.events():
-                if event is None and follower.status == "suspended":
-                    break
-        else:
-            _show(follower, client)
+        _show(follower, client, form_of(asked))
     except KeyboardInterrupt:
         say(
             f"\nfedfactory: the run {run_id} goes on: `fedfactory watch {run_id}` follows it again,"
@@ -65,25 +73,14 @@ def follow(client: OperatorClient, run_id: str, folder: Path, asked: argparse.Na
     return EXIT_OF_STATUS[follower.summary["status"]]
 
 
-def _print_events(follower: Follower) -> None:
-    from fedfactory.rounds.log import encode_event
-
-    number = 0
-    for event in follower.events():
-        if event is not None:
-            print(encode_event(number, event), flush=True)
-            number += 1
-        elif follower.status == "suspended":
-            return
-    print(json.dumps({"summary": follower.summary}, allow_nan=False), flush=True)
-
-
-def _show(follower: Follower, client: OperatorClient) -> None:
+def _show(follower: Follower, client: OperatorClient, form: Form) -> None:
+    """Show the run until it has ended, or is suspended."""
     from fedfactory.report.reporter import make_reporter
 
     where = f"{client.operator.consortium}, {client.address}"
-    reporter = make_reporter(sys.stdout, sites_note=f"of {where}")
-    troubled = False
+    reporter = make_reporter(sys.stdout, form=form, sites_note=f"of {where}")
+    troubled, waiting = False, _Waiting(client, follower.run_id)
+    waiting.over = form != "words"
     try:
         reporter.stage("waiting for the coordinator")
         for event in follower.events():
@@ -95,14 +92,50 @@ def _show(follower: Follower, client: OperatorClient) -> None:
                     else "the coordinator is there again"
                 )
             if event is not None:
+                waiting.over = True
                 reporter.event(event)
             elif follower.status == "suspended":
                 return
+            elif not troubled and (stage := waiting.stage(follower.status, time.monotonic())):
+                reporter.stage(stage)
             reporter.tick()
         assert follower.summary is not None
         reporter.finish(follower.summary, str(follower.folder))
     finally:
         reporter.close()
+
+
+class _Waiting:
+    """What a run without an event waits for: its turn, then its sites; `over` once it has begun."""
+
+    def __init__(self, client: OperatorClient, run_id: str) -> None:
+        self.over = False
+        self._client = client
+        self._run_id = run_id
+        self._said = ""
+        self._ask_at = 0.0
+
+    def stage(self, status: RunStatus | None, now: float) -> str | None:
+        """Return what to say; None where that has not changed. `now` is monotonic seconds."""
+        if self.over or status not in ("queued", "running") or now < self._ask_at:
+            return None
+        self._ask_at = now + ASK_AGAIN_S
+        found = "waiting for its turn" if status == "queued" else self._sites()
+        if found in (None, self._said):
+            return None
+        self._said = found
+        return found
+
+    def _sites(self) -> str | None:
+        from fedfactory.report.text import names
+
+        try:
+            rows = [row for row in self._client.runs() if row.run_id == self._run_id]
+            here = {m.name for m in self._client.members().members if m.connected}
+        except FedfactoryError:  # the watch tells of it, too
+            return None
+        away = [site for row in rows for site in row.sites if site not in here]
+        return f"waiting for {names(away)} to connect" if away else "the run is starting"
 
 
 def _suspended(client: OperatorClient, run_id: str) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fedfactory.cli.arguments import count
-from fedfactory.cli.operating import connected, operating, print_json
+from fedfactory.cli.forms import tell
+from fedfactory.cli.operating import connected, operating
 from fedfactory.cli.revoke import ROLES
 from fedfactory.contracts.errors import UsageError
+
+if TYPE_CHECKING:
+    from fedfactory.wire.membership import Invitation
 
 DAYS: Final = 7
 DAY_S: Final = 86400.0
@@ -49,23 +54,25 @@ def run(words: Sequence[str]) -> int:
         invitation = client.invite(asked.role, asked.name, asked.days * DAY_S)
     create_durably(out, f"{to_json(invitation)}\n".encode())
     sync_folder(folder)
-    if asked.json:
-        about = {"role": asked.role, "name": asked.name, "file": str(out)}
-        print_json({**about, "expires_at": invitation.expires_at})
-    elif asked.quiet:
-        print(out)
-    else:
-        _tell(out, asked.role, asked.name, invitation.expires_at)
-    return 0
+    return tell_invitation(asked, out, invitation)
 
 
-def _tell(out: Path, role: str, name: str, expires_at: float) -> None:
+def tell_invitation(asked: argparse.Namespace, out: Path, invitation: Invitation) -> int:
+    """Print what was written to `out`, and what is to be done with it; return 0."""
     from fedfactory.operator.telling import moment
 
+    role, name, until = invitation.role, invitation.name, invitation.expires_at
     how = (
         f"site-agent init --invitation {out.name}, then site-agent enrol {out.name}"
         if role == "site"
         else f"fedfactory enrol {out.name}"
     )
-    print(f"{out}: for {role} {name}, once, until {moment(expires_at)}")
-    print(f"send it as you would a password; there: {how}")
+    return tell(
+        asked,
+        {"role": role, "name": name, "file": str(out), "expires_at": until},
+        ids=[out],
+        words=[
+            f"{out}: for {role} {name}, once, until {moment(until)}",
+            f"send it as you would a password; there: {how}",
+        ],
+    )

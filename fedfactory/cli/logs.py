@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedfactory.cli.operating import add_run, connected, meant_run, operating, print_json
+from fedfactory.cli.completers import completed, known_sites
+from fedfactory.cli.forms import print_json
+from fedfactory.cli.operating import add_run, connected, meant_run, operating
 from fedfactory.contracts.errors import RefusedError, UnknownNameError
 
 
@@ -16,7 +18,7 @@ def run(words: Sequence[str]) -> int:
         " of its own, and only if its policy says `logs: outcomes`.",
     )
     add_run(parser)
-    parser.add_argument("site", metavar="SITE")
+    completed(parser.add_argument("site", metavar="SITE"), known_sites)
     asked = parser.parse_args(words)
     with connected(asked) as client:
         row = meant_run(client, asked.run)

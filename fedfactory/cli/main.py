@@ -36,8 +36,9 @@ exit codes:
   4 the run was stopped            5 refused by the coordinator or the sites
   6 coordinator not reachable      130 interrupted (a run that is watched goes on)"""
 NOTES: Final = f"""\
-fedfactory COMMAND --help tells more. Commands that talk to a coordinator take --as DIR, the folder
-that was enrolled (default: $FEDFACTORY_OPERATOR, else ~/.config/fedfactory), --json and -q.
+fedfactory COMMAND --help tells more. --json prints for programs, -q only ids, files and errors.
+Commands that talk to a coordinator take --as DIR, the folder that was enrolled
+(default: $FEDFACTORY_OPERATOR, else ~/.config/fedfactory).
 RUN is a run's id, the beginning of one, or `last`.
 
 {EXIT_CODES}"""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedfactory.cli.arguments import Arguments, count
-from fedfactory.cli.operating import add_operating, add_run, connected, meant_run, print_json
+from fedfactory.cli.forms import print_json
+from fedfactory.cli.operating import add_operating, add_run, connected, meant_run
 from fedfactory.contracts.errors import UsageError
 
 

@@ -1,18 +1,18 @@
-"""What the commands of operators share: whose folder, the way to the coordinator, JSON or words."""
+"""What the commands of operators share: whose folder, the way to the coordinator, which run."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from fedfactory.cli.arguments import Arguments
+from fedfactory.cli.completers import completed, followed_runs
+from fedfactory.cli.forms import add_forms, say
 from fedfactory.contracts.errors import FedfactoryError, UnreachableError
 
 if TYPE_CHECKING:
@@ -39,19 +39,13 @@ def add_operating(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help=f"the enrolled folder (default: ${VARIABLE}, else {DEFAULT_FOLDER})",
     )
-    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
-    parser.add_argument("-q", "--quiet", action="store_true", help="only ids, files and errors")
+    add_forms(parser)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the run that a command is about."""
-    action = parser.add_argument("run", metavar="RUN", help="its id, the beginning of it, or last")
-    action.completer = followed_runs  # type: ignore[attr-defined]  # argcomplete's way
-
-
-def followed_runs(prefix: str, **_: object) -> list[str]:
-    """Return the runs that were followed into this folder, for the shell's Tab: costs no call."""
-    return [path.name for path in Path("runs").glob(f"{prefix}*")] + ["last"]
+    run = parser.add_argument("run", metavar="RUN", help="its id, the beginning of it, or last")
+    completed(run, followed_runs)
 
 
 def operator_folder(asked: Path | None) -> Path:
@@ -94,22 +88,3 @@ def meant_run(client: OperatorClient, name: str) -> RunRow:
     from fedfactory.operator.naming import find_run
 
     return find_run(name, client.runs())
-
-
-def print_json(document: Any) -> None:
-    """Print one JSON document."""
-    print(json.dumps(document, indent=1, allow_nan=False))
-
-
-def say(line: str) -> None:
-    """Tell a person beside what the command prints: on standard error."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def tell_done(asked: argparse.Namespace, told: str, **about: str) -> int:
-    """Print that it was done, as asked; return 0."""
-    if asked.json:
-        print_json({**about, "told": told})
-    elif not asked.quiet:
-        print(told)
-    return 0

@@ -7,12 +7,12 @@ a lineage without a history.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
 from fedfactory.cli.arguments import Arguments
+from fedfactory.cli.forms import add_json, print_json
 from fedfactory.contracts.errors import ValueRangeError
 from fedfactory.contracts.orders import TrainParameters
 from fedfactory.contracts.privacy import PrivacyPlan
@@ -65,7 +65,7 @@ def run(words: Sequence[str]) -> int:
     ]
     if asked.json:
         about = {"delta": asked.delta, "accountant": accountant.name, "unit": "row"}
-        print(json.dumps({**about, "plans": [asdict(row) for row in rows]}, indent=1))
+        print_json({**about, "plans": [asdict(row) for row in rows]})
         return 0
     print(f"delta {asked.delta:g}, batch {asked.batch_size}, by {accountant.name};")
     print("one record replaced by null, Poisson sampling, a lineage without a history\n")
@@ -194,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="E",
         help="the site's cap for all runs (as --epsilon)",
     )
-    command.add_argument("--json", action="store_true", help="for a program")
+    add_json(command)
     return parser
 
 

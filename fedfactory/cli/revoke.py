@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from fedfactory.cli.operating import connected, operating, tell_done
+from fedfactory.cli.completers import completed, known_sites
+from fedfactory.cli.forms import tell_done
+from fedfactory.cli.operating import connected, operating
 
 ROLES: Final = ("site", "operator", "viewer")
 
@@ -15,7 +17,8 @@ def run(words: Sequence[str]) -> int:
     parser = operating(
         "revoke", "Cut a member off at once. It can come back by a new invitation alone."
     )
-    parser.add_argument("name", metavar="NAME", help="who, as `fedfactory sites` lists them")
+    name = parser.add_argument("name", metavar="NAME", help="as `fedfactory sites` lists them")
+    completed(name, known_sites)
     parser.add_argument("--role", choices=ROLES, default="site", help="(default: site)")
     parser.add_argument("--reason", required=True, metavar="TEXT", help="why; it is kept")
     asked = parser.parse_args(words)

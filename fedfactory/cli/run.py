@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from fedfactory.cli.arguments import Arguments
+from fedfactory.cli.completers import completed
 from fedfactory.cli.composing import Composed, choices_help, compose_run, override_words
-from fedfactory.cli.follow_run import check_free, follow, followed_folder
+from fedfactory.cli.follow_run import check_free, follow, followed_folder, form_of
+from fedfactory.cli.forms import say
 from fedfactory.cli.main import EXIT_CODES
-from fedfactory.cli.operating import add_operating, connected, print_json, say
+from fedfactory.cli.operating import add_operating, connected
 from fedfactory.contracts.errors import RefusedError, UnreachableError, UsageError
 from fedfactory.identity.roles import Role
 
@@ -68,7 +68,7 @@ def run(words: Sequence[str]) -> int:
 def _parser() -> Arguments:
     parser = Arguments(prog="fedfactory run", description=ABOUT, add_help=False)
     overrides = parser.add_argument("overrides", nargs="*", metavar="key=value")
-    overrides.completer = override_words  # type: ignore[attr-defined]  # argcomplete's way
+    completed(overrides, override_words)
     parser.add_argument("-h", "--help", action="store_true", help="show this, and all keys")
     parser.add_argument("--sites", metavar="A,B", help="who takes part (default: all enrolled)")
     parser.add_argument("--detach", action="store_true", help="submit only: do not follow it")
@@ -160,15 +160,10 @@ def _submitted(client: OperatorClient, submission: Submission) -> Submitted:
 
 
 def _tell(submitted: Submitted, asked: argparse.Namespace) -> None:
-    from fedfactory.operator.telling import finding_lines
+    from fedfactory.operator.telling import finding_lines, submitted_lines
 
-    if asked.json:
-        if asked.detach or submitted.run_id is None:
-            print_json(asdict(submitted))
-        else:
-            print(json.dumps(asdict(submitted)), flush=True)  # the first of its lines
-        return
-    for line in finding_lines(submitted.findings):
-        say(line)
-    if submitted.run_id is not None:
-        print(submitted.run_id if asked.quiet else f"run {submitted.run_id}", flush=True)
+    for line in submitted_lines(submitted, form_of(asked)):
+        print(line, flush=True)
+    if not asked.json:
+        for line in finding_lines(submitted.findings):
+            say(line)

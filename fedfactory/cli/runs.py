@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from fedfactory.cli.arguments import count
-from fedfactory.cli.operating import connected, operating, print_json
+from fedfactory.cli.forms import print_json
+from fedfactory.cli.operating import connected, operating
 
 LATEST: Final = 20
 

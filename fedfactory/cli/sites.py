@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from fedfactory.cli.operating import connected, operating, print_json
+from fedfactory.cli.forms import print_json
+from fedfactory.cli.operating import connected, operating
 
 
 def run(words: Sequence[str]) -> int:

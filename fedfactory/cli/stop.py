@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedfactory.cli.operating import add_run, connected, meant_run, operating, tell_done
+from fedfactory.cli.forms import tell_done
+from fedfactory.cli.operating import add_run, connected, meant_run, operating
 
 
 def run(words: Sequence[str]) -> int:

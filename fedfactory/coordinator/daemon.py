@@ -172,8 +172,8 @@ class Coordinator:
             self._told_pids = pids
 
     def _open_run(self, run: Run, superlink: SuperLink) -> RunProcess:
-        process = RunProcess(run, self._gateway, superlink)
         revoked = {m.name for m in self._registry.members() if m.status == "revoked"}
+        process = RunProcess(run, self._gateway, superlink)
         for site in sorted(revoked.intersection(run.sites)):
             process.link.left(site, "revoked")
         return process

@@ -56,7 +56,11 @@ class RunProcess:
         self._stop: StopWish | None = None
         initial = run.taken.submission.initial
         gateway.open_run(run.run_id, run.sites, initial.bytes + HEADER_ROOM_BYTES)
-        self.link = LinkServer(run.folder / LINK, gateway, run.run_id, run.sites)
+        try:
+            self.link = LinkServer(run.folder / LINK, gateway, run.run_id, run.sites)
+        except BaseException:
+            gateway.close_run(run.run_id)
+            raise
 
     def tick(self, now: float, client: SuperLinkClient | None, strangers: Strangers) -> State:
         """Look after the run, once; `client` is the SuperLink that knows the sites (None: none).

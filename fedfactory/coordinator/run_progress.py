@@ -47,13 +47,13 @@ class Progress:
         """Read what is new; a journal that cannot be read has told nothing new."""
         with self._reading:
             try:
-                found = read_events(self._journal, self._count)
+                for number, line in read_events(self._journal, self._count):
+                    self._note(json.loads(line))
+                    self._count = number + 1
             except FedfactoryError as error:
                 log.warning("%s", error.public_message)
-                return
-            for number, line in found:
-                self._note(json.loads(line))
-                self._count = number + 1
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                log.warning("%s: event %d: %s", self._journal, self._count, type(error).__name__)
 
     def _note(self, event: dict[str, object]) -> None:
         kind = str(event["event"])

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import ProtocolError, UnknownNameError
@@ -81,6 +81,7 @@ class Run:
         self.progress = Progress(folder / JOURNAL)
         self._over = False
         self._summary: tuple[int, dict[str, Any]] | None = None
+        self._suspended: Suspended | None = None  # in mind, too: the disk may take nothing
 
     @property
     def run_id(self) -> str:
@@ -97,27 +98,37 @@ class Run:
         """Whether it is over, and nobody has reopened it."""
         if not self._over:  # only `let_go_on` takes it back: an ended run costs no more looks
             # In this order: the run that goes on takes its summary away first, then the wish.
-            self._over = not (self.folder / REOPEN).exists() and (self.folder / SUMMARY).exists()
+            self._over = not _is_there(self.folder / REOPEN) and _is_there(self.folder / SUMMARY)
         return self._over
 
     def summary(self) -> Mapping[str, Any]:
-        """Return its results; {} if there are none yet."""
+        """Return its results; {} if there are none yet. Damaged ones tell that they are."""
         path = self.folder / SUMMARY
         try:
             written = path.stat().st_mtime_ns
             if self._summary is None or self._summary[0] != written:
-                self._summary = (written, json.loads(path.read_bytes()))
+                self._summary = (written, _results(path))
         except FileNotFoundError:
             return {}
         return self._summary[1]
 
     def suspended(self) -> Suspended | None:
         """Return why it waits for its operator, or None."""
-        return _read(Suspended, self.folder / SUSPENDED)
+        if self._suspended is not None:
+            return self._suspended
+        try:
+            return _read(Suspended, self.folder / SUSPENDED)
+        except (OSError, ProtocolError):
+            told = f"it was suspended, and runs/{self.run_id}/{SUSPENDED} cannot be read"
+            return Suspended(at=0.0, reason=told)
 
     def suspend(self, reason: str, now: float) -> None:
-        """Let it wait for its operator, durably."""
-        write_durably(self.folder / SUSPENDED, to_json(Suspended(at=now, reason=reason)))
+        """Let it wait for its operator: durably, if the disk takes it, else until we end."""
+        self._suspended = Suspended(at=now, reason=reason)
+        try:
+            write_durably(self.folder / SUSPENDED, to_json(self._suspended))
+        except OSError as error:
+            log.error("run %s is suspended, which is not written: %s", self.run_id, error)  # noqa: TRY400
 
     def stop_wish(self) -> StopWish | None:
         """Return the wish to stop it, or None."""
@@ -134,6 +145,7 @@ class Run:
             write_durably(self.folder / REOPEN, to_json(Reopened(by=by)))
             self._over = False
         remove_durably(self.folder / SUSPENDED)
+        self._suspended = None
 
 
 class Runs:
@@ -228,8 +240,9 @@ def row_of(run: Run, status: RunStatus, place: int | None) -> RunRow:
 def status_of(run: Run, going: Iterable[str]) -> RunStatus:
     """Return where a run stands; `going` are the ids of those that have a place now."""
     if run.ended:
-        status: RunStatus = run.summary()["status"]
-        return status
+        status: RunStatus | None = run.summary().get("status")
+        if status is not None:  # None: it is reopened just now
+            return status
     if run.suspended() is not None:
         return "suspended"
     return "running" if run.run_id in going else "queued"
@@ -242,6 +255,27 @@ def _open(folder: Path) -> Run | None:
     except (OSError, ProtocolError) as error:
         log.error("%s is left out: %s; put it back from a backup", folder, error)  # noqa: TRY400
         return None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file; one that cannot be looked for is told when it is read."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _results(path: Path) -> dict[str, Any]:
+    """Read a summary. One that is damaged says nothing but that: the run is no success."""
+    try:
+        found = json.loads(path.read_bytes())
+        if isinstance(found, dict) and found.get("status") in get_args(RunStatus):
+            return found
+    except (ValueError, RecursionError):
+        pass
+    log.error("%s cannot be read; put it back from a backup", path)
+    told = f"runs/{path.parent.name}/{SUMMARY} cannot be read; put it back from a backup"
+    return {"status": "failed", "reason": told}
 
 
 def _number(run: Run) -> int:

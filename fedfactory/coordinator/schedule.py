@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.coordinator.run_process import RunProcess, State
@@ -54,37 +56,35 @@ class Schedule:
         self._open = open_run
         self._lock = threading.Lock()
         self._going: dict[str, RunProcess] = {}
-        self._broken: set[str] = set()
 
     def tick(self, now: float, client: SuperLinkClient | None) -> None:
         """Look after every run, once; `client` is the SuperLink that knows the sites, if any."""
-        for run_id, process in list(self._going.items()):
-            state = self._tick(process, now, client)
-            if state != "going":
-                log.info("run %s leaves its place: %s", run_id, state)
-                with self._lock:
-                    del self._going[run_id]
-                process.close()
-        unfinished = {
-            run.run_id: run for run in self._runs.unfinished() if run.run_id not in self._broken
-        }
-        waiting = [(run_id, run.stop_wish() is not None) for run_id, run in unfinished.items()]
+        for process in list(self._going.values()):
+            self._look_after(process, now, client)
+        unfinished = {run.run_id: run for run in self._runs.unfinished()}
+        waiting: list[tuple[str, bool]] = []
+        for run_id, run in unfinished.items():
+            with _its_own_fault(run):
+                waiting.append((run_id, run.stop_wish() is not None))
         for run_id in to_start(waiting, self._going, self._at_once):
-            process = self._open(unfinished[run_id])
-            with self._lock:
-                self._going[run_id] = process
-            self._tick(process, now, client)
+            with _its_own_fault(unfinished[run_id]):
+                process = self._open(unfinished[run_id])
+                with self._lock:
+                    self._going[run_id] = process
+                self._look_after(process, now, client)
 
-    def _tick(
-        self, process: RunProcess, now: float, client: SuperLinkClient | None
-    ) -> State | Literal["broken"]:
-        """Look after one run; what breaks in it does not stop the others, until the next start."""
-        try:
-            return process.tick(now, client, self._strangers)
-        except (OSError, FedfactoryError):
-            log.exception("run %s cannot be looked after", process.run.run_id)
-            self._broken.add(process.run.run_id)
-            return "broken"
+    def _look_after(self, process: RunProcess, now: float, client: SuperLinkClient | None) -> None:
+        """Look after one run; one that is over, or that something broke in, leaves its place."""
+        run = process.run
+        state: State = "suspended"
+        with _its_own_fault(run):
+            state = process.tick(now, client, self._strangers)
+        if state != "going":
+            log.info("run %s leaves its place: %s", run.run_id, state)
+            with self._lock:
+                del self._going[run.run_id]
+            with _its_own_fault(run):
+                process.close()
 
     def _strangers(self) -> frozenset[int]:
         """Return the living ServerApps that no run knows yet, or no longer."""
@@ -120,4 +120,23 @@ class Schedule:
         with self._lock:
             processes, self._going = list(self._going.values()), {}
         for process in processes:
-            process.close()
+            try:
+                process.close()
+            except Exception:
+                log.exception("run %s did not end well", process.run.run_id)
+
+
+@contextmanager
+def _its_own_fault(run: Run) -> Iterator[None]:
+    """Let what breaks in one run be that run's: it is suspended, and the others go on."""
+    try:
+        yield
+    except Exception as error:
+        log.exception("run %s cannot be looked after", run.run_id)
+        found = str(error) if isinstance(error, OSError | FedfactoryError) else type(error).__name__
+        found = found.replace(str(run.folder), f"runs/{run.run_id}")  # operators read it elsewhere
+        reason = (
+            f"the coordinator could not look after it ({found}); its log says more;"
+            f" `fedfactory resume {run.run_id}` lets it go on"
+        )
+        run.suspend(reason, time.time())

@@ -105,6 +105,8 @@ class SuperLink:
 
     def tick(self, now: float) -> None:
         """Look after both, once; `now` is time.monotonic()."""
+        if (answered := self._answered_at) is not None:
+            self._link_restarts = self._link_restarts.alive(answered)
         if self._link is not None and (found := self._link_fault(self._link, now)):
             self._link_restarts = self._link_restarts.died(now)
             self._link_due = now + self._link_restarts.pause_s

@@ -15,6 +15,8 @@ FROZEN_S: Final = 15.0
 HELLO_S: Final = 60.0
 # A life this long forgives the deaths before it.
 LONG_LIFE_S: Final = 60.0
+# So does answering for this long: what came up and was killed is no program that cannot live.
+HEALTHY_S: Final = 10.0
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
 DEATHS_TO_SUSPEND: Final = 5
@@ -22,19 +24,26 @@ DEATHS_TO_SUSPEND: Final = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restarts:
-    """How often a program died young in a row, and when it began."""
+    """How often a program died young in a row, when it began, and from when to when it answered."""
 
     deaths: int = 0
     began_at: float = 0.0
+    answered: tuple[float, float] | None = None
 
     def began(self, now: float) -> Restarts:
         """Note a start."""
-        return replace(self, began_at=now)
+        return replace(self, began_at=now, answered=None)
+
+    def alive(self, at: float) -> Restarts:
+        """Note that it answered then."""
+        first = at if self.answered is None else self.answered[0]
+        return replace(self, answered=(first, at))
 
     def died(self, now: float) -> Restarts:
-        """Note a death: of a young one it counts, of an old one it is the first."""
-        young = now - self.began_at < LONG_LIFE_S
-        return replace(self, deaths=self.deaths + 1 if young else 1)
+        """Note a death: of a young one it counts, of an old or healthy one it is the first."""
+        first, last = self.answered or (0.0, 0.0)
+        forgiven = now - self.began_at >= LONG_LIFE_S or last - first >= HEALTHY_S
+        return replace(self, deaths=1 if forgiven else self.deaths + 1)
 
     @property
     def pause_s(self) -> float:

@@ -38,7 +38,9 @@ from fedfactory.operator.following import Follower
 from fedfactory.operator.run_folder import EVENTS, MODEL, SUMMARY, read_line, write_summary
 from fedfactory.operator.starting import made_model, make_initial_model
 from fedfactory.operator.submission import submission_of
-from fedfactory.report.reporter import Reporter, make_reporter
+from fedfactory.operator.telling import submitted_lines
+from fedfactory.report.reporter import Form, Reporter, make_reporter
+from fedfactory.report.terminal import lasting
 from fedfactory.rounds.events import Finish, RunFailed
 from fedfactory.rounds.history import History, append
 from fedfactory.rounds.summary import summary
@@ -52,8 +54,8 @@ EXIT_OF_STATUS: Final[Mapping[str, int]] = {
 }
 
 
-def run_local(config: RunConfig) -> int:
-    """Run one federation on this machine; return the exit code.
+def run_local(config: RunConfig, form: Form) -> int:
+    """Run one federation on this machine, shown in a form; return the exit code.
 
     Raises:
         DataError: the data is missing, unreadable or too small, before anything starts.
@@ -64,11 +66,12 @@ def run_local(config: RunConfig) -> int:
     folder = (config.out or Path("runs") / run_id).resolve()
     _make_run_folder(folder, config.composed_yaml)
     workspace = Path(tempfile.mkdtemp(prefix="fedfactory-"))
-    reporter = make_reporter(sys.stdout, sites_note=_sites_note(config))
+    reporter = make_reporter(lasting(sys.stdout), form=form, sites_note=_sites_note(config))
     with _interruptible() as interrupted:
         try:
             result = _LocalRun(
                 config=config,
+                form=form,
                 shares=shares,
                 run_id=run_id,
                 folder=folder,
@@ -102,6 +105,7 @@ class _LocalRun:
         self,
         *,
         config: RunConfig,
+        form: Form,
         shares: Mapping[str, Share],
         run_id: str,
         folder: Path,
@@ -110,6 +114,7 @@ class _LocalRun:
         interrupted: list[int],
     ) -> None:
         self._config = config
+        self._form = form
         self._run_id = run_id
         self._folder = folder
         self._initial_file = workspace / "initial.safetensors"
@@ -153,6 +158,9 @@ class _LocalRun:
             now=time.time(),
         )
         submitted = client.submit(submission)
+        if self._form != "words":  # to a person the run's first event says its name
+            for line in submitted_lines(submitted, self._form):
+                print(line, file=lasting(sys.stdout), flush=True)
         if submitted.run_id is None:
             said = [f"{found.site}: {found.sentence}" for found in submitted.findings]
             raise RefusedError("; ".join([submitted.reason, *said]))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Final
 
 from fedfactory.contracts.questions import LogLine, SiteLogs
 from fedfactory.contracts.refusals import REFUSALS
+from fedfactory.report.reporter import Form
 from fedfactory.report.terminal import shown
 from fedfactory.wire.membership import Member
-from fedfactory.wire.operations import Finding, RunRow
+from fedfactory.wire.operations import Finding, RunRow, Submitted
 
 SOON_S: Final = 3 * 86400.0  # agents renew by themselves: a certificate this near its end did not
 _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "min"))
@@ -61,7 +64,7 @@ def member_lines(members: Sequence[Member], now: float) -> list[str]:
 
 
 def warnings(members: Sequence[Member], now: float) -> list[str]:
-    """Return a sentence for each member whose certificate or invitation ends soon or has ended."""
+    """Return a sentence for each member that is cut off, turned away, or whose end comes soon."""
     told = []
     for member in members:
         who = f"{member.role} {member.name}"
@@ -70,12 +73,23 @@ def warnings(members: Sequence[Member], now: float) -> list[str]:
             told.append(f"{who} is revoked: {member.reason}")
         elif member.status == "expired" or (left is not None and left <= 0):
             told.append(f"{who} has expired: invite it again (fedfactory invite {member.name})")
+        elif member.status == "enrolled" and member.reason:
+            told.append(f"{who} is turned away: {member.reason}")
         elif member.status == "enrolled" and left is not None and left < SOON_S:
             told.append(f"{who} has a certificate for {span(left)} only: its agent should have"
                         " renewed it; ask its administrator for `site-agent status`")  # fmt: skip
         elif member.status == "invited" and left is not None:
             told.append(f"{who} has not enrolled yet; the invitation ends in {span(left)}")
     return [shown(line) for line in told]
+
+
+def submitted_lines(submitted: Submitted, form: Form) -> list[str]:
+    """Return what stands before a run's own lines: its id; as JSON with what speaks against it."""
+    if form == "json":
+        return [json.dumps(asdict(submitted))]
+    if submitted.run_id is None:
+        return []
+    return [submitted.run_id if form == "quiet" else f"run {submitted.run_id}"]
 
 
 def finding_lines(findings: Sequence[Finding]) -> list[str]:

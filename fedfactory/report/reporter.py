@@ -1,19 +1,23 @@
 """Shows a run while it lives: a calm live table in a terminal, plain lines anywhere else.
 
-A terminal that goes away does not end the run: see terminal.py.
+For programs a line of JSON per event, or nothing. A terminal that goes away does not end the run:
+see terminal.py.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
-from typing import Any, Final, Protocol, TextIO
+from typing import Any, Final, Literal, Protocol, TextIO
 
 from fedfactory.report.terminal import lasting
 from fedfactory.report.text import now_line, round_lines
 from fedfactory.rounds.events import Event, OrdersSent
 from fedfactory.rounds.history import History, append
+from fedfactory.rounds.log import encode_event
 
+Form = Literal["words", "json", "quiet"]
 LIFE_SIGN_S: Final = 10.0
 
 
@@ -36,8 +40,12 @@ class Reporter(Protocol):
         """Leave the terminal as it was found."""
 
 
-def make_reporter(stream: TextIO, *, sites_note: str) -> Reporter:
-    """Return the live view for a terminal, plain lines otherwise."""
+def make_reporter(stream: TextIO, *, form: Form, sites_note: str) -> Reporter:
+    """Return what shows a run; for words the live view in a terminal, plain lines elsewhere."""
+    if form == "json":
+        return JsonReporter(stream)
+    if form == "quiet":
+        return QuietReporter()
     if stream.isatty():
         from fedfactory.report.live import LiveReporter
 
@@ -90,4 +98,42 @@ class PlainReporter:
 
     def _say(self, line: str) -> None:
         self._spoke_at = time.monotonic()
+        print(line, file=self._stream, flush=True)
+
+
+class QuietReporter:
+    """Says nothing."""
+
+    def stage(self, text: str) -> None:
+        """Say nothing."""
+
+    def event(self, event: Event) -> None:
+        """Say nothing."""
+
+    def tick(self) -> None:
+        """Say nothing."""
+
+    def finish(self, summary: Mapping[str, Any], folder: str) -> None:
+        """Say nothing."""
+
+    def close(self) -> None:
+        """Nothing to undo."""
+
+
+class JsonReporter(QuietReporter):
+    """A line per event, as events.jsonl has them, and at last the summary's."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._count = 0
+
+    def event(self, event: Event) -> None:
+        """Print the event's line."""
+        print(encode_event(self._count, event), file=self._stream, flush=True)
+        self._count += 1
+
+    def finish(self, summary: Mapping[str, Any], folder: str) -> None:
+        """Print the summary's line."""
+        del folder
+        line = json.dumps({"summary": summary}, allow_nan=False)
         print(line, file=self._stream, flush=True)

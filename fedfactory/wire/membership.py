@@ -53,6 +53,7 @@ class Member:
     """One member. Times are Unix seconds; `fingerprint` is that of its key, None before it enrols.
 
     `connected` is about sites: whether the doorbell is open now; `seen_at` when it last was.
+    `reason` tells why one was revoked, or why an enrolled site that calls is turned away.
     """
 
     role: str

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from fedfactory.cli.arguments import Arguments
+from fedfactory.cli.forms import add_forms, print_json
 from fedfactory.contracts.codec import encode
 from site_agents.approvals import Approvals, Waiting
 from site_agents.cli.home import add_home, find_home
@@ -26,14 +26,17 @@ def main(words: Sequence[str]) -> int:
     )
     add_home(parser)
     parser.add_argument("id", nargs="?", metavar="ID", help="show one")
-    parser.add_argument("--json", action="store_true", help="everything, for a program")
+    add_forms(parser)
     asked = parser.parse_args(words)
     approvals = Approvals(find_home(asked.home))
     waiting = approvals.waiting() if asked.id is None else (approvals.find(asked.id),)
     for path in approvals.damaged():
         print(f"{path} does not hold: it approves nothing, the agent asks again", file=sys.stderr)
     if asked.json:
-        print(json.dumps([_plain(one) for one in waiting], indent=1))
+        print_json([_plain(one) for one in waiting])
+    elif asked.quiet:
+        for one in waiting:
+            print(one.leaving.id)
     elif asked.id is not None:
         print("\n".join(shown(waiting[0])))
     elif waiting:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedfactory.cli.arguments import Arguments
+from fedfactory.cli.forms import add_forms
 from site_agents.cli.deciding import decide
-from site_agents.cli.home import add_home, find_home
+from site_agents.cli.home import add_home
 
 
 def main(words: Sequence[str]) -> int:
@@ -19,5 +20,6 @@ def main(words: Sequence[str]) -> int:
     add_home(parser)
     parser.add_argument("id", metavar="ID", help="as 'site-agent approvals' lists it")
     parser.add_argument("--reason", default="", metavar="TEXT", help="kept with who and when")
+    add_forms(parser)
     asked = parser.parse_args(words)
-    return decide(find_home(asked.home), asked.id, approved=True, reason=asked.reason)
+    return decide(asked, approved=True)

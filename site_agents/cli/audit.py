@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from fedfactory.cli.arguments import Arguments, count
+from fedfactory.cli.forms import add_forms, tell
 from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.errors import IntegrityError, UsageError
 from fedfactory.contracts.plans import Anchor
@@ -32,14 +34,14 @@ def main(words: Sequence[str]) -> int:
     asked = _arguments().parse_args(words)
     home = find_home(asked.home)
     if asked.action == "verify":
-        _verify(home)
+        _verify(home, asked)
     elif asked.action == "show":
-        _show(home / FOLDER, asked.last, asked.run)
+        _show(home / FOLDER, asked)
     else:
         scope = Scope(
             since=_time(asked.since), run=asked.run, withhold=frozenset(asked.withhold or ())
         )
-        _export(home, asked.file, scope)
+        _export(home, asked, scope)
     return 0
 
 
@@ -66,6 +68,7 @@ def _arguments() -> Arguments:
         action.add_argument("--run", metavar="RUN", help="entries of this run only")
     for action in (check, show, export):
         add_home(action)
+        add_forms(action)
     return parser
 
 
@@ -81,15 +84,28 @@ def _time(word: str | None) -> str:
     return time.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
-def _verify(home: Path) -> None:
+def _verify(home: Path, asked: Namespace) -> None:
     second = load_agent_config(home, []).second_place
     # Read first: whatever is anchored by now, the chain already holds when it is read.
     anchor = SecondPlace(second).last()
     found = verify(home / FOLDER)
-    print(f"holds: {found.trail.length} entries, head {found.trail.head}")
+    beside = _second_place(second, anchor, found)
+    words = [f"holds: {found.trail.length} entries, head {found.trail.head}"]
     if found.notice:
-        print(f"note: {found.notice}; the agent sets it right, and records it, when it next writes")
-    print(_second_place(second, anchor, found))
+        words.append(
+            f"note: {found.notice}; the agent sets it right, and records it, when it next writes"
+        )
+    tell(
+        asked,
+        {
+            "entries": found.trail.length,
+            "head": found.trail.head,
+            "notice": found.notice,
+            "second_place": beside,
+        },
+        ids=[found.trail.head],
+        words=[*words, beside],
+    )
 
 
 def _second_place(path: Path | None, anchor: Anchor | None, found: Found) -> str:
@@ -108,15 +124,21 @@ def _second_place(path: Path | None, anchor: Anchor | None, found: Found) -> str
     return f"second place: agrees, up to entry {anchor.audit_length}"
 
 
-def _show(folder: Path, last: int, run: str | None) -> None:
-    newest: deque[str] = deque(maxlen=last)
+def _show(folder: Path, asked: Namespace) -> None:
+    newest: deque[Line] = deque(maxlen=asked.last)
 
     def keep(line: Line) -> None:
-        if run is None or line.fields().get("run") == run:
-            newest.append(_told(line))
+        if asked.run is None or line.fields().get("run") == asked.run:
+            newest.append(line)
 
     read(folder, keep)
-    print("\n".join(newest) if newest else "no entries")
+    entries = [{"index": line.index, "at": line.at, **line.fields()} for line in newest]
+    tell(
+        asked,
+        {"entries": entries},
+        ids=[line.index for line in newest],
+        words=[_told(line) for line in newest] or ["no entries"],
+    )
 
 
 def _told(line: Line) -> str:
@@ -127,7 +149,8 @@ def _told(line: Line) -> str:
     return f"{line.index} {line.at} {event} by {to_json(actor)} {rest}".rstrip()
 
 
-def _export(home: Path, file: Path, scope: Scope) -> None:
+def _export(home: Path, asked: Namespace, scope: Scope) -> None:
+    file: Path = asked.file
     check_export(home / FOLDER, file, scope)
     # Recorded first: the file then ends with the record of itself.
     record(
@@ -139,5 +162,13 @@ def _export(home: Path, file: Path, scope: Scope) -> None:
         withheld=sorted(scope.withhold),
     )
     lines = write_export(home / FOLDER, file, scope, now())
-    print(f"{lines} entries in {file}")
-    print(f"to check them: python verify_audit.py {file} {home / FOLDER / PUBLIC_KEY}")
+    key = home / FOLDER / PUBLIC_KEY
+    tell(
+        asked,
+        {"entries": lines, "file": str(file), "public_key": str(key)},
+        ids=[file],
+        words=[
+            f"{lines} entries in {file}",
+            f"to check them: python verify_audit.py {file} {key}",
+        ],
+    )

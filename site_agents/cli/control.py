@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from fedfactory.cli.arguments import Arguments
+from fedfactory.cli.forms import add_forms, tell_done
 from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.lease import holder_of
 from site_agents import control
@@ -32,6 +33,7 @@ def say(word: ControlName, words: Sequence[str], *, description: str | None) -> 
     parser = Arguments(prog=f"site-agent {command}", description=description)
     add_home(parser)
     parser.add_argument("--reason", default="", metavar="TEXT", help="kept with who and when")
+    add_forms(parser)
     asked = parser.parse_args(words)
     home, by = find_home(asked.home), person()
     before = control.state(home)
@@ -47,5 +49,5 @@ def say(word: ControlName, words: Sequence[str], *, description: str | None) -> 
     effect = (
         "within a second" if holder_of(home, "agent") else "when an agent runs here; none does now"
     )
-    print(f"{event} (was {before.name}); it holds {effect}")
-    return 0
+    told = f"{event} (was {before.name}); it holds {effect}"
+    return tell_done(asked, told, control=word, was=before.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from fedfactory.cli.arguments import Arguments
+from fedfactory.cli.forms import add_forms, tell
 from fedfactory.contracts.errors import UnknownNameError, UsageError
 from fedfactory.contracts.orders import Scalar
 from fedfactory.tasks.parameters import WholeNumber
@@ -57,7 +57,7 @@ def main(words: Sequence[str]) -> int:
     add_home(check)
     check.add_argument("name", metavar="NAME", help="the source's name in agent.yaml")
     check.add_argument("--task", help="hold it against this task (default: the policy's for it)")
-    check.add_argument("--json", action="store_true", help="print JSON")
+    add_forms(check)
     make = actions.add_parser(
         "generate",
         help="write a table of generated rows for tabular or timeseries",
@@ -68,6 +68,7 @@ def main(words: Sequence[str]) -> int:
     make.add_argument("file", type=Path, metavar="FILE", help="a new .csv or .parquet file")
     make.add_argument("--count", type=int, default=1000, help="rows, or machines (default 1000)")
     make.add_argument("--seed", type=int, default=1, help="other seed, other rows (default 1)")
+    add_forms(make)
     # Argparse takes no positional words on both sides of an option.
     settings = [word for word in words if word.startswith(PREFIX) and "=" in word]
     asked = parser.parse_args([word for word in words if word not in settings])
@@ -104,9 +105,10 @@ def _check(asked: Namespace, settings: Sequence[str]) -> int:
         unit=rule.unit if rule else None,
         notes=tuple(_notes(rule, fits)),
     )
-    print(json.dumps(asdict(checked), indent=1) if asked.json else "\n".join(_lines(checked)))
+    wrong = [*checked.notes, *(f"{fit.task}: {fit.problem}" for fit in fits if fit.problem)]
+    tell(asked, asdict(checked), ids=wrong, words=_lines(checked))
     write_version(home, asked.name, found)
-    return int(bool(checked.notes) or any(fit.problem for fit in fits))
+    return int(bool(wrong))
 
 
 def _tasks(
@@ -210,5 +212,6 @@ def _generate(asked: Namespace, settings: Sequence[str]) -> int:
     table = generate(asked.task, parameters, asked.count, asked.seed)
     write_table(table, asked.file)
     unit = "; its unit is the column machine" if asked.task == "timeseries" else ""
-    print(f"{asked.file}: {table.num_rows} generated rows for task '{asked.task}'{unit}")
-    return 0
+    told = f"{asked.file}: {table.num_rows} generated rows for task '{asked.task}'{unit}"
+    about = {"file": str(asked.file), "rows": table.num_rows, "task": asked.task}
+    return tell(asked, about, ids=[asked.file], words=[told])

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import argparse
 
+from fedfactory.cli.forms import tell_done
 from fedfactory.contracts.errors import EnvironmentFailedError
 from fedfactory.lease import holder_of
 from site_agents.approvals import Approvals
 from site_agents.cli.approvals import shown
+from site_agents.cli.home import find_home
 from site_agents.cli.recording import record
 from site_agents.person import person
 
 
-def decide(home: Path, asked: str, *, approved: bool, reason: str) -> int:
-    """Decide on the update with the id `asked`; return 0 once it is durable.
+def decide(asked: argparse.Namespace, *, approved: bool) -> int:
+    """Decide on the update with the id `asked.id`; return 0 once it is durable.
 
     The audit chain has it before it holds: a site whose chain is broken lets nothing go.
 
@@ -21,9 +23,11 @@ def decide(home: Path, asked: str, *, approved: bool, reason: str) -> int:
         UsageError: nothing waits under that id.
         IntegrityError, EnvironmentFailedError: it cannot be recorded; nothing was decided.
     """
-    approvals, by = Approvals(home), person()
-    one = approvals.find(asked)
-    print("\n".join(shown(one)))
+    home, reason, by = find_home(asked.home), asked.reason, person()
+    approvals = Approvals(home)
+    one = approvals.find(asked.id)
+    if not (asked.json or asked.quiet):
+        print("\n".join([*shown(one), ""]))
     record(
         home,
         "approved" if approved else "denied",
@@ -43,5 +47,4 @@ def decide(home: Path, asked: str, *, approved: bool, reason: str) -> int:
     soon = (
         "within a second" if holder_of(home, "agent") else "when an agent runs here; none does now"
     )
-    print(f"\n{word} {soon}")
-    return 0
+    return tell_done(asked, f"{word} {soon}", id=one.leaving.id, approved=approved)

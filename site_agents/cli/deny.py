@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedfactory.cli.arguments import Arguments
+from fedfactory.cli.forms import add_forms
 from fedfactory.contracts.errors import UsageError
 from site_agents.cli.deciding import decide
-from site_agents.cli.home import add_home, find_home
+from site_agents.cli.home import add_home
 
 
 def main(words: Sequence[str]) -> int:
@@ -20,7 +21,8 @@ def main(words: Sequence[str]) -> int:
     add_home(parser)
     parser.add_argument("id", metavar="ID", help="as 'site-agent approvals' lists it")
     parser.add_argument("--reason", required=True, metavar="TEXT", help="stays at the site")
+    add_forms(parser)
     asked = parser.parse_args(words)
     if not asked.reason.strip():
         raise UsageError("--reason is empty: say why, for the site's own books")
-    return decide(find_home(asked.home), asked.id, approved=False, reason=asked.reason)
+    return decide(asked, approved=False)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedfactory.cli.arguments import Arguments
+from fedfactory.cli.forms import add_forms, tell
 from site_agents.cli.home import add_home, find_home
 
 
@@ -22,6 +23,7 @@ def main(words: Sequence[str]) -> int:
     )
     parser.add_argument("invitation", type=Path, metavar="FILE", help="the invitation")
     add_home(parser)
+    add_forms(parser)
     asked = parser.parse_args(words)
     home = find_home(asked.home)
     from fedfactory.wire.invitations import read_invitation
@@ -29,7 +31,12 @@ def main(words: Sequence[str]) -> int:
 
     invitation = read_invitation(asked.invitation)
     enrol(home, invitation)
-    print(f"enrolled: site '{invitation.name}' of '{invitation.consortium}'")
-    print(f"  {asked.invitation} is used up and can be deleted")
-    print("next: site-agent doctor, then site-agent run")
-    return 0
+    return tell(
+        asked,
+        {"site": invitation.name, "consortium": invitation.consortium, "home": str(home)},
+        words=[
+            f"enrolled: site '{invitation.name}' of '{invitation.consortium}'",
+            f"  {asked.invitation} is used up and can be deleted",
+            "next: site-agent doctor, then site-agent run",
+        ],
+    )

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fedfactory.cli.arguments import Arguments, count
+from fedfactory.cli.completers import completed, machine_names
+from fedfactory.cli.forms import add_forms, tell
 from fedfactory.contracts.errors import UsageError
 from site_agents.cli.home import VARIABLE
 
@@ -64,8 +66,12 @@ def main(words: Sequence[str]) -> int:
         second_place=asked.second_place,
         invitation=invitation,
     )
-    print("\n".join(_next_steps(made.home, invitation)))
-    return 0
+    return tell(
+        asked,
+        {"home": str(made.home), "site": site, "gateway": gateway},
+        ids=[made.home],
+        words=_next_steps(made.home, invitation),
+    )
 
 
 def _invitation(path: Path | None) -> Invitation | None:
@@ -140,7 +146,8 @@ def _parser() -> Arguments:
     parser.add_argument(
         "--invitation", type=Path, metavar="FILE", help="the consortium's invitation of this site"
     )
-    parser.add_argument("--site", metavar="NAME", help="this site's name in the catalogue")
+    site = parser.add_argument("--site", metavar="NAME", help="this site's name in the catalogue")
+    completed(site, machine_names)
     parser.add_argument("--gateway", metavar="HOST:PORT", help="the one address it connects to")
     parser.add_argument(
         "--coordinator",
@@ -177,11 +184,12 @@ def _parser() -> Arguments:
     parser.add_argument(
         "--second-place", type=Path, metavar="FILE", help="a file elsewhere, or syslog"
     )
+    add_forms(parser)
     return parser
 
 
 def _prompt(flag: str, question: str) -> str:
-    print(f"{question}: ", end="", flush=True)
+    print(f"{question}: ", end="", file=sys.stderr, flush=True)
     if answer := sys.stdin.readline().strip():
         return answer
     raise UsageError(f"{flag}: nothing was given; nothing was made")

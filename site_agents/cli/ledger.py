@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedfactory.cli.arguments import Arguments, count
+from fedfactory.cli.forms import add_forms, print_json, tell_done
 from fedfactory.contracts.codec import encode, from_json
 from fedfactory.contracts.errors import FedfactoryError, UnknownNameError, UsageError
 from fedfactory.contracts.orders import WorkKey
@@ -38,13 +38,13 @@ def main(words: Sequence[str]) -> int:
     home = find_home(asked.home)
     folder = load_agent_config(home, []).ledger
     if asked.what is None:
-        return _show(home, folder, as_json=asked.json, newest=asked.recent)
+        return _show(home, folder, asked)
     by = person()
     if asked.what == "open-lineage":
-        return _open_lineage(home, folder, asked.name, by=by, reason=asked.reason)
+        return _open_lineage(home, folder, asked, by=by)
     if asked.what == "release":
-        return _release(home, folder, asked.run, by=by, reason=asked.reason)
-    return _move(home, folder, by=by, reason=asked.reason)
+        return _release(home, folder, asked, by=by)
+    return _move(home, folder, asked, by=by)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         " and has left. The sub-commands change it; each is written to the audit chain.",
     )
     add_home(parser)
-    parser.add_argument("--json", action="store_true", help="everything, for a program")
+    add_forms(parser)
     parser.add_argument(
         "--recent", type=count, default=RECENT, metavar="N", help=f"newest entries ({RECENT})"
     )
@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=told, description=told)
         add_home(command, also_before=True)
+        add_forms(command, also_before=True)
         if argument is not None:
             command.add_argument(argument, metavar=argument.upper())
         command.add_argument("--reason", required=True, metavar="TEXT", help="kept for good")
@@ -75,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
 # ---- what changes it -----------------------------------------------------------------------------
 
 
-def _open_lineage(home: Path, folder: Path, name: str, *, by: str, reason: str) -> int:
+def _open_lineage(home: Path, folder: Path, asked: argparse.Namespace, *, by: str) -> int:
+    name, reason = asked.name, asked.reason
     policy = load_policy(home / POLICY_FILE)
     delta, named = policy.delta, {rule.lineage for rule in policy.data.values()}
     if name not in named:
@@ -89,14 +91,15 @@ def _open_lineage(home: Path, folder: Path, name: str, *, by: str, reason: str) 
         ledger.open_lineage(name, delta, actor=by, reason=reason)
     finally:
         ledger.close()
-    print(f"lineage '{name}' is open, at delta {delta:g} for good")
-    return 0
+    told = f"lineage '{name}' is open, at delta {delta:g} for good"
+    return tell_done(asked, told, lineage=name, delta=delta)
 
 
-def _release(home: Path, folder: Path, asked: str, *, by: str, reason: str) -> int:
+def _release(home: Path, folder: Path, asked: argparse.Namespace, *, by: str) -> int:
+    reason = asked.reason
     ledger = Ledger.open(folder)
     try:
-        run = find_run(tuple(ledger.budget.runs), asked)
+        run = find_run(tuple(ledger.budget.runs), asked.run)
         held = sum(ledger.budget.runs[run].held(time.time()).values())
         record(
             home,
@@ -109,17 +112,18 @@ def _release(home: Path, folder: Path, asked: str, *, by: str, reason: str) -> i
         ledger.release(run, actor=by, reason=reason)
     finally:
         ledger.close()
-    print(f"{held} steps that run {_name(run)} held are free; what it spent stays spent")
-    return 0
+    told = f"{held} steps that run {_name(run)} held are free; what it spent stays spent"
+    return tell_done(asked, told, coordinator=run.coordinator, run=run.run_id, steps=held)
 
 
-def _move(home: Path, folder: Path, *, by: str, reason: str) -> int:
+def _move(home: Path, folder: Path, asked: argparse.Namespace, *, by: str) -> int:
+    reason = asked.reason
     if (holder := holder_of(home, "agent")) is not None:
         raise LeaseHeldError(home, "agent", holder)
     Ledger.move(folder, actor=by, reason=reason)  # it keeps who and why itself, too
     record(home, "ledger_moved", actor=by, reason=reason, ledger=str(folder))
-    print("the ledger holds here and now; any other copy of it must not be used again")
-    return 0
+    told = "the ledger holds here and now; any other copy of it must not be used again"
+    return tell_done(asked, told, ledger=str(folder))
 
 
 def find_run(known: Sequence[RunKey], asked: str) -> RunKey:
@@ -139,7 +143,7 @@ def find_run(known: Sequence[RunKey], asked: str) -> RunKey:
 # ---- what shows it -------------------------------------------------------------------------------
 
 
-def _show(home: Path, folder: Path, *, as_json: bool, newest: int) -> int:
+def _show(home: Path, folder: Path, asked: argparse.Namespace) -> int:
     cap = _cap(home)
     ledger = Ledger.open(folder)
     try:
@@ -153,16 +157,19 @@ def _show(home: Path, folder: Path, *, as_json: bool, newest: int) -> int:
         its_runs = runs(ledger.budget, ledger.accountant, now)
         recent = [
             (row.sequence, row.at, row.kind, entry)
-            for row, entry in list(zip(rows, entries, strict=True))[-newest:]
+            for row, entry in list(zip(rows, entries, strict=True))[-asked.recent :]
         ]
-        if as_json:
+        if asked.json:
             about = {
                 "ledger": ledger.budget.identifier,
                 "sequence": ledger.sequence,
                 "head": ledger.head,
                 "accountant": ledger.accountant.name,
             }
-            print(json.dumps(_plain(about, standings, courses, its_runs, recent), indent=1))
+            print_json(_plain(about, standings, courses, its_runs, recent))
+        elif asked.quiet:
+            for one in standings:
+                print(one.lineage)
         else:
             print(f"ledger {ledger.budget.identifier}: {ledger.sequence} entries, {ledger.head}")
             print(f"epsilons by {ledger.accountant.name}")

@@ -31,11 +31,12 @@ COMMANDS: Final[Mapping[str, str]] = {
 }
 EXIT_CODES: Final = """\
 exit codes:
-  0 ended as asked             1 something broke here       2 wrong name, value or file
-  5 the coordinator refused    6 coordinator not reachable  130 interrupted"""
+  0 ended as asked             1 broke here, or does not fit  2 wrong name, value or file
+  5 the coordinator refused    6 coordinator not reachable    130 interrupted"""
 NOTES: Final = f"""\
-site-agent COMMAND --help tells more. Commands that act on a site take --home DIR
-(default: $FEDFACTORY_HOME, else this folder if it holds agent.yaml).
+site-agent COMMAND --help tells more. --json prints for programs, -q only ids, files and errors.
+Commands that act on a site take --home DIR (default: $FEDFACTORY_HOME, else this folder if it holds
+agent.yaml).
 
 {EXIT_CODES}"""
 PROGRAM: Final = Program(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 from fedfactory.cli.arguments import Arguments
+from fedfactory.cli.forms import add_forms, tell
 from fedfactory.contracts.refusals import REFUSALS
 from site_agents.cli.approvals import columns
 from site_agents.cli.home import add_home, find_home
@@ -43,37 +46,71 @@ def main(words: Sequence[str]) -> int:
     )
     add_home(one)
     one.add_argument("order", type=Path, metavar="ORDER.json", help="a delivery, as it came")
+    for action in (check, one):
+        add_forms(action)
     asked = parser.parse_args(words)
     home = find_home(asked.home)
-    return _check(home) if asked.action == "check" else _explain(home, asked.order)
+    return (_check if asked.action == "check" else _explain)(home, asked)
 
 
-def _check(home: Path) -> int:
+def _check(home: Path, asked: Namespace) -> int:
     policy = load_policy(home / POLICY_FILE)
     config = load_agent_config(home, [])
     ledger = Ledger.open(config.ledger)
     lineages = frozenset(ledger.budget.deltas)
     ledger.close()
-    for found in (misfit := misfits(policy, config.data, lineages)):
-        print(found)
-    if misfit:
-        return 1
+    misfit = list(misfits(policy, config.data, lineages))
     dp = "required" if policy.dp_required else "optional"
-    print(f"{home / POLICY_FILE} holds: version {policy.version}")
-    print(f"tasks: {', '.join(policy.tasks) or 'none'}; differential privacy: {dp}")
-    print(f"logs: {LOGS[policy.logs]}")
-    return 0
+    tell(
+        asked,
+        {
+            "file": str(home / POLICY_FILE),
+            "version": policy.version,
+            "tasks": list(policy.tasks),
+            "differential_privacy": dp,
+            "logs": policy.logs,
+            "misfits": misfit,
+        },
+        ids=misfit,
+        words=misfit
+        or [
+            f"{home / POLICY_FILE} holds: version {policy.version}",
+            f"tasks: {', '.join(policy.tasks) or 'none'}; differential privacy: {dp}",
+            f"logs: {LOGS[policy.logs]}",
+        ],
+    )
+    return int(bool(misfit))
 
 
-def _explain(home: Path, path: Path) -> int:
+def _explain(home: Path, asked: Namespace) -> int:
     config = load_agent_config(home, [])
-    delivery = read_delivery(path)
-    if isinstance(delivery, Step):
-        print("\n".join(_verdict(delivery)))
-        return 1
+    delivery = read_delivery(asked.order)
+    if isinstance(delivery, Step):  # it has not even an order's form
+        return _tell(asked, delivery, _verdict(delivery), steps=(delivery,), waits_for_person=False)
     told = explain(config, delivery)
-    print("\n".join(_told(told)))
-    return 0 if told.decides is None else 1
+    return _tell(
+        *(asked, told.decides, _told(told)),
+        steps=told.steps,
+        waits_for_person=told.waits_for_person,
+    )
+
+
+def _tell(
+    asked: Namespace,
+    decides: Step | None,
+    words: Sequence[str],
+    *,
+    steps: Sequence[Step],
+    waits_for_person: bool,
+) -> int:
+    document = {
+        "allowed": decides is None,
+        "refused": decides.code if decides else None,
+        "waits_for_person": waits_for_person,
+        "steps": [asdict(step) for step in steps],
+    }
+    tell(asked, document, ids=_verdict(decides) if decides else (), words=words)
+    return int(decides is not None)
 
 
 def _told(told: Explanation) -> list[str]:

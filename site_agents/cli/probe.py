@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from fedfactory.cli.arguments import Arguments
+from fedfactory.cli.completers import completed, machine_names
 from fedfactory.contracts.errors import UsageError
 from site_agents.catalogue import load_site, site_text
 from site_agents.probe import COMMANDS, Command, facts_seen
@@ -33,7 +34,8 @@ def main(words: Sequence[str]) -> int:
         EnvironmentFailedError: a listing has not the form that is known.
     """
     parser = Arguments(prog="site-agent probe", description=DESCRIPTION)
-    parser.add_argument("name", metavar="NAME", help="a machine of the catalogue, or an alias")
+    name = parser.add_argument("name", metavar="NAME", help="a machine of the catalogue, or alias")
+    completed(name, machine_names)
     parser.add_argument("--out", type=Path, metavar="FILE", help="a new file for the patch")
     asked = parser.parse_args(words)
     site = load_site(asked.name)

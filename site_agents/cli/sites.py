@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Final
 
 from fedfactory.cli.arguments import Arguments
+from fedfactory.cli.completers import completed, machine_names
+from fedfactory.cli.forms import add_forms, print_json
 from site_agents.catalogue import Fact, FactValue, Site, load_site, machines
 
 STUB: Final = "host known, machine unknown"
@@ -16,17 +17,22 @@ HEADINGS: Final = ("NAME", "MACHINE", "GPU", "SCHEDULER", "HOST", "IN", "OTHER N
 
 
 def main(words: Sequence[str]) -> int:
-    """List the machines as a table, or with --json every fact; return 0."""
+    """List the machines as a table, or every fact of them; return 0."""
     parser = Arguments(prog="site-agent sites", description="List the machines of the catalogue.")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="show every fact of one machine")
-    parser.add_argument("--json", action="store_true", help="every fact, with source and grade")
+    told = "show every fact of one machine"
+    name = parser.add_argument("name", nargs="?", metavar="NAME", help=told)
+    completed(name, machine_names)
+    add_forms(parser)
     asked = parser.parse_args(words)
-    if asked.name is not None and not asked.json:
+    if asked.name is not None and not (asked.json or asked.quiet):
         print("\n".join(_one(load_site(asked.name))))
         return 0
     sites = [load_site(name) for name in ([asked.name] if asked.name else machines())]
     if asked.json:
-        print(json.dumps({site.machine: asdict(site) for site in sites}, indent=1))
+        print_json({site.machine: asdict(site) for site in sites})
+    elif asked.quiet:
+        for site in sites:
+            print(site.machine)
     else:
         print("\n".join(_columns([HEADINGS, *map(_row, sites)])))
     return 0

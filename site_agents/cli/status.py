@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Final
 
 from fedfactory.cli.arguments import Arguments
+from fedfactory.cli.forms import add_forms, print_json
 from fedfactory.contracts.codec import encode
 from fedfactory.lease import Holder, holder_of
 from site_agents import control
@@ -24,7 +24,7 @@ def main(words: Sequence[str]) -> int:
     """Print the status; return the exit code, 0 whether the agent runs or not."""
     parser = Arguments(prog="site-agent status", description=__doc__)
     add_home(parser)
-    parser.add_argument("--json", action="store_true", help="as one JSON object, for programs")
+    add_forms(parser)
     asked = parser.parse_args(words)
     home = find_home(asked.home)
     holder, status, word = holder_of(home, "agent"), read_status(home), control.state(home)
@@ -36,9 +36,12 @@ def main(words: Sequence[str]) -> int:
             "waiting_for_approval": waiting,
             "last_known": encode(status) if status else None,
         }
-        print(json.dumps(whole, indent=1))
-        return 0
-    print("\n".join(status_lines(holder, status, word, waiting, time.time())))
+        print_json(whole)
+    elif asked.quiet:
+        for order in status.in_hand if holder and status else ():
+            print(_name(order.run_id))
+    else:
+        print("\n".join(status_lines(holder, status, word, waiting, time.time())))
     return 0
 
 

@@ -1,7 +1,8 @@
 """The local executor: a warm worker for each device, beside the agent.
 
 One job at a time per device. A job that is no training takes a free device, else a worker on the
-CPU that is started when first needed: an evaluation never waits for a training to end.
+CPU that is started when first needed: an evaluation never waits for a training to end. A worker
+that dies while it is idle is started again: the next order finds it warm.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ from site_agents.executors.executor import (
     WorkerLostError,
     WorkStoppedError,
 )
+from site_agents.executors.revival import Revival
 from site_agents.executors.warm_worker import WarmWorker
 from site_agents.jobs.job import JOB, RESULT, Job, JobResult, read_result, write_file
 from site_agents.jobs.settings import SourceFacts, SourceOptions, WorkerSettings
@@ -32,6 +35,7 @@ log = logging.getLogger("site_agents.executors")
 
 DESCRIBE_TIMEOUT_S: Final = 600.0
 CLOSE_TIMEOUT_S: Final = 5.0
+LOOK_EVERY_S: Final = 1.0
 Sources = Callable[[], Mapping[str, SourceOptions]]
 
 
@@ -195,11 +199,29 @@ class LocalExecutor:
             if not self._closed:
                 self._warm(self._workers[0])
             self._changed.notify_all()
+            self._keep()
+
+    def _keep(self) -> None:
+        """Start what dies idle again, until the end; the lock is held, save while it waits."""
+        revivals: defaultdict[WarmWorker, Revival] = defaultdict(Revival)
+        while not self._closed:
+            now = time.monotonic()
+            for worker in self._all():
+                if worker in self._lent or not worker.has_died:
+                    revivals[worker] = revivals[worker].lives()
+                    continue
+                revivals[worker] = revivals[worker].dead(worker.began_at, now)
+                if revivals[worker].is_due(now):
+                    log.warning("an idle worker on %s died; another starts", worker.settings.device)
+                    self._warm(worker)
+                    revivals[worker] = revivals[worker].lives()
+            self._changed.wait(LOOK_EVERY_S)
 
     def _warm(self, worker: WarmWorker) -> None:
         try:
             sources = self._sources()
         except FedfactoryError:
+            worker.close()
             return  # as long as the site's policy does not hold, no work comes
         worker.settings = self._settings(worker.settings.device, sources)
         try:

@@ -36,6 +36,13 @@ class WarmWorker:
         self._is_ready = False
         self._is_interrupted = False
         self._unread = b""
+        self.began_at = 0.0  # time.monotonic() seconds
+
+    @property
+    def has_died(self) -> bool:
+        """Whether its process ended, and nobody here wanted it to."""
+        ended = self._process is not None and self._process.poll() is not None
+        return ended and not self._is_interrupted
 
     @property
     def pid(self) -> int | None:
@@ -49,6 +56,7 @@ class WarmWorker:
             return
         self.close()
         self._is_interrupted = False
+        self.began_at = time.monotonic()
         settings = self.settings
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(

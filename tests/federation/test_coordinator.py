@@ -11,6 +11,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.versions import own_version
+from fedfactory.identity.enrolment import load_identity
 from fedfactory.identity.signing import Signer, new_signing_key
 from fedfactory.wire.enrolling import enrol_identity
 from fedfactory.wire.membership import MembersWanted, RevokeWanted
@@ -20,9 +22,11 @@ from fedfactory.wire.operations import (
     StopWanted,
     WatchWanted,
 )
+from fedfactory.wire.rpc.methods import GATEWAY
+from fedfactory.wire.rpc.service import VERSION
 from fedfactory.wire.rpc.transfers import Transfers
 from fedfactory.wire.tls import open_channel
-from tests.federation.coordinator_rig import Rig
+from tests.federation.coordinator_rig import Rig, StandIn
 from tests.unit.coordinator_submissions import RULES, changed, signed_by
 
 pytestmark = [pytest.mark.federation, pytest.mark.timeout(240)]
@@ -214,6 +218,20 @@ def test_a_second_coordinator_of_the_home_is_refused(rig):
     assert "stop it first" in found.stderr
 
 
+def test_a_run_whose_folder_is_damaged_waits_for_its_operator_and_the_others_go_on(rig):
+    pid = rig.told()["pids"]["coordinator"]
+    begin(rig, "torn")
+    begin(rig, "beside")
+    (rig.home / "runs" / "torn" / "stop.json").write_text("[]")
+    rig.until(lambda: rig.row("torn").status == "suspended")
+    assert "runs/torn/stop.json" in rig.row("torn").reason
+    complete(rig, "beside")
+    with rig.as_lead() as lead:
+        lead.resume(ResumeWanted(run_id="torn"), timeout=10)
+    complete(rig, "torn")
+    assert rig.told()["pids"]["coordinator"] == pid
+
+
 def test_a_run_that_dies_again_and_again_waits_for_its_operator(rig):
     begin(rig, "dying")
     end = time.monotonic() + 90
@@ -332,6 +350,35 @@ def test_sites_that_are_unfit_are_named_and_the_run_begins_without_them_if_it_ca
         assert len(told.findings) == 2
         lead.stop(StopWanted(run_id="fewer", mode="now"), timeout=10)
     rig.until(lambda: rig.ended("fewer"))
+
+
+def test_a_site_whose_version_does_not_fit_is_not_merely_offline(rig):
+    """An agent two minor versions on, or left behind, calls again and again: its lead is told."""
+    here = rig.sites["lumi"]
+    here.close()
+    rig.until(lambda: "lumi" not in rig.connected())
+    major, minor, *_ = own_version().split(".")
+    far = f"{major}.{int(minor) + 2}.0"
+    with open_channel(rig.address, load_identity(here.folder / "identity")) as channel:
+        call = channel.unary_stream(f"/{GATEWAY}/Listen")(b"", metadata=((VERSION, far),))
+        with pytest.raises(grpc.RpcError, match="do not work together"):
+            next(call)
+    found = rig.submission("skewed", rules=changed(RULES, quorum=2))
+    with rig.as_lead() as lead:
+        told = lead.submit(found, timeout=30)
+        members = lead.list_members(MembersWanted(), timeout=10).members
+    words = f"its fedfactory {far} is too far from the coordinator's {own_version()}"
+    (finding,) = told.findings
+    assert (finding.site, finding.code) == ("lumi", "offline")
+    assert words in finding.sentence
+    (lumi,) = (member for member in members if member.name == "lumi")
+    assert words in lumi.reason
+    assert lumi.version == far
+    rig.sites["lumi"] = StandIn(here.folder, rig)
+    rig.until(lambda: "lumi" in rig.connected())
+    with rig.as_lead() as lead:
+        members = lead.list_members(MembersWanted(), timeout=10).members
+    assert not any(member.reason for member in members)
 
 
 def test_runs_wait_in_their_order_and_the_queue_has_an_end(narrow):

@@ -66,13 +66,22 @@ def test_flowers_log_lines_stay_out_of_the_output(finished: Federation) -> None:
     assert "INFO" not in finished.output()
 
 
-def test_the_same_seed_gives_the_same_model(finished: Federation, launch: Launcher) -> None:
-    again = launch(*OVERRIDES)
+def test_the_same_seed_gives_the_same_model_told_in_json(
+    finished: Federation, launch: Launcher
+) -> None:
+    again = launch(*OVERRIDES, "--json")
     assert again.wait() == 0, again.output()
     assert again.summary()["model"]["digest"] == finished.summary()["model"]["digest"]
+    taken, *events, end = map(json.loads, again.output().splitlines())
+    assert taken == {"run_id": again.events()[0]["plan"]["run_id"], "reason": "", "findings": []}
+    assert events == again.events()
+    assert end == {"summary": again.summary()}
 
 
-def test_another_seed_gives_another_model(finished: Federation, launch: Launcher) -> None:
-    other = launch("rounds=1", "local_epochs=1", "seed=8")
+def test_another_seed_gives_another_model_told_quietly(
+    finished: Federation, launch: Launcher
+) -> None:
+    other = launch("rounds=1", "local_epochs=1", "seed=8", "-q")
     assert other.wait() == 0, other.output()
+    assert other.output() == f"{other.events()[0]['plan']['run_id']}\n"
     assert other.summary()["model"]["digest"] != finished.summary()["model"]["digest"]

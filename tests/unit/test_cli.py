@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -14,14 +16,17 @@ from fedfactory.choices import choices, groups
 from fedfactory.cli import local as local_command
 from fedfactory.cli.dispatch import guarded
 from fedfactory.cli.main import COMMANDS, PROGRAM, main
+from fedfactory.cli.version import PACKAGES
 from fedfactory.contracts.errors import (
     RefusedError,
     RunFailedError,
     RunStoppedError,
     UnreachableError,
 )
+from fedfactory.rounds.log import encode_event
 from fedfactory.run_schema import RunSchema
 from site_agents.cli.main import PROGRAM as SITE_PROGRAM
+from tests.unit.operator_runs import SITES, events, summary_of
 
 
 def test_help_lists_every_command_and_exit_code(capsys):
@@ -82,7 +87,7 @@ def test_the_config_reaches_the_run_and_its_exit_code_comes_back(monkeypatch):
     from fedfactory.local import run as local_run
 
     seen = []
-    monkeypatch.setattr(local_run, "run_local", lambda config: seen.append(config) or 4)
+    monkeypatch.setattr(local_run, "run_local", lambda config, form: seen.append(config) or 4)
     assert main(["local", "rounds=3"]) == 4
     assert seen[0].rounds == 3
     assert yaml.safe_load(seen[0].composed_yaml)["rounds"]["number"] == 3
@@ -106,7 +111,7 @@ def test_known_errors_become_one_line_and_their_code(error, code, capsys):
 
 
 def test_an_interrupt_is_130(monkeypatch):
-    def interrupted(_overrides, *, show):
+    def interrupted(_overrides, _form, *, show):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(local_command, "_local", interrupted)
@@ -161,6 +166,26 @@ def test_letters_that_the_terminal_lacks_are_replaced(tmp_path):
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, b"a?b\n")
+
+
+def test_version_as_json(capsys):
+    assert main(["version", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {*PACKAGES, "python"}
+
+
+def test_report_in_both_forms(capsys, tmp_path):
+    told = json.loads(summary_of())
+    told["model"]["file"] = "model.safetensors"
+    (tmp_path / "summary.json").write_text(json.dumps(told))
+    assert main(["report", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == told
+    assert main(["report", str(tmp_path), "-q"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/model.safetensors\n"
+
+
+def test_cfg_as_json(capsys):
+    assert main(["local", "rounds=3", "--cfg", "job", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rounds"]["number"] == 3
 
 
 def test_version(capsys):
@@ -223,6 +248,11 @@ def completions(line: str, program: str = "fedfactory") -> list[str]:
         ("fedfactory model ", {"get"}),
         ("fedfactory run privacy=", {"privacy=dp_sgd", "privacy=none"}),
         ("fedfactory run --det", {"--detach"}),
+        ("fedfactory run rounds.", {"rounds.quorum=", "rounds.deadline_s="}),
+        ("fedfactory local lr=1 mom", {"momentum="}),
+        ("fedfactory local task.mo", {"task.model="}),
+        ("fedfactory local partition=d", {"partition=dirichlet"}),
+        ("fedfactory logs x l", {"lumi-g"}),
         ("fedfactory nosuch ", set()),
     ],
 )
@@ -240,6 +270,20 @@ def test_the_shell_completes_the_other_program_and_runs_here(tmp_path, monkeypat
     (tmp_path / "runs" / "20261121-120000-ab12").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert {"20261121-120000-ab12", "last"} <= set(completions("fedfactory watch "))
+    assert "lumi-g" in completions("site-agent sites l", "site-agent")
+    for run, sites in (("20261121-120000-ab12", SITES), ("20261120-120000-cd34", ("other",))):
+        folder = tmp_path / "runs" / run
+        folder.mkdir(exist_ok=True)
+        began = replace(events()[0], plan=replace(events()[0].plan, sites=sites))
+        (folder / "events.jsonl").write_text(f"{encode_event(0, began)}\n")
+    assert sited("fedfactory logs last ") == set(SITES)
+    assert sited("fedfactory logs 20261120 ") == {"other"}
+    assert sited("fedfactory explain last --site ") == set(SITES)
+    assert sited("fedfactory revoke ") == {*SITES, "other"}
+
+
+def sited(line: str) -> set[str]:
+    return {word for word in completions(line) if not word.startswith("-")}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

@@ -198,11 +198,30 @@ def test_rotation_by_commands(lead: Lead) -> None:
     text = lead.type("consortium", "show", "--home", str(lead.home))[1]
     assert "still on the old root:\n  operator ana" in text
     code, said = lead.rotate("--finish")
-    assert (code, "operator 'ana'" in said) == (1, True)
+    assert (code, "operator 'ana'" in said) == (5, True)
     third = str(lead.folder / "root-3.key")
     code, said = lead.rotate("--root-key", fresh, "--new-root-key", third)
     assert (code, "--finish" in said) == (1, True)
     assert not Path(third).exists()
+
+
+def test_a_consortium_in_both_forms(lead: Lead) -> None:
+    home = ("--home", str(lead.home))
+    key = ("--passphrase-file", str(lead.passphrase), "--root-key", str(lead.root))
+    words = ("--name", "alliance", "--gateway", "h:1", "--operator-folder", str(lead.operator))
+    code, said = lead.type("consortium", "init", *home, *key, *words, "--json")
+    assert code == 0, said
+    made = json.loads(said)
+    assert (made["consortium"], made["operator"]) == ("alliance", "lead")
+    assert (made["home"], made["root_key"]) == (str(lead.home), str(lead.root))
+    assert lead.type("consortium", "show", *home, "-q") == (0, f"{made['coordinator_key']}\n")
+    rotate = ("consortium", "rotate", *home, *key)
+    assert "signs until" in json.loads(lead.type(*rotate, "--issuer", "--json")[1])["told"]
+    assert lead.type(*rotate, "--issuer", "-q") == (0, "")
+    for flag, told in (("--json", None), ("-q", f"{lead.folder / 'b'}\n")):
+        file = lead.folder / ("a" if told is None else "b")
+        code, said = lead.type("consortium", "invite", file.name, *home, "--out", str(file), flag)
+        assert (code, said if told else json.loads(said)["file"]) == (0, told or str(file))
 
 
 def test_rotation_refuses_what_does_not_fit(lead: Lead) -> None:

@@ -150,6 +150,29 @@ def test_a_coordinator_that_is_restarted_is_followed_on(server, desk, capsys, tm
     assert "the coordinator cannot be reached; trying again" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("status", "connected", "said"),
+    [
+        ("running", False, "waiting for lumi to connect"),
+        ("running", True, "the run is starting"),
+        ("queued", True, "waiting for its turn"),
+    ],
+)
+def test_what_a_run_waits_for_before_it_begins(desk, capsys, status, connected, said):
+    desk.members = [member("cesga"), member("lumi", connected=connected)]
+    desk.ended, desk.status, whole, desk.lines = False, status, desk.lines, []
+
+    def begin():
+        desk.lines, desk.ended = whole, True
+
+    timer = after(0.5, begin)
+    assert main(["watch", "last"]) == 0
+    timer.join()
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:2] == ["waiting for the coordinator ...", f"{said} ..."]
+    assert shown[2].startswith("run ")
+
+
 def test_ctrl_c_stops_watching_and_not_the_run(server, desk, tmp_path):
     desk.ended = False
     desk.lines = lines()[:4]

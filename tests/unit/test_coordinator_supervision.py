@@ -5,6 +5,7 @@ import pytest
 from fedfactory.coordinator.supervision import (
     DEATHS_TO_SUSPEND,
     FROZEN_S,
+    HEALTHY_S,
     HELLO_S,
     LONG_LIFE_S,
     LONGEST_PAUSE_S,
@@ -44,6 +45,16 @@ def test_a_long_life_forgives_the_deaths_before_it():
     restarts = Restarts(deaths=7).began(0.0)
     assert restarts.died(LONG_LIFE_S - 1).deaths == 8
     assert restarts.died(LONG_LIFE_S).deaths == 1
+
+
+def test_answering_for_a_while_forgives_them_too_and_a_freeze_is_no_answer():
+    restarts = Restarts(deaths=7).began(100.0)
+    came_up = restarts.alive(103.0)
+    assert came_up.alive(103.0 + HEALTHY_S).died(114.0).deaths == 1
+    assert came_up.alive(102.0 + HEALTHY_S).died(120.0).deaths == 8
+    assert came_up.died(103.0 + FROZEN_S).deaths == 8  # it answered once
+    again = came_up.alive(103.0 + HEALTHY_S).began(115.0)
+    assert again.died(116.0).deaths == 8
 
 
 @pytest.mark.parametrize(

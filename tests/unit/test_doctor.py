@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -279,6 +280,11 @@ def test_the_command_fails_where_a_line_says_so(
         "fail  gateway   a text",
         "                do: act",
     ]
+    assert main([*home, "-q"]) == 1
+    assert capsys.readouterr().out == "fail  gateway   a text\n                do: act\n"
+    assert main([*home, "--json"]) == 1
+    (found,) = json.loads(capsys.readouterr().out)["findings"]
+    assert found == {"level": "fail", "area": "gateway", "text": "a text", "todo": "act"}
 
 
 def test_a_configuration_that_does_not_hold_ends_it(

@@ -14,7 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from fedfactory.contracts.errors import FedfactoryError, IdentityError, UsageError
+from fedfactory.contracts.errors import FedfactoryError, IdentityError, RefusedError, UsageError
 from fedfactory.coordinator.membership.consortium import (
     coordinator_identity,
     finish_rotation,
@@ -181,11 +181,11 @@ def test_members_follow_a_rotation_as_they_renew(tmp_path: Path) -> None:
         key = (folder / "tls.key").read_bytes()
         new = Root.new(consortium.name)
         rotate(consortium, Root.open(tmp_path / "root.key", PASSPHRASE), new)
-        with pytest.raises(IdentityError, match=r"operator 'ana'.*site 'cesga'"):
+        with pytest.raises(RefusedError, match=r"operator 'ana'.*site 'cesga'"):
             finish_rotation(consortium)
         for member in (folder, tmp_path / "operator" / "identity"):
             renew(member, here.address)
-            with pytest.raises(IdentityError):  # the answer may have been lost: not before its use
+            with pytest.raises(RefusedError):  # the answer may have been lost: not before its use
                 finish_rotation(consortium)
             renew(member, here.address)
         finish_rotation(consortium)
@@ -205,7 +205,7 @@ def test_an_unused_invitation_holds_up_the_end_of_a_rotation(tmp_path: Path) -> 
         )
         renew(tmp_path / "operator" / "identity", here.address)
         renew(tmp_path / "operator" / "identity", here.address)
-        with pytest.raises(IdentityError, match="site 'cesga'"):
+        with pytest.raises(RefusedError, match="site 'cesga'"):
             finish_rotation(here.consortium)
         enrol_identity(tmp_path / "cesga" / "identity", invitation)  # made before, good after
         finish_rotation(here.consortium)

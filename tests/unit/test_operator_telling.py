@@ -41,6 +41,7 @@ def test_members():
         member("aa", status="invited", valid_until=NOW + 2 * DAY_S, version=None, seen_at=None),
         member("gone", status="revoked", reason="the pilot is over", connected=False),
         member("late", status="enrolled", valid_until=NOW - 1, connected=False),
+        member("old", connected=False, reason="its fedfactory 0.9.0 is too far"),
         member("ana", role="operator", seen_at=None),
     ]
     assert member_lines(members, NOW) == [
@@ -50,11 +51,13 @@ def test_members():
         "aa     site      invited   yes        -          2027-01-17 08:00 UTC  -",
         "gone   site      revoked   no         1 s ago    2027-02-04 08:00 UTC  0.1.0",
         "late   site      enrolled  no         1 s ago    2027-01-15 07:59 UTC  0.1.0",
+        "old    site      enrolled  no         1 s ago    2027-02-04 08:00 UTC  0.1.0",
         "ana    operator  enrolled  -          -          2027-02-04 08:00 UTC  0.1.0",
         "site lumi has a certificate for 24 h only: its agent should have renewed it; ask its administrator for `site-agent status`",
         "site aa has not enrolled yet; the invitation ends in 2 d",
         "site gone is revoked: the pilot is over",
         "site late has expired: invite it again (fedfactory invite late)",
+        "site old is turned away: its fedfactory 0.9.0 is too far",
     ]
 
 

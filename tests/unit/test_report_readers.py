@@ -22,7 +22,7 @@ from report_runs import Story
 story = Story()
 story.whole_round(1)
 story.whole_round(2)
-reporter = make_reporter(sys.stdout, sites_note="x")
+reporter = make_reporter(sys.stdout, form="words", sites_note="x")
 sys.stdin.readline()  # the reader has gone by now
 reporter.stage("a stage")
 for event in story.events:

@@ -57,7 +57,7 @@ def _lines(text: str) -> list[str]:
 
 def test_plain_output_is_as_agreed() -> None:
     stream, story = io.StringIO(), _troubled()
-    reporter = make_reporter(stream, sites_note=NOTE)
+    reporter = make_reporter(stream, form="words", sites_note=NOTE)
     reporter.stage("waiting for the sites")
     for event in story.events:
         reporter.event(event)

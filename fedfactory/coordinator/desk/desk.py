@@ -17,7 +17,7 @@ from fedfactory.contracts.errors import IdentityError, RefusedError, UsageError
 from fedfactory.contracts.questions import Question, SignedQuestion
 from fedfactory.coordinator.coordinator_config import CoordinatorConfig
 from fedfactory.coordinator.desk.agreement import why_not_resumed
-from fedfactory.coordinator.desk.fitness import unfit_sites
+from fedfactory.coordinator.desk.fitness import turned_away, unfit_sites
 from fedfactory.coordinator.desk.submitting import Submitting
 from fedfactory.coordinator.desk.watching import find_model, kept_models, watch
 from fedfactory.coordinator.gateway.blobs import blob_path
@@ -194,7 +194,9 @@ class Desk:
         """Return everybody who was invited or enrolled."""
         del peer, wanted
         members = self._registry.members(connected=self.gateway.connected())
-        return Members(consortium=self._config.name, members=tuple(members))
+        skewed = self.gateway.skewed()
+        shown = tuple(turned_away(member, skewed) for member in members)
+        return Members(consortium=self._config.name, members=shown)
 
     def revoke(self, peer: Peer, wanted: RevokeWanted) -> Done:
         """Cut a member off at once: open calls, node key, its part in every run."""
@@ -232,7 +234,8 @@ class Desk:
         return self.gateway.store.take_upload(peer, digest, into)
 
     def _unfit(self, found: Submission) -> tuple[Finding, ...]:
-        members = self._members(Role.SITE)
+        skewed = self.gateway.skewed()
+        members = {n: turned_away(m, skewed) for n, m in self._members(Role.SITE).items()}
         return unfit_sites(found.signed, found.initial.bytes, members, self.gateway, self._signer)
 
 

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -42,6 +43,7 @@ Standing = Callable[[Peer, CertificateFacts], None]
 Behaviour = Callable[[OpenCall, Any], Any]
 _CERTIFICATE: Final = "x509_pem_cert"
 _MOST_DETAILS: Final = 1024
+_MOST_VERSION: Final = 32  # characters of one that is noted
 _OUR_FAULT: Final = "the coordinator failed at this; its log says why"
 
 
@@ -51,6 +53,14 @@ class TooMuchError(FedfactoryError):
 
 class NotOfferedError(FedfactoryError):
     """What the caller asks for is not there for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skewed:
+    """The version that a site says it is, too far from ours; `at` (Unix seconds) it said so."""
+
+    version: str
+    at: float
 
 
 # The first that fits counts.
@@ -78,6 +88,12 @@ class FrontDoor:
         self._behaviours = behaviours  # by path
         self._limiter = RateLimiter(limits.rates)
         self._lock = threading.Lock()
+        self._skewed: dict[str, Skewed] = {}
+
+    def skewed(self) -> dict[str, Skewed]:
+        """Return the sites whose last call was refused for their version."""
+        with self._lock:
+            return dict(self._skewed)
 
     def serve(self, method: Method, messages: Iterator[bytes], context: Context) -> Iterator[bytes]:
         """Serve one call of a method."""
@@ -128,7 +144,7 @@ class FrontDoor:
             raise IdentityError(f"a {peer.role} may not make this call")
         version = _version(context)
         if kind != "health":  # any prober's: it says no version
-            check_versions(version, own_version())
+            self._check_version(peer, version)
         if facts.not_after <= time.time():
             raise IdentityError("the certificate has expired: renew it, or enrol anew")
         call = OpenCall(peer, facts, version, context)
@@ -141,6 +157,20 @@ class FrontDoor:
             self.calls.remove(call)
             raise
         return call
+
+    def _check_version(self, peer: Peer, version: str) -> None:
+        """Refuse a version too far from ours, and note which site it was: its lead is to see it."""
+        try:
+            check_versions(version, own_version())
+        except ProtocolError:
+            if peer.role is Role.SITE:
+                noted = Skewed(version=version[:_MOST_VERSION], at=time.time())
+                with self._lock:
+                    self._skewed[peer.name] = noted
+            raise
+        if peer.role is Role.SITE and peer.name in self._skewed:
+            with self._lock:
+                self._skewed.pop(peer.name, None)
 
 
 _facts = functools.lru_cache(maxsize=4096)(facts_of)

@@ -24,7 +24,7 @@ from fedfactory.contracts.questions import Answer, SignedQuestion
 from fedfactory.coordinator.gateway.blob_calls import BlobCalls, Traffic
 from fedfactory.coordinator.gateway.blobs import BlobStore
 from fedfactory.coordinator.gateway.doorbells import Doorbells, Questions
-from fedfactory.coordinator.gateway.front_door import Behaviour, FrontDoor, Standing
+from fedfactory.coordinator.gateway.front_door import Behaviour, FrontDoor, Skewed, Standing
 from fedfactory.coordinator.gateway.health import Health
 from fedfactory.coordinator.gateway.limits import GatewayLimits
 from fedfactory.coordinator.gateway.offers import Offers
@@ -192,6 +192,10 @@ class Gateway:
     def connected(self) -> list[str]:
         """Sites whose doorbell is open."""
         return self._bells.sites()
+
+    def skewed(self) -> dict[str, Skewed]:
+        """Sites that call, and are refused for their version."""
+        return self._door.skewed()
 
     def cut(self, peer: Peer) -> None:
         """End every open call of a member's at once; new ones are the registry's to refuse."""

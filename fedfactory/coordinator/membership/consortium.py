@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from fedfactory.contracts.codec import from_json, to_json
-from fedfactory.contracts.errors import FedfactoryError, IdentityError, UsageError
+from fedfactory.contracts.errors import FedfactoryError, IdentityError, RefusedError, UsageError
 from fedfactory.contracts.versions import own_version
 from fedfactory.coordinator.membership.registry import REGISTRY_FILE, Registry
 from fedfactory.coordinator.membership.registry_values import Holder
@@ -146,13 +146,13 @@ def finish_rotation(consortium: Consortium) -> None:
     """Drop the old root, once nobody depends on it any more.
 
     Raises:
-        IdentityError: no rotation is under way, or members or invitations still rest on the old
-            root; names them.
+        RefusedError: members or invitations still rest on the old root; names them.
+        IdentityError: no rotation is under way.
     """
     issuer = consortium.issuer()
     if waiting := holders_of_old_root(consortium, issuer):
         names = ", ".join(_told(holder) for holder in waiting)
-        raise IdentityError(
+        raise RefusedError(
             f"the old root is still needed by {names}: each moves on when it next renews;"
             " revoke those that will not"
         )
