@@ -24,6 +24,7 @@ from fedfactory.contracts.model import DTYPES, BlobRef, ModelSpec, TensorSpec
 
 MAX_HEADER_BYTES: Final = 16 * 1024 * 1024
 CHUNK_BYTES: Final = 1024 * 1024
+WRITE_BACK_BYTES: Final = 8 * 1024 * 1024
 
 Array = NDArray[Any]
 
@@ -77,7 +78,7 @@ class ArrayWriter:
         self._partial.touch(mode=0o600)  # an update is nobody else's to read
         self._file = self._partial.open("wb")
         self._hash = hashlib.sha256()
-        self._written = 0
+        self._written = self._given_to_disk = 0
         self._expected = 0
         self._put(header_of(spec))
         self._expected = self._written + spec.bytes
@@ -86,6 +87,15 @@ class ArrayWriter:
         self._file.write(data)
         self._hash.update(data)
         self._written += len(data)
+        if self._written - self._given_to_disk >= WRITE_BACK_BYTES:
+            self._write_back()
+
+    def _write_back(self) -> None:
+        """Let the disk begin meanwhile: who makes the file durable then waits for little."""
+        self._file.flush()
+        new = self._written - self._given_to_disk
+        os.posix_fadvise(self._file.fileno(), self._given_to_disk, new, os.POSIX_FADV_DONTNEED)
+        self._given_to_disk = self._written
 
     def write(self, piece: Array) -> None:
         """Append a piece of the current tensor (any shape; elements in C order)."""
