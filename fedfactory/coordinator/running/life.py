@@ -86,7 +86,9 @@ class Life:
         state = self.state
         waiting = (update.answer for update in state.waiting)
         known = (*state.answers("train"), *state.answers("evaluate"), *waiting)
-        return any(replace(found, at=answer.at) == answer for found in known)
+        return any(
+            found.site == answer.site and replace(found, at=answer.at) == answer for found in known
+        )
 
     def _gave_up(self, site: str) -> bool:
         """Whether a site's refusal is its last word in the sync round under way."""
