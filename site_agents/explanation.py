@@ -18,7 +18,7 @@ from fedfactory.contracts.errors import FedfactoryError, IdentityError, Protocol
 from fedfactory.contracts.plans import Delivery, Sending, Signature
 from fedfactory.contracts.updates import Update
 from fedfactory.identity.signing import verify
-from fedfactory.tasks.table import check_task, load_task
+from fedfactory.tasks.table import check_task
 from site_agents import control
 from site_agents.admission import Shortfall, next_entry, run_of, stake_of
 from site_agents.approvals import Approvals, work_id
@@ -26,7 +26,7 @@ from site_agents.config import AGENT_FILE, POLICY_FILE, AgentConfig
 from site_agents.failures import too_many_failures
 from site_agents.ledger import Ledger, WorkConflictError
 from site_agents.policy import Facts, LogsMode, Policy, examine, needs_approval
-from site_agents.policy_check import open_declarations
+from site_agents.policy_check import open_data_parameters
 from site_agents.policy_file import load_policy, local_minute
 
 MOST_TOLD: Final = 400
@@ -140,7 +140,7 @@ def _to_begin(
     yield _word(config.home)
     yield _parameters(sending)
     yield _source(config, policy, sending)
-    yield _declarations(policy, sending)
+    yield _data_parameters(policy, sending)
     yield _failures(config.home, policy, sending)
     yield from (step for step in clauses if step.outcome == "not known here")
     yield _budget(ledger, policy, sending, time.time())
@@ -222,18 +222,20 @@ def _source(config: AgentConfig, policy: Policy, sending: Sending) -> Step:
     order, found = sending.order, None
     source = policy.source_for(order.task)
     with suppress(FedfactoryError):  # that task or parameters do not fit is another step's
-        if load_task(order.task).schema(order.task_parameters) and source not in config.data:
+        task = check_task(order.task, order.task_parameters)
+        if task.data_schema(order.task_parameters) and source not in config.data:
             found = f"{AGENT_FILE} has no data source '{source}'"
     return _step("data", "no_data", found)
 
 
-def _declarations(policy: Policy, sending: Sending) -> Step:
+def _data_parameters(policy: Policy, sending: Sending) -> Step:
     order = sending.order
     rule = policy.tasks.get(order.task)
     found = None
     if rule is not None and order.privacy is not None:
-        with suppress(FedfactoryError):  # that the task is not known is another step's
-            found = open_declarations(rule, load_task(order.task))
+        with suppress(FedfactoryError):  # that task or parameters do not fit is another step's
+            task = check_task(order.task, order.task_parameters)
+            found = open_data_parameters(rule, task, order.task_parameters)
     return _step(f"tasks.{_safe(order.task)}.parameters", "policy_parameters", found)
 
 

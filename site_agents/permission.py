@@ -29,7 +29,7 @@ from site_agents.executors.executor import (
 from site_agents.failures import too_many_failures
 from site_agents.jobs.settings import SourceFacts
 from site_agents.policy import DataRule, Facts, Policy, PolicyFileError, judge
-from site_agents.policy_check import open_declarations
+from site_agents.policy_check import open_data_parameters
 from site_agents.policy_file import load_policy, local_minute
 from site_agents.refused import RefusedError
 
@@ -137,7 +137,7 @@ class Permission:
             task = check_task(order.task, order.task_parameters)
         except UsageError as error:
             raise RefusedError("bad_parameters", ascii(str(error))) from error
-        reads_data = task.schema(order.task_parameters) is not None
+        reads_data = task.data_schema(order.task_parameters) is not None
         if reads_data and asked.source not in self._sources:
             raise RefusedError("no_data", f"agent.yaml has no data source {asked.source!r}")
         if asked.private:
@@ -151,7 +151,8 @@ class Permission:
         assert asked.rule is not None
         if obstacle := task.private_obstacle(asked.order.task_parameters):
             raise RefusedError("bad_parameters", obstacle)
-        if left_open := open_declarations(asked.policy.tasks[task.name], task):
+        rule = asked.policy.tasks[task.name]
+        if left_open := open_data_parameters(rule, task, asked.order.task_parameters):
             raise RefusedError("policy_parameters", left_open)
         if too_many := too_many_failures(self._home, asked.rule.lineage):
             raise RefusedError("paused", too_many)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from fedfactory.contracts.errors import FedfactoryError
+from fedfactory.contracts.orders import Scalar
 from fedfactory.tasks.table import load_task
 from fedfactory.tasks.task import Task
-from site_agents.policy import OneOf, Policy, TaskRule
+from site_agents.policy import Allowed, OneOf, Policy, TaskRule
 
+MAX_QUOTED: Final = 2000
 OPEN_LINEAGE: Final = (
     "if it is a population of its own, site-agent ledger open-lineage NAME --reason TEXT; if not,"
     " name the lineage that it is of"
@@ -55,19 +59,39 @@ def task_misfits(policy: Policy) -> list[str]:
     ]
 
 
-def open_declarations(rule: TaskRule, task: Task) -> str | None:
-    """Return why an order under differential privacy may not declare what it reads; None if it may.
+def open_data_parameters(
+    rule: TaskRule, task: Task, asked: Mapping[str, Scalar] = MappingProxyType({})
+) -> str | None:
+    """Return why work under differential privacy is refused, as far as it is the policy's data.
 
-    A record that does not fit makes the work fail, and that is seen: whoever chose the columns,
-    ranges and categories would ask the records one question after another, and pay for none.
+    None: the policy fixes each of the task's data parameters to one value. A choice among several
+    would be the coordinator's, and which records fit each of them is a question that no budget
+    pays for. `asked` are an order's own values, to be quoted.
     """
-    free = [name for name in task.declarations if not isinstance(rule.parameters.get(name), OneOf)]
-    if not free:
+    names = [name for name in task.data_parameters if not is_fixed(rule.parameters.get(name))]
+    if not names:
         return None
+    rows = ", ".join(f"{name}: [{_example(asked, name)}]" for name in names)
     return (
-        f"tasks.{task.name}.parameters leaves {', '.join(free)} open: under differential privacy"
-        " the site says what is read; name it in policy.yaml, as 'site-agent data check' accepts it"
+        f"tasks.{task.name}.parameters leaves {', '.join(names)} open: under differential privacy"
+        f" the site fixes what is read of its data, each to one value: parameters: {{{rows}}}, as"
+        f" 'site-agent data check' accepts it"
     )
+
+
+def is_fixed(allowed: Allowed | None) -> bool:
+    """Whether a rule of the policy leaves exactly one value."""
+    if isinstance(allowed, OneOf):
+        return len(allowed.values) == 1
+    return allowed is not None and allowed.low == allowed.high
+
+
+def _example(asked: Mapping[str, Scalar], name: str) -> str:
+    """Quote what an order asks for, safely: it is of a coordinator's choosing."""
+    value = asked.get(name)
+    if value is None:
+        return "VALUE"
+    return json.dumps(value) if isinstance(value, int) else json.dumps(str(value)[:MAX_QUOTED])
 
 
 def _of_task(name: str, rule: TaskRule, *, private: bool) -> list[str]:
@@ -76,7 +100,7 @@ def _of_task(name: str, rule: TaskRule, *, private: bool) -> list[str]:
     except FedfactoryError as error:
         return [f"tasks.{name}: {error}"]
     schema = task.parameters
-    free = open_declarations(rule, task) if private else None
+    free = open_data_parameters(rule, task) if private else None
     found = [] if free is None else [free]
     for parameter, allowed in rule.parameters.items():
         key = f"tasks.{name}.parameters.{parameter}"

@@ -167,7 +167,7 @@ class Working:
 def _job(asked: Asked, charge: Charge | None, base: Path) -> Job:
     order, rule = asked.order, asked.rule
     mechanism = measurement = None
-    reads_data = load_task(order.task).schema(order.task_parameters) is not None
+    reads_data = load_task(order.task).data_schema(order.task_parameters) is not None
     if charge is not None:
         assert rule is not None
         mechanism = mechanism_of(order, charge, rule.public_size)

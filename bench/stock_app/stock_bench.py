@@ -42,7 +42,7 @@ def _work(message: Message, context: Context, kind: str) -> Message:
         "seed": SEED,
     }
     parameters = json.loads(str(config["parameters"]))
-    reads_data = task.schema(parameters) is not None
+    reads_data = task.data_schema(parameters) is not None
     data = open_source("share", options, "share").load(task, parameters) if reads_data else None
     workload = task.open(parameters, data, "cpu")
     with tempfile.TemporaryDirectory() as folder:

@@ -83,7 +83,7 @@ def check_shares(config: RunConfig) -> Mapping[str, Share]:
 
     check_choices(config, any_strategy_class=True)
     task = check_task(config.task_name, config.task_parameters)
-    reads_data = task.schema(config.task_parameters) is not None
+    reads_data = task.data_schema(config.task_parameters) is not None
     if config.baselines and not reads_data:
         raise UsageError(f"baselines=true: task '{task.name}' learns nothing to compare with")
     if config.privacy is not None and config.task_data is not None:
@@ -106,7 +106,7 @@ def site_policy(config: RunConfig, share: Share | None, invitation: Invitation) 
     privacy = config.privacy
     epsilon = (privacy.target_epsilon if privacy else None) or ANY_EPSILON
     task = check_task(config.task_name, config.task_parameters)
-    schema = task.schema(config.task_parameters)
+    schema = task.data_schema(config.task_parameters)
     return policy_text(
         coordinators={invitation.consortium: invitation.coordinator_key},
         operators=invitation.operator_keys,
@@ -121,7 +121,7 @@ def site_policy(config: RunConfig, share: Share | None, invitation: Invitation) 
             config.task_name: TaskRule(
                 source=SOURCE,
                 parameters={
-                    name: OneOf((config.task_parameters[name],)) for name in task.declarations
+                    name: OneOf((config.task_parameters[name],)) for name in task.data_parameters
                 },
             )
         },

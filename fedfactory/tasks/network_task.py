@@ -34,7 +34,7 @@ class NetworkTask(Task):
 
     def reports(self, parameters: Mapping[str, Scalar]) -> tuple[str, ...]:
         """See Task; the error of a number, or how often a class was right, but not both."""
-        other = "accuracy" if self.schema(parameters).classes is None else "mae"
+        other = "accuracy" if self._label_is_number(parameters) else "mae"
         return tuple(name for name in self.metrics if name != other)
 
     @abstractmethod
@@ -68,5 +68,8 @@ class NetworkTask(Task):
         network = self.network(self.check(parameters))
         if data is None:
             raise DataError(f"task '{self.name}' works on data, and the site names none for it")
-        objective = REGRESSION if self.schema(parameters).classes is None else CLASSIFICATION
+        objective = REGRESSION if self._label_is_number(parameters) else CLASSIFICATION
         return Learning(network, data, device, objective)
+
+    def _label_is_number(self, parameters: Mapping[str, Scalar]) -> bool:
+        return self.schema(self.data_parameters_of(parameters)).classes is None

@@ -23,7 +23,7 @@ def read_public(path: Path, task: Task, parameters: Mapping[str, Scalar]) -> Exa
     Raises:
         DataError: the task has no data, or the file is not of its form, or holds no example.
     """
-    schema = task.schema(parameters)
+    schema = task.data_schema(parameters)
     if schema is None:
         raise DataError(f"task '{task.name}' reads no data: there is nothing to measure on a set")
     try:

@@ -36,6 +36,11 @@ def load_task(name: str) -> Task:
             f"task '{name}' is a {type(task).__name__}, not a fedfactory.tasks.task.Task;"
             f" known: {', '.join(TASKS.names())}"
         )
+    if unknown := sorted(set(task.data_parameters) - set(task.parameters)):
+        raise EnvironmentFailedError(
+            f"task '{name}': its data_parameters name {', '.join(unknown)}, which it does not have;"
+            f" it has {', '.join(task.parameters)}"
+        )
     return task
 
 

@@ -51,10 +51,12 @@ class Tabular(NetworkTask):
         "model": Choice(("linear", "mlp")),
         "hidden": WholeNumber(1, 4096),
     }
+    data_parameters: ClassVar[tuple[str, ...]] = ("label", "numeric", "categorical")
 
     def check(self, parameters: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
         """See Task; also reads the columns that the texts declare."""
         super().check(parameters)
+        check_label(parameters)
         numeric, categorical, label = declared_columns(parameters)
         if not (numeric or categorical):
             raise ValueRangeError("task.numeric", "", "at least one column, here or in categorical")
@@ -99,16 +101,25 @@ class Tabular(NetworkTask):
         )
 
 
+def check_label(parameters: Mapping[str, Scalar]) -> None:
+    """Check that `label` has the form that `kind` asks for.
+
+    Raises:
+        ValueRangeError: names task.label.
+    """
+    parse = parse_classes if parameters["kind"] == "classification" else parse_scaled
+    parse("task.label", str(parameters["label"]))
+
+
 def parse_label(parameters: Mapping[str, Scalar]) -> Label:
-    """Return what `kind` and `label` declare.
+    """Return what `label` declares: its own form says whether it is classes or a number.
 
     Raises:
         ValueRangeError: names task.label.
     """
     text = str(parameters["label"])
-    if parameters["kind"] == "classification":
-        return parse_classes("task.label", text)
-    return parse_scaled("task.label", text)
+    parse = parse_classes if "|" in text else parse_scaled
+    return parse("task.label", text)
 
 
 def outputs(label: Label) -> int:

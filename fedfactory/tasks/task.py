@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from fedfactory.contracts.errors import DataError, FedfactoryError
+from fedfactory.contracts.errors import DataError, EnvironmentFailedError, FedfactoryError
 from fedfactory.contracts.model import BlobRef, ModelSpec
 from fedfactory.contracts.orders import Scalar, TrainParameters
 from fedfactory.contracts.privacy import Measurement, Mechanism
 from fedfactory.tasks.examples import DataSchema, Examples, SiteData
-from fedfactory.tasks.parameters import Parameter, Text, check_parameters
+from fedfactory.tasks.parameters import Parameter, check_parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +60,27 @@ class Workload(Protocol):
         """Measure on the test split; the metrics are noised and may leave."""
 
 
+class DataParameters(dict[str, Scalar]):
+    """The parameters of an order that its task's `data_parameters` name, and no other."""
+
+    def __missing__(self, name: str) -> Scalar:
+        raise EnvironmentFailedError(
+            f"the task's code reads parameter '{name}' to say what its data are, and its"
+            " data_parameters do not name it"
+        )
+
+
 class Task(ABC):
-    """One thing to learn. `metrics` names what its work may report; anything else is kept back."""
+    """One thing to learn. `metrics` names what its work may report; anything else is kept back.
+
+    `data_parameters` names the parameters that describe data: columns, labels, windows; not those
+    of the model alone. Nothing else decides which records fit. Under differential privacy the
+    site's policy fixes each of them, so that no order asks the records which of them fit.
+    """
 
     name: ClassVar[str]
     parameters: ClassVar[Mapping[str, Parameter]]
+    data_parameters: ClassVar[tuple[str, ...]] = ()
     metrics: ClassVar[tuple[str, ...]]
 
     def check(self, parameters: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
@@ -77,22 +93,31 @@ class Task(ABC):
         return check_parameters(self.parameters, parameters)
 
     def schema(self, parameters: Mapping[str, Scalar]) -> DataSchema | None:
-        """Return the form of the data these parameters ask for.
+        """Return the form of the data that these data parameters ask for; see `data_schema`.
 
         None: the task reads no data and needs no torch.
         """
         del parameters
         return None
 
+    def data_schema(self, parameters: Mapping[str, Scalar]) -> DataSchema | None:
+        """Return the form of the data that an order's (checked) parameters ask for.
+
+        `schema` gets the data parameters alone: nothing else may decide which records fit.
+
+        Raises:
+            EnvironmentFailedError: the task's code reads another parameter.
+        """
+        return self.schema(self.data_parameters_of(parameters))
+
+    def data_parameters_of(self, parameters: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+        """Return those of an order's parameters that describe data."""
+        return DataParameters((name, parameters[name]) for name in self.data_parameters)
+
     def reports(self, parameters: Mapping[str, Scalar]) -> tuple[str, ...]:
         """Return which of `metrics` the work reports with these parameters (checked ones)."""
         del parameters
         return self.metrics
-
-    @property
-    def declarations(self) -> tuple[str, ...]:
-        """The parameters that are free text: they declare which records fit, as columns do."""
-        return tuple(name for name, kind in self.parameters.items() if isinstance(kind, Text))
 
     def private_obstacle(self, parameters: Mapping[str, Scalar]) -> str | None:
         """Return why these parameters cannot be trained by DP-SGD, and what can; None if they can.
@@ -104,6 +129,8 @@ class Task(ABC):
 
     def bundled(self, parameters: Mapping[str, Scalar]) -> Examples:
         """Return the public, or generated, data that come with the task, in the form of its schema.
+
+        `parameters` are the data parameters, as for `schema`.
 
         Raises:
             DataError: the task comes with none.

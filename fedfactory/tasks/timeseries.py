@@ -18,7 +18,13 @@ from fedfactory.tasks.examples import DataSchema, Examples, Windows
 from fedfactory.tasks.network_task import NetworkTask
 from fedfactory.tasks.parameters import Parameter, Text, WholeNumber
 from fedfactory.tasks.synthetic import synthetic_readings
-from fedfactory.tasks.tabular import LABEL_PARAMETERS, check_names, outputs, parse_label
+from fedfactory.tasks.tabular import (
+    LABEL_PARAMETERS,
+    check_label,
+    check_names,
+    outputs,
+    parse_label,
+)
 from fedfactory.tasks.windows import windows_of
 
 if TYPE_CHECKING:
@@ -44,10 +50,12 @@ class TimeSeries(NetworkTask):
         "stride": WholeNumber(1, 4096),
         "channels": WholeNumber(4, 512),
     }
+    data_parameters: ClassVar[tuple[str, ...]] = ("label", "sensors", "order", "window", "stride")
 
     def check(self, parameters: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
         """See Task; also reads the columns that the texts declare."""
         super().check(parameters)
+        check_label(parameters)
         sensors, label = declared_sensors(parameters)
         if not sensors:
             raise ValueRangeError("task.sensors", "", "at least one sensor")

@@ -54,7 +54,7 @@ class SourceContract:
     def test_every_record_is_on_one_side(self, case: SourceCase) -> None:
         """Train and test hold all records between them, in the schema's form."""
         data = _load(case)
-        schema = load_task(case.task).schema(case.parameters)
+        schema = load_task(case.task).data_schema(case.parameters)
         assert schema is not None
         assert len(data.train) + len(data.test) == case.records
         assert 0.05 < len(data.test) / case.records < 0.4

@@ -19,7 +19,8 @@ from site_agents.cli.home import add_home, find_home
 from site_agents.config import POLICY_FILE, load_agent_config
 from site_agents.data.examination import Fit, Part
 from site_agents.data.profile import ColumnProfile
-from site_agents.policy import DataRule, OneOf, TaskRule
+from site_agents.policy import DataRule, TaskRule
+from site_agents.task_values import first_values, written_values
 
 PREFIX: Final = "task."
 SETTINGS: Final = "The task's parameters are given as in a run: task.KEY=VALUE ..."
@@ -118,25 +119,17 @@ def _tasks(
     names = [asked.task] if asked.task else [n for n, r in rules.items() if r.source == asked.name]
     if settings and len(names) != 1:
         raise UsageError(f"'{settings[0]}': of which task? say --task TASK")
-    return {name: _pinned(rules[name]) if name in rules else {} for name in names}
-
-
-def _pinned(rule: TaskRule) -> Mapping[str, Scalar]:
-    values = rule.parameters.items()
-    return {key: allowed.values[0] for key, allowed in values if isinstance(allowed, OneOf)}
+    return {name: first_values(rules[name]) if name in rules else {} for name in names}
 
 
 def _task(
     name: str, settings: Sequence[str], pinned: Mapping[str, Scalar]
 ) -> tuple[Task, Mapping[str, Scalar]]:
     """Return a task and its parameters: conf's values, then the policy's, then those given."""
-    from fedfactory.choices import choices, values_of
     from fedfactory.tasks.table import check_task, load_task
 
     task = load_task(name)
-    values = dict(values_of("task", name)) if name in choices("task") else {}
-    values = {k: v for k, v in values.items() if k in task.parameters} | dict(pinned)
-    values |= dict(_setting(task, word) for word in settings)
+    values = {**written_values(task), **pinned, **dict(_setting(task, w) for w in settings)}
     return check_task(name, values), values
 
 

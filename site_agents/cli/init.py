@@ -44,16 +44,15 @@ def main(words: Sequence[str]) -> int:
     from fedfactory.tasks.table import load_task
     from site_agents.policy import policy_text
     from site_agents.setup import make_home
+    from site_agents.task_values import fixed_data
 
-    for task in asked.task:
-        load_task(task)  # one that is not installed is a slip
-
+    tasks = [load_task(task) for task in asked.task]  # one that is not installed is a slip
     smallest = min((DELTA, *(DELTA_OF_SIZE / rule.public_size for rule in rules.values())))
     text = policy_text(
         coordinators=dict(_pair(word, "--coordinator NAME=KEY") for word in asked.coordinator),
         operators=dict(_pair(word, "--operator NAME=KEY") for word in asked.operator),
         data=rules,
-        tasks=dict.fromkeys(asked.task, next(iter(rules), "")),
+        tasks={task.name: fixed_data(task, next(iter(rules), "")) for task in tasks},
         delta=smallest,
     )
     made = make_home(

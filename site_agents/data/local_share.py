@@ -152,7 +152,7 @@ def _kinds(y: Labels) -> NDArray[np.int64]:
 def _whole(options: PartitionOptions, task: Task, parameters: Mapping[str, Scalar]) -> Examples:
     schema = schema_of(task, parameters)
     if options.path is None:
-        return task.bundled(parameters)
+        return task.bundled(task.data_parameters_of(parameters))
     unit = "unit" if schema.windows is not None else None
     pieces = list(npz_pieces(NpzOptions(path=options.path, unit=unit), schema))
     if not pieces:

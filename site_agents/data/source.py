@@ -120,7 +120,7 @@ def schema_of(task: Task, parameters: Mapping[str, Scalar]) -> DataSchema:
     Raises:
         DataError: it reads none.
     """
-    schema = task.schema(parameters)
+    schema = task.data_schema(parameters)
     if schema is None:
         raise DataError(f"task '{task.name}' takes no data")
     return schema

@@ -8,6 +8,7 @@ from site_agents.policy.reader import parse_policy
 from site_agents.policy.text import policy_text
 from site_agents.policy.values import (
     AcknowledgedRisk,
+    Allowed,
     DataRule,
     Hours,
     LogsMode,
@@ -21,6 +22,7 @@ from site_agents.policy.values import (
 __all__ = [
     "CLAUSES",
     "AcknowledgedRisk",
+    "Allowed",
     "Clause",
     "DataRule",
     "Facts",

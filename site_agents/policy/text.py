@@ -146,7 +146,8 @@ def _data(policy: Policy) -> list[str]:
 def _tasks(policy: Policy) -> list[str]:
     lines = [
         "# The tasks that may run, and the data set that serves each. Parameters may be narrowed:",
-        "# parameters: {model: [mlp, cnn], hidden: {from: 16, to: 512}}",
+        "# parameters: {model: [mlp, cnn], hidden: {from: 16, to: 512}}. With differential privacy",
+        "# each one that describes data (columns, label, window) has exactly one value here.",
     ]
     rows = []
     for name, rule in policy.tasks.items():

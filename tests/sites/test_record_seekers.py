@@ -7,8 +7,10 @@ changes of the site's policy against each other.
 from __future__ import annotations
 
 import dataclasses
+import json
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -21,7 +23,7 @@ from site_agents import control
 from site_agents.executors.executor import NeverBegunError, WorkerLostError
 from site_agents.failures import FAILURES, MOST_FAILURES
 from site_agents.jobs.job import Job
-from site_agents.policy import DataRule, OneOf, TaskRule
+from site_agents.policy import DataRule, OneOf, Range, TaskRule
 from tests.sites.rig import LINEAGE, OPEN, PRIVACY, PUBLIC_SIZE, TRAINING, Coordinator, Site
 
 STEPS = sampling(TRAINING, PUBLIC_SIZE).steps
@@ -68,6 +70,100 @@ def test_what_fits_a_column_is_not_the_coordinators_question(
     )
     assert (site.executions(), site.steps_spent()) == (0, 0)
     assert site.code(asked) is None
+
+
+SERIES = {
+    "kind": "classification",
+    "label": "fails:0|1",
+    "sensors": "heat:70:10",
+    "order": "cycle",
+    "window": 32,
+    "stride": 8,
+    "channels": 8,
+}
+
+
+def pinned(**parameters: Any) -> TaskRule:
+    return TaskRule(source="cohort", parameters=parameters)
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_run_of_plans_over_windows_learns_nothing(
+    make_site: Callable[..., Site], coordinator: Coordinator, *, private: bool
+) -> None:
+    """'Has any machine so long a stay?', asked by bisection: one value alone is answered."""
+    fixed = {n: OneOf((v,)) for n, v in SERIES.items() if n not in ("kind", "channels")}
+    site = make_site(tasks={"timeseries": pinned(**fixed)}, without_dp=None if private else OPEN)
+    del fixed["window"]
+    codes = {}
+    for rule in (pinned(**fixed), pinned(**fixed, window=OneOf((32, 64)))):
+        site.write_policy(tasks={"timeseries": rule}, without_dp=None if private else OPEN)
+        for number, window in enumerate((8, 16, 32, 64, 4096)):
+            terms = coordinator.terms(
+                task="timeseries",
+                task_parameters={**SERIES, "window": window},
+                run_id=f"run-{number}",
+                nonce=f"{number}",
+                privacy=PRIVACY if private else None,
+            )
+            codes[window] = site.code(terms)
+        if private:
+            assert set(codes.values()) == {"policy_parameters"}
+            assert (site.executions(), site.steps_spent()) == (0, 0)
+    if not private:
+        assert codes == {
+            8: "policy_parameters",
+            16: "policy_parameters",
+            32: None,
+            64: None,
+            4096: "policy_parameters",
+        }
+
+
+@pytest.mark.parametrize("name", ["label", "sensors", "order", "window", "stride"])
+@pytest.mark.parametrize("rule", ["open", "two", "range"])
+def test_a_data_parameter_that_is_not_fixed_is_refused_and_what_to_write_is_said(
+    make_site: Callable[..., Site],
+    coordinator: Coordinator,
+    name: str,
+    rule: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fixed: dict[str, Any] = {
+        n: OneOf((v,)) for n, v in SERIES.items() if n not in ("kind", "channels")
+    }
+    whole = dict(fixed)
+    if rule == "open":
+        del fixed[name]
+    elif rule == "two":
+        fixed[name] = OneOf((SERIES[name], "other"))
+    elif isinstance(SERIES[name], int):
+        fixed[name] = Range(1, 4096)
+    else:
+        pytest.skip("a text has no range")
+    site = make_site(tasks={"timeseries": pinned(**fixed)})
+    terms = coordinator.terms(task="timeseries", task_parameters=SERIES)
+    assert site.code(terms) == "policy_parameters"
+    quoted = json.dumps(SERIES[name])
+    assert f"parameters: {{{name}: [{quoted}]}}" in caplog.text
+    assert (site.executions(), site.steps_spent()) == (0, 0)
+    site.write_policy(tasks={"timeseries": pinned(**whole)})
+    assert site.code(terms) is None
+
+
+def test_what_describes_the_model_alone_may_be_left_open(
+    make_site: Callable[..., Site], coordinator: Coordinator
+) -> None:
+    fixed = {n: OneOf((v,)) for n, v in SERIES.items() if n not in ("kind", "channels")}
+    site = make_site(tasks={"timeseries": pinned(**fixed, channels=Range(4, 512))})
+    for number, channels in enumerate((4, 8, 512)):
+        terms = coordinator.terms(
+            task="timeseries",
+            task_parameters={**SERIES, "channels": channels},
+            run_id=f"run-{number}",
+            rounds=1,
+        )
+        assert site.code(terms) is None
 
 
 def test_without_privacy_columns_may_be_left_open(

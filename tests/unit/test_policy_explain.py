@@ -260,7 +260,24 @@ def test_a_policy_that_fits_its_site(home, capsys):
         ),
         (
             {"tasks": {"tabular": TaskRule(source="scans", parameters={})}},
-            "tasks.tabular.parameters leaves",
+            "tasks.tabular.parameters leaves label, numeric, categorical open",
+        ),
+        (
+            {
+                "tasks": {
+                    "timeseries": TaskRule(
+                        source="scans",
+                        parameters={
+                            "label": OneOf(("fails:0|1",)),
+                            "sensors": OneOf(("heat:70:10",)),
+                            "order": OneOf(("cycle", "time")),
+                            "window": Range(8, 64),
+                            "stride": Range(8, 8),
+                        },
+                    )
+                }
+            },
+            "parameters: {order: [VALUE], window: [VALUE]}",
         ),
         (
             {"tasks": {"digits": TaskRule(source="scans", parameters={"depth": Range(1, 2)})}},

@@ -19,6 +19,7 @@ from site_agents.enrolling import enrol, pending
 from site_agents.ledger import Ledger
 from site_agents.person import person
 from site_agents.policy import DataRule, policy_text
+from site_agents.policy_check import task_misfits
 from site_agents.policy_file import load_policy
 from site_agents.setup import make_home
 from tests.unit.identity_rig import seat
@@ -153,6 +154,8 @@ def test_init_by_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert config.data == {"mine": {"kind": "csv", "path": str(data), "unit": "age"}}
     assert policy.data["mine"] == DataRule(lineage="people", public_size=20000, unit="age")
     assert policy.tasks["tabular"].source == "mine"
+    assert list(policy.tasks["tabular"].parameters) == ["label", "numeric", "categorical"]
+    assert task_misfits(policy) == []
     assert policy.without_dp is None
     assert policy.delta == pytest.approx(5e-6)
     assert main(words) == 2
