@@ -2,29 +2,26 @@
 
 The root's key is written under a passphrase where --root-key says. It is needed again only for
 `rotate`: keep the file offline, and a copy of it elsewhere. Lost, the consortium lives on until its
-issuer ends, and then has to be founded and enrolled anew.
+issuer ends, and then has to be founded and enrolled anew. A new passphrase has 12 characters or
+more, or is made by --generate-passphrase: then it is shown once on the terminal, or written to a
+new file (0600).
 """
 
 from __future__ import annotations
 
 import argparse
-import getpass
-import os
-import stat
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from fedfactory.cli.arguments import Arguments
-from fedfactory.cli.forms import add_forms, tell, tell_done
+from fedfactory.cli.forms import add_forms, say, tell, tell_done
 from fedfactory.cli.invite import tell_invitation
+from fedfactory.cli.passphrases import NewPassphrase, present_passphrase
 from fedfactory.contracts.errors import UsageError
 
 if TYPE_CHECKING:
     from fedfactory.identity.root import Root
-
-MAX_PASSPHRASE_FILE: Final = 4096
 
 
 def run(words: Sequence[str]) -> int:
@@ -40,16 +37,20 @@ def _init(asked: argparse.Namespace) -> None:
     from fedfactory.coordinator.membership.founding import make_consortium
 
     folder = operator_folder(asked.operator_folder)
-    made = make_consortium(
-        asked.home,
-        name=asked.name,
-        root_key=asked.root_key,
-        passphrase=_passphrase(asked.passphrase_file, "passphrase for the root key", is_new=True),
-        hosts=asked.host,
-        gateway=asked.gateway,
-        operator=asked.operator,
-        operator_folder=folder,
+    wanted = NewPassphrase(
+        asked.passphrase_file, "passphrase for the root key", is_generated=asked.generate_passphrase
     )
+    with wanted.taken() as passphrase:
+        made = make_consortium(
+            asked.home,
+            name=asked.name,
+            root_key=asked.root_key,
+            passphrase=passphrase,
+            hosts=asked.host,
+            gateway=asked.gateway,
+            operator=asked.operator,
+            operator_folder=folder,
+        )
     tell(
         asked,
         {
@@ -82,6 +83,7 @@ def _rotate(asked: argparse.Namespace) -> None:
     from fedfactory.identity.root import Root
 
     consortium = open_consortium(asked.home)
+    _check_new_passphrase(asked)
     if asked.finish:
         finish_rotation(consortium)
         tell_done(asked, "the old root counts no more; its key can be destroyed")
@@ -102,10 +104,14 @@ def _rotate(asked: argparse.Namespace) -> None:
     if asked.new_root_key.absolute().is_relative_to(consortium.home):
         raise UsageError(f"a root key cannot lie in {consortium.home}: it is to be kept offline")
     new = Root.new(consortium.name)
-    new_passphrase = _passphrase(
-        asked.passphrase_file, "passphrase for the new root key", is_new=True
+    file = asked.new_passphrase_file
+    if file is None and not asked.generate_passphrase:
+        file = asked.passphrase_file
+    wanted = NewPassphrase(
+        file, "passphrase for the new root key", is_generated=asked.generate_passphrase
     )
-    new.save(asked.new_root_key, new_passphrase)
+    with wanted.taken() as passphrase:
+        new.save(asked.new_root_key, passphrase)
     rotate(consortium, old, new)
     tell_done(
         asked,
@@ -175,38 +181,15 @@ def _open_root(path: Path, passphrase_file: Path | None) -> Root:
 
     if not path.exists():
         raise UsageError(f"the root key {path} is not there")
-    return Root.open(path, _passphrase(passphrase_file, f"passphrase of {path}", is_new=False))
+    root = Root.open(path, present_passphrase(passphrase_file, f"passphrase of {path}"))
+    if root.note:
+        say(root.note)
+    return root
 
 
-def _passphrase(file: Path | None, question: str, *, is_new: bool) -> bytes:
-    """Return a passphrase from a file's first line, or as typed, twice if it is new."""
-    if file is not None:
-        return _read_passphrase(file)
-    if not sys.stdin.isatty():
-        raise UsageError(
-            f"there is no terminal to ask for the {question} on: give --passphrase-file FILE"
-        )
-    typed = getpass.getpass(f"{question}: ")
-    if is_new and getpass.getpass("again: ") != typed:
-        raise UsageError("the two passphrases differ; nothing was changed")
-    return typed.encode()
-
-
-def _read_passphrase(file: Path) -> bytes:
-    try:
-        handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        with os.fdopen(handle, "rb") as opened:
-            mode = os.fstat(handle).st_mode
-            text = opened.read(MAX_PASSPHRASE_FILE)
-    except OSError as error:
-        raise UsageError(f"--passphrase-file {file} cannot be read ({error.strerror})") from error
-    # A pipe, as of a password manager, has no rights to check.
-    if stat.S_ISREG(mode) and mode & (stat.S_IRGRP | stat.S_IROTH):
-        raise UsageError(f"--passphrase-file {file} is open to others: chmod 600 {file}")
-    first = text.split(b"\n", 1)[0].rstrip(b"\r")
-    if not first:
-        raise UsageError(f"--passphrase-file {file}: its first line is empty")
-    return first
+def _check_new_passphrase(asked: argparse.Namespace) -> None:
+    if asked.new_root_key is None and (asked.new_passphrase_file or asked.generate_passphrase):
+        raise UsageError("--new-passphrase-file and --generate-passphrase need --new-root-key FILE")
 
 
 def _parser() -> Arguments:
@@ -223,6 +206,13 @@ def _parser() -> Arguments:
     rotate.add_argument("--root-key", type=Path, metavar="FILE", help="the present root's key")
     rotate.add_argument("--new-root-key", type=Path, metavar="FILE", help="where the next one goes")
     _add_passphrase(rotate)
+    rotate.add_argument(
+        "--new-passphrase-file",
+        type=Path,
+        metavar="FILE",
+        help="the same for the new root's key (default: as the present one's)",
+    )
+    _add_generate(rotate, "--new-passphrase-file")
     which = rotate.add_mutually_exclusive_group()
     which.add_argument("--issuer", action="store_true", help="a new issuer under the present root")
     which.add_argument("--finish", action="store_true", help="let the old root count no more")
@@ -267,6 +257,7 @@ def _add_init(actions: Any) -> None:
         help="what --as names later (default: ~/.config/fedfactory)",
     )
     _add_passphrase(init)
+    _add_generate(init, "--passphrase-file")
 
 
 def _add_home(parser: argparse.ArgumentParser) -> None:
@@ -285,4 +276,12 @@ def _add_passphrase(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="read the passphrase from its first line instead of asking",
+    )
+
+
+def _add_generate(parser: argparse.ArgumentParser, flag: str) -> None:
+    parser.add_argument(
+        "--generate-passphrase",
+        action="store_true",
+        help=f"make the new key's passphrase: shown once here, or written to {flag}, a new file",
     )

@@ -1,8 +1,9 @@
 """Builds the consortium's X.509 certificates: roots, the issuer under them, and members' leaves.
 
 root (P-384, 10 years, path length 2) -> issuer (P-384, 2 years, 0) -> leaf (P-256 or P-384, days).
-At a rotation the old root also certifies the new root's key (path length 1), so that whoever trusts
-either root verifies: leaf -> issuer -> new root's key -> old root. RFC 5280, sections 4.2 and 6.1.
+At a rotation the old root also certifies the new root's key (path length 2, as a root's own), so
+that whoever trusts either root verifies: leaf -> issuer -> new root's key -> old root. RFC 5280,
+sections 4.2 and 6.1; whether a new root is trusted is for succession.py.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fedfactory.identity.roles import Peer, Role
 ROOT_LIFETIME: Final = timedelta(days=3652)
 ISSUER_LIFETIME: Final = timedelta(days=730)
 ROOT_PATH_LENGTH: Final = 2
-CROSS_PATH_LENGTH: Final = 1
+CROSS_PATH_LENGTH: Final = 2
 ISSUER_PATH_LENGTH: Final = 0
 _CLOCK_SKEW: Final = timedelta(minutes=5)
 _PEM: Final = serialization.Encoding.PEM

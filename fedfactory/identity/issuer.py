@@ -20,13 +20,15 @@ from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import FedfactoryError, IdentityError, UsageError
 from fedfactory.durable_file import write_durably
 from fedfactory.identity.certificates import build_leaf, new_authority_key, pem_of, requested_key
-from fedfactory.identity.chains import read_certificates
+from fedfactory.identity.chains import read_certificates, root_of
 from fedfactory.identity.formats import check_format
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.identity.root import Root
+from fedfactory.identity.succession import follow
 
 ISSUER_FILE: Final = "issuer.json"
 FORMAT: Final = 1
+MOST_CROSSES: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +36,8 @@ class IssuerState:
     """What issuer.json holds, as PEM texts.
 
     `roots` are those that members trust, the newest first; the issuer's `certificate` is of the
-    first. During a rotation there are two, and `cross` is the first one's key by the second.
+    first. During a rotation there are two. `cross` holds the certificates of roots' keys by the
+    roots before them, the newest first, so that who slept through a rotation can follow it.
     """
 
     format: int
@@ -77,6 +80,19 @@ class Issuer:
         return "".join(self.state.roots).encode()
 
     @property
+    def succession_pem(self) -> bytes:
+        """What travels to members: those roots, and the cross certificates that lead to them."""
+        return _succession(self.state)
+
+    @property
+    def shown_crosses(self) -> list[x509.Certificate]:
+        """What the coordinator shows during a rotation: members may trust the old root alone."""
+        state = self.state
+        if len(state.roots) == 1 or not state.cross:
+            return []
+        return read_certificates(state.cross.encode())[:1]
+
+    @property
     def certificate(self) -> x509.Certificate:
         """The issuer's own certificate."""
         self._load()
@@ -116,7 +132,7 @@ class Issuer:
         hosts: Sequence[str] = (),
     ) -> bytes:
         """As `sign`, for a key whose possession was proven in another way."""
-        self._load()
+        crosses = self.shown_crosses if role is Role.COORDINATOR else []
         end = self._certificate.not_valid_after_utc
         if end <= datetime.now(UTC):
             raise IdentityError(
@@ -125,11 +141,7 @@ class Issuer:
             )
         peer = Peer(role=role, name=name)
         leaf = build_leaf(public_key, peer, self._certificate, self._key, lifetime, hosts=hosts)
-        chain = [leaf, self._certificate]
-        if role is Role.COORDINATOR and self._state.cross:
-            # For members that have not renewed since: they trust the old root alone.
-            chain += read_certificates(self._state.cross.encode())
-        return pem_of(chain)
+        return pem_of([leaf, self._certificate, *crosses])
 
     # ---- the lead's, with a root key ------------------------------------------------------------
 
@@ -157,7 +169,8 @@ class Issuer:
         self.check_present_root(root)
         state = self.state
         fresh = _new_state(state.consortium, root)
-        self._save(replace(state, key=fresh.key, certificate=fresh.certificate))
+        renewed = replace(state, key=fresh.key, certificate=fresh.certificate)
+        self._save(renewed, trusted=self.roots)
 
     def rotate(self, old: Root, new: Root) -> None:
         """Begin an overlap: both roots are trusted, a new issuer under the new one signs.
@@ -169,17 +182,30 @@ class Issuer:
         self.check_present_root(old)
         state = self.state
         fresh = _new_state(state.consortium, new)
-        cross = pem_of([old.certify_root(new.certificate)]).decode()
-        self._save(replace(fresh, cross=cross, roots=(*fresh.roots, *state.roots)))
+        before = read_certificates(state.cross.encode()) if state.cross else []
+        crosses = [old.certify_root(new.certificate), *before][:MOST_CROSSES]
+        begun = replace(fresh, cross=pem_of(crosses).decode(), roots=(*fresh.roots, *state.roots))
+        self._save(begun, trusted=self.roots)
 
     def finish_rotation(self) -> None:
-        """Drop the old root. Raises IdentityError if no rotation is under way."""
-        state = self.state
+        """Drop the old root.
+
+        Raises:
+            IdentityError: no rotation is under way, or who trusts the old root alone could not
+                follow: its certificate of the new root's key is missing or does not hold.
+        """
+        state, roots = self.state, self.roots
         if len(state.roots) == 1:
             raise IdentityError("no rotation is under way: there is one root")
-        self._save(replace(state, cross=None, roots=state.roots[:1]))
+        has_ended = roots[-1].not_valid_after_utc < datetime.now(UTC)
+        trusted = roots[:1] if has_ended else roots[-1:]
+        self._save(replace(state, roots=state.roots[:1]), trusted=trusted)
 
-    def _save(self, state: IssuerState) -> None:
+    def _save(self, state: IssuerState, *, trusted: Sequence[x509.Certificate]) -> None:
+        """Write a state that members who trust `trusted` take: they are asked before it counts."""
+        now = datetime.now(UTC)
+        roots = follow(trusted, _succession(state), now)
+        root_of(read_certificates(state.certificate.encode()), roots[:1], now)
         write_durably(self._path, to_json(state))
         self._load()
 
@@ -202,6 +228,10 @@ class Issuer:
             raise IdentityError(f"{self._path} holds a key on no NIST curve")
         self._state, self._key, self._certificate = state, key, certificate
         self._seen = (found.st_ino, found.st_mtime_ns)
+
+
+def _succession(state: IssuerState) -> bytes:
+    return "".join((*state.roots, state.cross or "")).encode()
 
 
 def _new_state(consortium: str, root: Root) -> IssuerState:

@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, cast
 
@@ -27,6 +28,7 @@ from fedfactory.contracts.errors import (
 )
 from fedfactory.durable_file import remove_durably, sync_folder, write_durably
 from fedfactory.identity.bootstrap import bootstrap_key
+from fedfactory.identity.certificates import pem_of
 from fedfactory.identity.enrolment import (
     TLS_KEY,
     Identity,
@@ -40,6 +42,7 @@ from fedfactory.identity.enrolment import (
 from fedfactory.identity.facts import public_key_text
 from fedfactory.identity.roles import Role
 from fedfactory.identity.signing import fingerprint
+from fedfactory.identity.succession import follow, read_bundle
 from fedfactory.wire.invitations import invitation_identity, read_invitation
 from fedfactory.wire.membership import Certified, EnrolWanted, Invitation
 
@@ -107,7 +110,7 @@ def _finish(folder: Path, address: str | None) -> None:
             except RefusedError:
                 remove_durably(new / INVITATION)  # it must not stand in the way of what is enrolled
                 raise
-            _install(new, certified)
+            _install(new, certified, invitation)
         load_identity(new)
         for partial in new.glob(".*.part"):  # of a write that was killed: keys, or the token
             partial.unlink()
@@ -122,12 +125,14 @@ def _finish(folder: Path, address: str | None) -> None:
         shutil.rmtree(old)
 
 
-def _install(new: Path, certified: Certified) -> None:
-    """Install what came back, once it is seen to be for the key that was made here."""
+def _install(new: Path, certified: Certified, invitation: Invitation) -> None:
+    """Install what came back: it is for the key made here, its roots follow on the invitation's."""
+    trusted = read_bundle(invitation.authority.encode()).roots
+    roots = follow(trusted, certified.authority.encode(), datetime.now(UTC))
     identity = Identity(
         key_pem=(new / TLS_KEY).read_bytes(),
         certificate_pem=certified.certificate.encode(),
-        authority_pem=certified.authority.encode(),
+        authority_pem=pem_of(roots),
     )
     check_identity(identity, "the certificate that the coordinator sent")
     install_certificate(new, identity.certificate_pem, identity.authority_pem)

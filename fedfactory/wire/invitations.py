@@ -24,9 +24,11 @@ from fedfactory.contracts.errors import (
     UsageError,
 )
 from fedfactory.identity.bootstrap import bootstrap_key
+from fedfactory.identity.certificates import pem_of
 from fedfactory.identity.chains import read_certificates, root_of
 from fedfactory.identity.enrolment import Identity
 from fedfactory.identity.roles import Peer, Role
+from fedfactory.identity.succession import read_bundle
 from fedfactory.wire.membership import Invitation
 
 MAX_BYTES: Final = 256 * 1024
@@ -92,7 +94,7 @@ def invitation_identity(invitation: Invitation) -> Identity:
     """Return what to call the gateway with: the token's key, certified for enrolling alone.
 
     Raises:
-        IdentityError: the token is none.
+        IdentityError: the token is none, or its authorities cannot be read.
     """
     key = bootstrap_key(invitation.token).private_bytes(
         serialization.Encoding.PEM,
@@ -102,7 +104,7 @@ def invitation_identity(invitation: Invitation) -> Identity:
     return Identity(
         key_pem=key,
         certificate_pem=invitation.certificate.encode(),
-        authority_pem=invitation.authority.encode(),
+        authority_pem=pem_of(read_bundle(invitation.authority.encode()).roots),
     )
 
 
@@ -117,7 +119,7 @@ def check_address(address: str) -> None:
 def _check_certificate(invitation: Invitation, now: float) -> None:
     altered = "its parts do not belong together: it was altered or cut; ask for it again"
     chain = read_certificates(invitation.certificate.encode())
-    roots = read_certificates(invitation.authority.encode())
+    roots = read_bundle(invitation.authority.encode()).roots
     if chain[0].public_key() != bootstrap_key(invitation.token).public_key():
         raise IdentityError(altered)
     try:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from fedfactory.contracts.errors import ProtocolError
+
+MAX_PEM: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +106,10 @@ class RenewWanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certified:
-    """A certificate with its chain (PEM), and the authorities to trust from now on (PEM bundle)."""
+    """A certificate with its chain (PEM), and the authorities to trust from now on (PEM bundle).
+
+    The bundle holds cross certificates beside the roots; identity/succession.py judges it.
+    """
 
     certificate: str
     authority: str
@@ -112,3 +117,5 @@ class Certified:
     def __post_init__(self) -> None:
         if "BEGIN CERTIFICATE" not in self.certificate or "BEGIN CERT" not in self.authority:
             raise ProtocolError("Certified: expected PEM certificates")
+        if max(len(self.certificate), len(self.authority)) > MAX_PEM:
+            raise ProtocolError(f"Certified: expected at most {MAX_PEM} characters of PEM")

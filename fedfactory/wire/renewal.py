@@ -1,19 +1,20 @@
 """Renews an identity's certificate in time: the same key, certified anew.
 
 What comes back is checked against what was trusted before it takes its place: it is for our key,
-and the new bundle of roots shares one with the old, so that a rotation is followed step by step.
+and its roots follow on the old ones (identity/succession.py), so that a rotation is followed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedfactory.contracts.errors import IdentityError
-from fedfactory.identity.chains import read_certificates
+from fedfactory.identity.certificates import pem_of
 from fedfactory.identity.enrolment import (
     Identity,
     check_identity,
@@ -22,6 +23,7 @@ from fedfactory.identity.enrolment import (
     request_text,
 )
 from fedfactory.identity.lifetime import due_in_s
+from fedfactory.identity.succession import follow, read_bundle
 from fedfactory.wire.membership import Certified
 
 
@@ -47,14 +49,13 @@ class Renewal:
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise IdentityError(f"{self._folder} holds a key on no NIST curve")
         certified = ask(request_text(key, "renewal"))
+        trusted = read_bundle(present.authority_pem).roots
+        roots = follow(trusted, certified.authority.encode(), datetime.now(UTC))
         renewed = Identity(
             key_pem=present.key_pem,
             certificate_pem=certified.certificate.encode(),
-            authority_pem=certified.authority.encode(),
+            authority_pem=pem_of(roots),
         )
         check_identity(renewed, "the renewed certificate")
-        before = read_certificates(present.authority_pem)
-        if not any(root in before for root in read_certificates(renewed.authority_pem)):
-            raise IdentityError("the renewed certificate is of authorities that we never trusted")
         install_certificate(self._folder, renewed.certificate_pem, renewed.authority_pem)
         return renewed

@@ -17,6 +17,7 @@ from fedfactory.coordinator.coordinator_config import load_coordinator_config
 from fedfactory.coordinator.membership import founding
 from fedfactory.coordinator.membership.consortium import open_consortium
 from fedfactory.identity import certificates
+from fedfactory.identity.certificates import pem_of
 from fedfactory.identity.operators import load_operator
 from fedfactory.identity.roles import Role
 from fedfactory.identity.root import Root
@@ -203,6 +204,100 @@ def test_rotation_by_commands(lead: Lead) -> None:
     code, said = lead.rotate("--root-key", fresh, "--new-root-key", third)
     assert (code, "--finish" in said) == (1, True)
     assert not Path(third).exists()
+
+
+def test_a_passphrase_is_made_and_written_to_a_new_file(lead: Lead) -> None:
+    made = lead.folder / "made"
+    words = ("--generate-passphrase", "--passphrase-file", str(made))
+    code, said = lead.init(passphrase_file=str(lead.passphrase))
+    assert code == 0, said
+    again = ("--home", str(lead.folder / "h"), "--root-key", str(lead.folder / "r.key"))
+    people = ("--name", "b", "--gateway", "h:1", "--operator-folder", str(lead.folder / "bo"))
+    code, said = lead.type("consortium", "init", *again, *people, *words, "--json")
+    assert code == 0, said
+    passphrase = made.read_text().strip()
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600
+    assert passphrase not in said
+    Root.open(lead.folder / "r.key", passphrase.encode())
+    code, said = lead.type("consortium", "init", *again, *people, *words)  # all is there already
+    assert (code, made.read_text().strip()) == (2, passphrase)
+
+    fresh = ("--root-key", str(lead.root), "--new-root-key", str(lead.folder / "root-2.key"))
+    code, said = lead.rotate(*fresh, "--generate-passphrase")
+    assert (code, "no terminal" in said) == (2, True)
+    new = lead.folder / "new"
+    taken = ("--new-passphrase-file", str(made))
+    code, said = lead.rotate(*fresh, "--generate-passphrase", *taken)
+    assert (code, "is there already" in said) == (2, True)
+    code, said = lead.rotate("--finish", "--generate-passphrase")
+    assert (code, "need --new-root-key" in said) == (2, True)
+    assert left(lead.folder) == {
+        "home",
+        "ana",
+        "root.key",
+        "passphrase",
+        "h",
+        "bo",
+        "r.key",
+        "made",
+    }
+    code, said = lead.rotate(*fresh, "--generate-passphrase", "--new-passphrase-file", str(new))
+    assert code == 0, said
+    Root.open(lead.folder / "root-2.key", new.read_text().strip().encode())
+
+
+def test_a_passphrase_that_is_made_is_shown_once(
+    lead: Lead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal())
+    words = (
+        *("consortium", "init", "--home", str(lead.home), "--root-key", str(lead.root)),
+        *("--name", "alliance", "--gateway", "h:1", "--operator-folder", str(lead.operator)),
+    )
+    code, said = lead.type(*words, "--generate-passphrase", "-q")
+    assert code == 0, said
+    (line,) = [line for line in said.splitlines() if "write it down" in line]
+    Root.open(lead.root, line.rpartition(": ")[2].encode())
+
+
+def test_a_failed_founding_leaves_no_passphrase(lead: Lead) -> None:
+    made = lead.folder / "made"
+    code, said = lead.type(
+        *("consortium", "init", "--home", str(lead.home), "--root-key", "no/root.key"),
+        *("--name", "alliance", "--gateway", "h:1", "--operator-folder", str(lead.operator)),
+        *("--generate-passphrase", "--passphrase-file", str(made)),
+    )
+    assert (code, "cannot be written" in said) == (2, True)
+    assert left(lead.folder) == {"passphrase"}
+
+
+def test_an_old_root_key_is_rewritten_and_its_short_passphrase_still_opens_it(lead: Lead) -> None:
+    from cryptography.hazmat.primitives import serialization
+
+    lead.init()
+    root = Root.open(lead.root, PASSPHRASE.encode())
+    short = lead.folder / "short"
+    short.write_text("8 of old")
+    short.chmod(0o600)
+    key = root._key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"8 of old"),
+    )
+    lead.root.write_bytes(key + pem_of([root.certificate]))
+    words = ("--root-key", str(lead.root), "--passphrase-file", str(short))
+    fresh = ("--new-root-key", str(lead.folder / "root-2.key"))
+    code, said = lead.rotate(*words, *fresh)
+    assert (code, "too short" in said) == (2, True)
+    assert "was rewritten" in said
+    assert json.loads(lead.root.read_text())["format"] == 2
+    code, said = lead.rotate(*words, *fresh, "--new-passphrase-file", str(lead.passphrase))
+    assert code == 0, said
+    assert "was rewritten" not in said
 
 
 def test_a_consortium_in_both_forms(lead: Lead) -> None:

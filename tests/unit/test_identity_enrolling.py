@@ -254,7 +254,7 @@ def test_what_comes_back_from_a_renewal_is_checked(here: Seat, tmp_path: Path) -
             peer = Peer(role=Role.INVITED, name="fama")
             return elsewhere.registrar.enrol(peer, facts, wanted, "0.1.0")
 
-        with pytest.raises(IdentityError, match="never trusted"):
+        with pytest.raises(IdentityError, match="is new, and no certificate of its key"):
             Renewal(folder).renew(theirs)
     assert load_identity(folder) == before
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
@@ -20,6 +22,7 @@ from fedfactory.coordinator.membership.consortium import (
     finish_rotation,
     rotate,
 )
+from fedfactory.identity.certificates import pem_of
 from fedfactory.identity.enrolment import (
     Identity,
     install_certificate,
@@ -27,10 +30,12 @@ from fedfactory.identity.enrolment import (
     read_request,
     request_identity,
 )
-from fedfactory.identity.issuer import ISSUER_FILE, Issuer
+from fedfactory.identity.issuer import ISSUER_FILE, MOST_CROSSES, Issuer
 from fedfactory.identity.roles import Role
 from fedfactory.identity.root import Root
+from fedfactory.identity.succession import follow, read_bundle
 from fedfactory.wire.enrolling import enrol_identity
+from fedfactory.wire.membership import Certified
 from fedfactory.wire.renewal import Renewal
 from fedfactory.wire.rpc.service import EnrolmentCalls
 from fedfactory.wire.tls import open_channel, server_credentials
@@ -246,9 +251,17 @@ def test_the_root_key_is_encrypted_private_and_never_written_over(tmp_path: Path
     root = Root.new("alliance")
     root.save(path, PASSPHRASE)
     assert path.stat().st_mode & 0o777 == 0o600
-    assert b"ENCRYPTED PRIVATE KEY" in path.read_bytes()
-    with pytest.raises(TypeError):
-        serialization.load_pem_private_key(path.read_bytes(), password=None)
+    der = root._key.private_bytes(
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    scalar = root._key.private_numbers().private_value.to_bytes(48, "big")
+    for form in (
+        path.read_bytes(),
+        base64.b64decode(json.loads(path.read_bytes())["key"]["sealed"]),
+    ):
+        assert not any(part in form for part in (der, scalar, base64.b64encode(scalar)))
     before = path.read_bytes()
     with pytest.raises(UsageError, match="never written over"):
         Root.new("alliance").save(path, PASSPHRASE)
@@ -299,3 +312,65 @@ def test_an_issuer_of_another_version_or_a_damaged_one(
     (people.folder / "issuer" / ISSUER_FILE).write_text(content)
     with pytest.raises(FedfactoryError, match=said):
         Issuer(people.folder / "issuer")
+
+
+# ---- what travels, so that members can follow ---------------------------------------------------
+
+
+def test_the_bundle_leads_from_every_earlier_root_to_the_present_ones(people: People) -> None:
+    first, second, third = people.old, people.new, Root.new("alliance")
+    now = datetime.now(UTC)
+    people.issuer.rotate(first, second)
+    people.issuer.finish_rotation()
+    people.issuer.rotate(second, third)
+    for trusted in (first, second):
+        roots = follow([trusted.certificate], people.issuer.succession_pem, now)
+        assert pem_of(roots) == people.issuer.bundle_pem
+    people.issuer.finish_rotation()
+    assert follow([first.certificate], people.issuer.succession_pem, now) == (third.certificate,)
+    shown = people.identity(Role.COORDINATOR, "alliance").certificate_pem
+    assert len(x509.load_pem_x509_certificates(shown)) == 2
+
+
+def test_the_history_of_rotations_is_bounded(people: People) -> None:
+    root = people.old
+    for _ in range(MOST_CROSSES + 2):
+        following = Root.new("alliance")
+        people.issuer.rotate(root, following)
+        people.issuer.finish_rotation()
+        root = following
+    assert len(read_bundle(people.issuer.succession_pem).crosses) == MOST_CROSSES
+
+
+def test_a_rotation_that_nobody_could_follow_is_not_ended(people: People) -> None:
+    people.issuer.rotate(people.old, people.new)
+    path = people.folder / "issuer" / ISSUER_FILE
+    told = json.loads(path.read_text())
+    strange = Root.new("alliance").certify_root(people.new.certificate)
+    for cross in (None, pem_of([strange]).decode()):
+        path.write_text(json.dumps({**told, "cross": cross}))
+        before = path.read_bytes()
+        with pytest.raises(IdentityError, match="no certificate of its key by a root"):
+            people.issuer.finish_rotation()
+        assert path.read_bytes() == before
+    path.write_text(json.dumps(told))
+    people.issuer.finish_rotation()
+
+
+def test_a_renewal_takes_no_root_beside_a_trusted_one(people: People) -> None:
+    folder, strange = people.folder / "s", Root.new("alliance")
+    before = people.identity(Role.SITE, "s")
+    for bundle in (
+        pem_of([strange.certificate]) + people.issuer.bundle_pem,
+        people.issuer.bundle_pem + pem_of([strange.certificate]),
+        people.issuer.bundle_pem + b" " * 65536,
+        pem_of([people.new.certificate]),
+    ):
+
+        def ask(request: str, bundle: bytes = bundle) -> Certified:
+            chain = people.issuer.sign(request.encode(), Role.SITE, "s", DAY)
+            return Certified(certificate=chain.decode(), authority=bundle.decode())
+
+        with pytest.raises(FedfactoryError):
+            Renewal(folder).renew(ask)
+        assert load_identity(folder) == before

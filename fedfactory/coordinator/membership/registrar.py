@@ -111,7 +111,8 @@ class Registrar:
         return self._certified(chain)
 
     def _certified(self, chain: bytes) -> Certified:
-        return Certified(certificate=chain.decode(), authority=self._issuer.bundle_pem.decode())
+        authority = self._issuer.succession_pem.decode()
+        return Certified(certificate=chain.decode(), authority=authority)
 
 
 def _node_key(pem: str | None) -> str | None:
