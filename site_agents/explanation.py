@@ -164,6 +164,11 @@ def _clauses(policy: Policy, sending: Sending, facts: Facts) -> Iterator[Step]:
             yield Step(
                 key=clause.key, code=clause.code, outcome="not known here", finding=finding_text
             )
+        elif clause.needs == "base":
+            finding_text = "the base model's values are read once it is fetched"
+            yield Step(
+                key=clause.key, code=clause.code, outcome="not known here", finding=finding_text
+            )
         else:
             yield Step(key=clause.key, code=clause.code, outcome="holds", finding="")
 

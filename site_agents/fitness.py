@@ -14,7 +14,6 @@ from typing import Final
 
 from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.errors import FedfactoryError
-from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import Order, Scalar
 from fedfactory.contracts.plans import Sending, SignedPlan
 from fedfactory.privacy.entries import RunKey
@@ -27,13 +26,11 @@ from site_agents.refused import RefusedError
 
 # A question is answered at once: data that take longer to count are judged when the order comes.
 COUNT_PATIENCE_S: Final = 4.0
-_NO_MODEL: Final = "sha256:" + "0" * 64
 
 
 def judge_fitness(
     site: str,
     plan: SignedPlan,
-    model_bytes: int,
     coordinator_key: str,
     *,
     permission: Permission,
@@ -42,14 +39,12 @@ def judge_fitness(
 ) -> None:
     """Ask of a plan what its first order would be asked.
 
-    `coordinator_key` is the fingerprint of the key that signed the question, `site` whom it names,
-    `model_bytes` the size of the plan's first model.
+    `coordinator_key` is the fingerprint of the key that signed the question, `site` whom it names.
 
     Raises:
         RefusedError: the order would be refused, with this code.
-        ProtocolError: a model cannot have that size.
     """
-    sending = first_sending(site, plan, model_bytes)
+    sending = first_sending(site, plan)
     order, terms = sending.order, plan.terms
     run = RunKey(coordinator=terms.coordinator, run_id=terms.run_id)
     try:
@@ -65,7 +60,7 @@ def judge_fitness(
         raise RefusedError("budget_exhausted", str(error)) from error
 
 
-def first_sending(site: str, plan: SignedPlan, model_bytes: int) -> Sending:
+def first_sending(site: str, plan: SignedPlan) -> Sending:
     """Return the sending of the first order that a coordinator would make of a plan. Pure."""
     terms = plan.terms
     order = Order(
@@ -77,7 +72,7 @@ def first_sending(site: str, plan: SignedPlan, model_bytes: int) -> Sending:
         task=terms.task,
         task_parameters=terms.task_parameters,
         training=terms.training,
-        base=BlobRef(digest=_NO_MODEL, bytes=model_bytes),
+        base=terms.initial,
         seed=0,
         privacy=terms.privacy,
         plan_digest=digest_of(terms),

@@ -11,12 +11,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedfactory.contracts.errors import IdentityError, UsageError
+from fedfactory.contracts.errors import IdentityError, IntegrityError, ProtocolError, UsageError
 from fedfactory.contracts.orders import Order, Scalar, WorkKey
 from fedfactory.contracts.plans import Sending, Signature
 from fedfactory.identity.signing import verify
 from fedfactory.tasks.table import check_task
 from fedfactory.tasks.task import Task
+from fedfactory.wire.arrays import largest_values
 from site_agents import control
 from site_agents.config import POLICY_FILE
 from site_agents.executors.executor import (
@@ -156,6 +157,19 @@ class Permission:
             raise RefusedError("policy_parameters", left_open)
         if too_many := too_many_failures(self._home, asked.rule.lineage):
             raise RefusedError("paused", too_many)
+
+
+def judge_base(asked: Asked, path: Path) -> None:
+    """Hold the values of the fetched base model against the policy; reads the file once.
+
+    Raises:
+        RefusedError: a value is not finite or too large, or the file is no whole model.
+    """
+    try:
+        base = largest_values(path)
+    except (IntegrityError, ProtocolError) as error:
+        raise RefusedError("policy_base", str(error)) from error
+    _judge(asked, replace(asked.facts, base=base))
 
 
 def _judge_count(asked: Asked, count: Count) -> None:

@@ -92,8 +92,7 @@ class Questions:
     def _answer(self, signed: SignedQuestion) -> Answer:
         question = signed.question
         if question.plan is not None:
-            assert question.model_bytes is not None
-            code = self._fitness(signed, question.plan, question.model_bytes)
+            code = self._fitness(signed, question.plan)
             terms, said = question.plan.terms, code or "fit"
             self._record(signed, terms.coordinator, terms.run_id, "plan", said)
             return Answer(fitness=Fitness(code=code, version=own_version()), logs=None)
@@ -103,12 +102,11 @@ class Questions:
         self._record(signed, wanted.coordinator, wanted.run_id, "logs", said)
         return Answer(fitness=None, logs=logs)
 
-    def _fitness(self, signed: SignedQuestion, plan: SignedPlan, model_bytes: int) -> str:
+    def _fitness(self, signed: SignedQuestion, plan: SignedPlan) -> str:
         try:
             judge_fitness(
                 signed.question.site,
                 plan,
-                model_bytes,
                 signed_by(signed.question, signed.signature),
                 permission=self._permission,
                 books=self._books,

@@ -33,7 +33,7 @@ from site_agents.executors.executor import (
 )
 from site_agents.failures import note_failure
 from site_agents.jobs.job import RESULT, UPDATE, Job, JobResult, read_result
-from site_agents.permission import Asked
+from site_agents.permission import Asked, judge_base
 from site_agents.refused import RefusedError
 
 log = logging.getLogger("site_agents.working")
@@ -100,6 +100,7 @@ class Working:
 
     def _execute(self, asked: Asked, folder: Path) -> tuple[Charge | None, JobResult]:
         with self._fetch(asked.order.base) as base:
+            judge_base(asked, base)
             return self._attempt(asked, base, folder)
 
     def _attempt(self, asked: Asked, base: Path, folder: Path) -> tuple[Charge | None, JobResult]:

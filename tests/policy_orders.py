@@ -40,6 +40,7 @@ WITHOUT_DP = WithoutDp(
     min_examples=100,
     min_local_steps=4,
 )
+BASE = BlobRef(digest="sha256:" + "b" * 64, bytes=400_000)
 POLICY = Policy(
     coordinators={"lead": COORDINATOR_KEY},
     operators={"ada": OPERATOR_KEY},
@@ -50,6 +51,7 @@ POLICY = Policy(
         )
     },
     training={"local_epochs": Range(1, 4), "lr": Range(0.001, 1.0)},
+    strategies=None,
     without_dp=None,
     epsilon_per_run=3.0,
     epsilon_per_lineage=10.0,
@@ -60,6 +62,7 @@ POLICY = Policy(
     gpu_hours_per_run=2.0,
     hours=None,
     max_model_bytes=1_000_000,
+    max_base_abs={},
     egress="automatic",
     logs="none",
 )
@@ -69,6 +72,10 @@ TERMS = RunTerms(
     sites=("cesga", "lumi"),
     task="digits",
     task_parameters={"model": "mlp", "hidden": 32},
+    initial=BASE,
+    strategy="fedavg",
+    strategy_options={"weighting": "examples"},
+    mode="sync",
     training=TRAINING,
     rounds=5,
     evaluate=True,
@@ -88,7 +95,6 @@ FACTS = Facts(
     evaluate_examples=200,
     gpu_hours_of_run=0.5,
 )
-BASE = BlobRef(digest="sha256:" + "b" * 64, bytes=400_000)
 UNSIGNED = Signature(public_key="", value="")
 
 

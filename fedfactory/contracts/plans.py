@@ -7,17 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
+from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import Order, Scalar, TrainParameters
 from fedfactory.contracts.privacy import PrivacyPlan
+from fedfactory.contracts.run_plan import Mode
+
+# The strategy whose class an option names, and that option.
+CUSTOM_STRATEGY: Final = "custom"
+STRATEGY_TARGET: Final = "_target_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTerms:
     """All that a run may ask of its sites. What no term allows, no order of the run may ask.
 
-    A strategy may change `lr`, `momentum` and `proximal_mu` between rounds; whatever sampling and
-    cost derive from (`local_epochs`, `batch_size`, `max_steps`) is as signed here, or less work.
+    `initial` is the model that the run starts from: the base of round 1 in sync mode (in async mode
+    a site's first order starts from the newest model). `strategy` is the strategy's name and
+    `strategy_options` its own fields; for 'custom', `_target_` names its class.
+    A strategy may change `lr` and `momentum` between rounds, never above what is signed here, and
+    `proximal_mu`; whatever sampling and cost derive from (`local_epochs`, `batch_size`,
+    `max_steps`) is as signed here, or less work.
     `max_update_norm_l2` bounds an update's norm over all its tensors (None: no bound).
     `not_after` is Unix seconds.
     """
@@ -27,6 +38,10 @@ class RunTerms:
     sites: tuple[str, ...]
     task: str
     task_parameters: Mapping[str, Scalar]
+    initial: BlobRef
+    strategy: str
+    strategy_options: Mapping[str, Scalar | tuple[Scalar, ...]]
+    mode: Mode
     training: TrainParameters
     rounds: int
     evaluate: bool
@@ -35,6 +50,13 @@ class RunTerms:
     max_update_norm_l2: float | None
     nonce: str
     not_after: float
+
+    @property
+    def strategy_name(self) -> str:
+        """What policies call the strategy: its name, or the class that a custom one names."""
+        target = self.strategy_options.get(STRATEGY_TARGET)
+        is_class = self.strategy == CUSTOM_STRATEGY and isinstance(target, str)
+        return str(target) if is_class else self.strategy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

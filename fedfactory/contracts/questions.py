@@ -37,21 +37,15 @@ class SignedLogsWanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """Exactly one of: would you take part in `plan`; what do you let out as `logs`.
-
-    `model_bytes` is the size of the plan's first model, which policies limit; None with `logs`.
-    """
+    """Exactly one of: would you take part in `plan`; what do you let out as `logs`."""
 
     site: str
     plan: SignedPlan | None
-    model_bytes: int | None
     logs: SignedLogsWanted | None
 
     def __post_init__(self) -> None:
         if (self.plan is None) == (self.logs is None):
             raise ProtocolError("Question: expected exactly one of plan, logs")
-        if (self.plan is None) != (self.model_bytes is None):
-            raise ProtocolError("Question.model_bytes: present exactly with a plan")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,10 @@ REFUSALS: Final[dict[str, str]] = {
     "outside_plan": "the order asks for more than its signed plan allows",
     "policy_task": "the site's policy does not allow this task",
     "policy_parameters": "the site's policy does not allow these parameters",
+    "policy_strategy": "the site's policy does not allow the run's strategy",
+    "policy_base": (
+        "the base model holds numbers that are not finite, or larger than the site's policy allows"
+    ),
     "policy_privacy": (
         "the site's policy asks for more privacy: differential privacy, a smaller epsilon or delta,"
         " fewer evaluations, or more steps in a round"

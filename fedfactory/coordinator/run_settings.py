@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedfactory.contracts.codec import from_json, to_json
-from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.orders import Scalar
 from fedfactory.contracts.plans import SignedPlan
 from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.durable_file import write_durably
@@ -19,11 +16,10 @@ class RunSettings:
     """One run: its plan, the terms its operator signed, and where its files lie.
 
     `signing_key` is the file of the coordinator's private key (PEM), `anchors` the folder of what
-    it has seen of sites' books; both outlive the run. `strategy_options` are the strategy's own
-    fields (for a Flower strategy, with `_target_`); `any_strategy_class` lets `_target_` name any
-    importable class (one machine, one user). `initial` is the initial model, a file named by its
-    hex digest in the folder models/ of `run_folder`; `central` the public data set (a file, NPZ)
-    that the coordinator measures on, None for none. `start_timeout_s` bounds the wait for the
+    it has seen of sites' books; both outlive the run. `any_strategy_class` lets a Flower strategy's
+    `_target_` name any importable class (one machine, one user). The first model is a file named by
+    its hex digest in the folder models/ of `run_folder`; `central` is the public data set (a file,
+    NPZ) that the coordinator measures on, None for none. `start_timeout_s` bounds the wait for the
     sites' first connection, in seconds.
     """
 
@@ -31,9 +27,7 @@ class RunSettings:
     signed: SignedPlan
     signing_key: str
     anchors: str
-    strategy_options: Mapping[str, Scalar | tuple[Scalar, ...]]
     any_strategy_class: bool
-    initial: BlobRef
     central: str | None
     run_folder: str
     start_timeout_s: float

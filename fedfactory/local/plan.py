@@ -131,6 +131,7 @@ def site_policy(config: RunConfig, share: Share | None, invitation: Invitation) 
         delta=privacy.delta if privacy else UNUSED_DELTA,
         max_evaluations=config.rounds + 1,
         training={},
+        max_base_abs={},
         metrics=dict.fromkeys(task.metrics, 0.0),
         rounds=config.rounds,
         gpu_hours_per_run=LONGEST_RUN_S,

@@ -48,8 +48,6 @@ def submission_of(
     return Submission(
         signed=SignedPlan(terms=terms, signature=signer.sign(terms)),
         plan=run_plan(config, run_id),
-        strategy_options=config.strategy_options,
-        initial=initial,
         central=central,
     )
 
@@ -83,6 +81,10 @@ def run_terms(
         sites=tuple(sorted(config.sites)),
         task=config.task_name,
         task_parameters=config.task_parameters,
+        initial=initial,
+        strategy=config.strategy_name,
+        strategy_options=config.strategy_options,
+        mode=rules.mode,
         training=config.training,
         rounds=config.rounds,
         evaluate=config.evaluation.sites,
@@ -103,7 +105,12 @@ def check_choices(config: RunConfig, *, any_strategy_class: bool) -> None:
     """
     from fedfactory.coordinator.aggregating.strategy_loading import check_strategy
 
-    check_strategy(run_plan(config, ""), config.strategy_options, any_class=any_strategy_class)
+    check_strategy(
+        run_plan(config, ""),
+        config.strategy_options,
+        config.training,
+        any_class=any_strategy_class,
+    )
     task = check_task(config.task_name, config.task_parameters)
     if config.privacy is not None and (obstacle := task.private_obstacle(config.task_parameters)):
         raise UsageError(f"privacy=dp_sgd: {obstacle}")

@@ -23,6 +23,7 @@ from fedfactory.contracts.model import DTYPES, BlobRef, ModelSpec, TensorSpec
 
 MAX_HEADER_BYTES: Final = 16 * 1024 * 1024
 CHUNK_BYTES: Final = 1024 * 1024
+VALUES_CHUNK_BYTES: Final = 256 * 1024  # stays in the second-level cache
 WRITE_BACK_BYTES: Final = 8 * 1024 * 1024
 
 Array = NDArray[Any]
@@ -222,6 +223,28 @@ def first_non_finite(file: ArrayFile) -> str | None:
         if tensor.is_float and not all(np.isfinite(c).all() for c in file.chunks(tensor.name)):
             return tensor.name
     return None
+
+
+def largest_values(path: Path) -> dict[str, float]:
+    """Return the largest |value| of each floating-point tensor, by name; NaN where one is NaN.
+
+    Reads the file once, in pieces. Raises IntegrityError or ProtocolError: not such a file.
+    """
+    with ArrayFile(path) as file:
+        return {
+            tensor.name: max_abs(file.chunks(tensor.name, VALUES_CHUNK_BYTES))
+            for tensor in file.spec.tensors
+            if tensor.is_float
+        }
+
+
+def max_abs(pieces: Iterable[Array]) -> float:
+    """Return the largest |value| in pieces of one tensor, 0 if it is empty; NaN if one is NaN."""
+    largest = np.float64(0.0)
+    for piece in pieces:
+        # Of both ends: np.abs would write the piece a second time.
+        largest = np.maximum(largest, np.maximum(np.float64(piece.max()), -np.float64(piece.min())))
+    return float(largest)
 
 
 def _read_header(file: Any, path: Path) -> tuple[ModelSpec, dict[str, int]]:

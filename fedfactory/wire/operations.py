@@ -6,12 +6,10 @@ who is who is in membership.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.orders import Scalar
 from fedfactory.contracts.plans import SignedPlan
 from fedfactory.contracts.questions import SignedLogsWanted, SiteLogs
 from fedfactory.contracts.run_plan import RunPlan
@@ -22,16 +20,14 @@ StopMode = Literal["after_round", "now"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """A run to be made: what its operator signed, how its rounds go, and its strategy's own fields.
+    """A run to be made: what its operator signed, and how its rounds go.
 
-    `initial` names the first model, `central` the public data set (NPZ) that the coordinator
-    measures on, None for none: both were uploaded before, or are a model of an earlier run's.
+    The first model (`signed.terms.initial`) and `central`, the public data set (NPZ) that the
+    coordinator measures on (None: none), were uploaded before; the model may be an earlier run's.
     """
 
     signed: SignedPlan
     plan: RunPlan
-    strategy_options: Mapping[str, Scalar | tuple[Scalar, ...]]
-    initial: BlobRef
     central: BlobRef | None
 
 

@@ -1,7 +1,8 @@
 """The clauses, in the order in which they are asked; the first that fails decides.
 
 Who asks comes first, then whether the order is in time and within its signed plan, then what this
-site allows, and last what needs the site's own counts. docs/policy.md shows them as a table.
+site allows, and last what needs the site's own counts, or the base model's values. docs/policy.md
+shows them as a table.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Final, Literal
 from site_agents.policy import plan_clauses, site_clauses
 from site_agents.policy.facts import Check
 
-Need = Literal["examples", "gpu_hours"]
+Need = Literal["examples", "gpu_hours", "base"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,11 @@ CLAUSES: Final[tuple[Clause, ...]] = (
     Clause("plan.training", "outside_plan", plan_clauses.training),
     Clause("plan.privacy", "outside_plan", plan_clauses.privacy),
     Clause("plan.max_model_bytes", "outside_plan", plan_clauses.max_model_bytes),
+    Clause("plan.initial", "outside_plan", plan_clauses.initial),
     Clause("tasks", "policy_task", site_clauses.tasks),
     Clause("tasks.parameters", "policy_parameters", site_clauses.task_parameters),
     Clause("training", "policy_parameters", site_clauses.training),
+    Clause("strategies", "policy_strategy", site_clauses.strategies),
     Clause("privacy.dp", "policy_privacy", site_clauses.privacy_dp),
     Clause("privacy.delta", "policy_privacy", site_clauses.privacy_delta),
     Clause("privacy.epsilon_per_run", "policy_privacy", site_clauses.privacy_epsilon),
@@ -60,4 +63,5 @@ CLAUSES: Final[tuple[Clause, ...]] = (
     Clause("limits.gpu_hours_per_run", "policy_limits", site_clauses.limits_gpu_hours, "gpu_hours"),
     Clause("privacy.min_examples", "too_few_examples", site_clauses.min_examples, "examples"),
     Clause("privacy.min_local_steps", "policy_privacy", site_clauses.min_local_steps, "examples"),
+    Clause("limits.max_base_abs", "policy_base", site_clauses.limits_base, "base"),
 )

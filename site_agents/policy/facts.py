@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +23,8 @@ class Facts:
     none does). `train_examples` and `evaluate_examples` count the records the order would work on,
     None for a task that reads no data. `gpu_hours_of_run` is what the run has used here so far.
     `finished`: the work was done before, and only whether it may leave is left to judge.
+    `base` is the largest |value| in each floating-point tensor of the base model (not finite where
+    a value is not), None before it is fetched.
     """
 
     now: float
@@ -34,6 +36,7 @@ class Facts:
     evaluate_examples: int | None
     gpu_hours_of_run: float
     finished: bool = False
+    base: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         assert 0 <= self.local_minute < MINUTES_OF_DAY

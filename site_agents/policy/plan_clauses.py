@@ -145,24 +145,36 @@ def task_parameters(policy: Policy, sending: Sending, facts: Facts) -> Finding |
 
 
 def training(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
-    """As signed or less work; lr, momentum and proximal_mu are the strategy's to change."""
+    """As signed or less work; lr and momentum at most as signed; proximal_mu is the strategy's."""
     del policy, facts
     asked, planned = sending.order.training, sending.plan.terms.training
     if (asked is None) != (sending.order.kind == "evaluate"):
         return Finding("training parameters belong to orders that train, and to them alone")
     if asked is None:
         return None
-    if asked.local_epochs > planned.local_epochs:
-        return _other("local_epochs", asked.local_epochs, planned.local_epochs)
-    if asked.batch_size != planned.batch_size:
-        return _other("batch_size", asked.batch_size, planned.batch_size)
-    if steps_cap(asked) > steps_cap(planned):
-        return _other("max_steps", asked.max_steps, planned.max_steps)
+    against = {
+        "local_epochs": asked.local_epochs > planned.local_epochs,
+        "batch_size": asked.batch_size != planned.batch_size,
+        "max_steps": steps_cap(asked) > steps_cap(planned),
+        "lr": asked.lr > planned.lr,
+        "momentum": asked.momentum > planned.momentum,
+    }
+    for key, is_against in against.items():
+        if is_against:
+            found = f"{key} is {getattr(asked, key)}, the plan has {getattr(planned, key)}"
+            return Finding(found, f"plan.training.{key}")
     return None
 
 
-def _other(key: str, asked: int | None, planned: int | None) -> Finding:
-    return Finding(f"{key} is {asked}, the plan has {planned}", f"plan.training.{key}")
+def initial(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+    """In sync mode, training in round 1 starts from the signed first model."""
+    del policy, facts
+    order, terms = sending.order, sending.plan.terms
+    # In async mode a site that comes late has its first order from a later model.
+    is_first = order.kind == "train" and order.round == 1 and terms.mode == "sync"
+    if not is_first or order.base == terms.initial:
+        return None
+    return Finding(f"round 1 starts from {order.base.digest}, the plan has {terms.initial.digest}")
 
 
 def privacy(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:

@@ -24,6 +24,7 @@ from site_agents.policy.values import (
 )
 
 ANY_HOUR: Final = "any"
+ANY_STRATEGY: Final = "any"
 _SECTIONS: Final = (
     "coordinators",
     "operators",
@@ -57,15 +58,16 @@ def parse_policy(text: str, *, name: str, known_zone: Callable[[str], bool]) -> 
 
 
 def _policy(root: Place, known_zone: Callable[[str], bool]) -> Policy:
-    at = root.fields(_SECTIONS, ("logs",))
+    at = root.fields(_SECTIONS, ("logs", "strategies"))
     privacy = at["privacy"].fields(_CAPS, ("dp", *_WITHOUT_DP))
-    limits = at["limits"].fields(_LIMITS, ("time_zone",))
+    limits = at["limits"].fields(_LIMITS, ("time_zone", "max_base_abs"))
     return Policy(
         coordinators={name: key.text() for name, key in at["coordinators"].entries().items()},
         operators={name: key.text() for name, key in at["operators"].entries().items()},
         data={name: _data(place) for name, place in at["data"].entries().items()},
         tasks={name: _task(place) for name, place in at["tasks"].entries().items()},
         training=_training(at["training"]),
+        strategies=_strategies(at["strategies"]) if "strategies" in at else None,
         without_dp=_without_dp(at["privacy"], privacy),
         epsilon_per_run=privacy["epsilon_per_run"].number(),
         epsilon_per_lineage=privacy["epsilon_per_lineage"].number(),
@@ -76,6 +78,7 @@ def _policy(root: Place, known_zone: Callable[[str], bool]) -> Policy:
         gpu_hours_per_run=limits["gpu_hours_per_run"].number(),
         hours=_hours(at["limits"], limits, known_zone),
         max_model_bytes=limits["max_model_bytes"].whole(),
+        max_base_abs=_bounds(limits["max_base_abs"]) if "max_base_abs" in limits else {},
         egress=at["egress"].word(EGRESS_MODES),
         logs=at["logs"].word(LOGS_MODES) if "logs" in at else "none",
     )
@@ -112,6 +115,18 @@ def _range(place: Place) -> Range:
 
 def _training(place: Place) -> dict[str, Range]:
     return {key: _range(value) for key, value in place.fields((), TRAINING_KEYS).items()}
+
+
+def _strategies(place: Place) -> tuple[str, ...] | None:
+    if place.is_list():
+        return tuple(item.text() for item in place.items())
+    if place.text() != ANY_STRATEGY:
+        raise place.wrong(f"a list of strategies, as in [fedavg, fedprox], or {ANY_STRATEGY}")
+    return None
+
+
+def _bounds(place: Place) -> dict[str, float]:
+    return {pattern: bound.number() for pattern, bound in place.entries().items()}
 
 
 def _without_dp(section: Place, at: Mapping[str, Place]) -> WithoutDp | None:

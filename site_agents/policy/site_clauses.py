@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fnmatch import fnmatchcase
 
 from fedfactory.contracts.plans import Sending
 from site_agents.policy.facts import Facts, Finding, evaluations, shown, steps_cap
@@ -48,6 +49,15 @@ def training(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
                 f"{name} is {value}, allowed is {allowed.expected()}", f"training.{name}"
             )
     return None
+
+
+def strategies(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+    """The run's strategy is allowed here; a custom one goes by its class."""
+    del facts
+    name = sending.plan.terms.strategy_name
+    if policy.strategies is None or name in policy.strategies:
+        return None
+    return Finding(f"strategy {shown(name)} is not allowed")
 
 
 def privacy_dp(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
@@ -150,3 +160,18 @@ def min_local_steps(policy: Policy, sending: Sending, facts: Facts) -> Finding |
     return Finding(
         f"{steps} local steps, without differential privacy at least {rule.min_local_steps}"
     )
+
+
+def limits_base(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+    """The base model's numbers are finite, and no larger than allowed for their tensor."""
+    del sending
+    for name, largest in (facts.base or {}).items():
+        if not math.isfinite(largest):
+            return Finding(f"tensor {shown(name)} holds NaN or infinity")
+        for pattern, allowed in policy.max_base_abs.items():
+            if largest > allowed and fnmatchcase(name, pattern):
+                return Finding(
+                    f"tensor {shown(name)} holds {largest:g}, allowed is up to {allowed:g}",
+                    f"limits.max_base_abs.{pattern}",
+                )
+    return None

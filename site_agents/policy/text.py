@@ -13,7 +13,7 @@ from typing import Final
 import yaml
 
 from fedfactory.contracts.orders import Scalar
-from site_agents.policy.reader import ANY_HOUR
+from site_agents.policy.reader import ANY_HOUR, ANY_STRATEGY
 from site_agents.policy.values import (
     Allowed,
     DataRule,
@@ -31,6 +31,8 @@ DEFAULT_TRAINING: Final[Mapping[str, Range]] = {
     "local_epochs": Range(1, 20),
     "batch_size": Range(1, 4096),
 }
+# No trained network holds such a weight; a base that does is meant to break the site's arithmetic.
+DEFAULT_MAX_BASE_ABS: Final[Mapping[str, float]] = {"*": 1e6}
 DEFAULT_METRICS: Final[Mapping[str, float]] = {"loss": 0.0001, "accuracy": 0.0001, "mae": 0.0001}
 _PLAIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9_/-]*(\.[A-Za-z0-9_/-]+)*")
 _NOT_PLAIN: Final = ("true", "false", "null")
@@ -48,11 +50,13 @@ def policy_text(
     delta: float = 1e-5,
     max_evaluations: int = 200,
     training: Mapping[str, Range] = DEFAULT_TRAINING,
+    strategies: tuple[str, ...] | None = None,
     metrics: Mapping[str, float] = DEFAULT_METRICS,
     rounds: int = 200,
     gpu_hours_per_run: float = 24.0,
     hours: Hours | None = None,
     max_model_bytes: int = 2_000_000_000,
+    max_base_abs: Mapping[str, float] = DEFAULT_MAX_BASE_ABS,
     egress: EgressMode = "automatic",
     logs: LogsMode = "none",
 ) -> str:
@@ -74,6 +78,7 @@ def policy_text(
                 for task, rule in tasks.items()
             },
             training=training,
+            strategies=strategies,
             without_dp=without_dp,
             epsilon_per_run=epsilon_per_run,
             epsilon_per_lineage=epsilon_per_lineage,
@@ -84,6 +89,7 @@ def policy_text(
             gpu_hours_per_run=gpu_hours_per_run,
             hours=hours,
             max_model_bytes=max_model_bytes,
+            max_base_abs=max_base_abs,
             egress=egress,
             logs=logs,
         )
@@ -109,6 +115,9 @@ def render(policy: Policy) -> str:
             "",
             "# How much training in one round; what is not named is as the task allows.",
             *_section("training", [f"{k}: {_allowed(v)}" for k, v in policy.training.items()]),
+            "",
+            "# The strategies that runs may use: any, or [fedavg, fedprox]; a custom one by class.",
+            f"strategies: {_strategies(policy)}",
             "",
             *_privacy(policy),
             "",
@@ -196,7 +205,19 @@ def _limits(policy: Policy) -> list[str]:
         f'  hours: "{hours.text() if hours else ANY_HOUR}"',
         *([f"  time_zone: {_word(hours.time_zone)}"] if hours else []),
         f"  max_model_bytes: {policy.max_model_bytes}",
+        "  # The largest |value| in the base model's tensors, by patterns of their names.",
+        f"  max_base_abs: {{{_bounds(policy)}}}",
     ]
+
+
+def _strategies(policy: Policy) -> str:
+    if policy.strategies is None:
+        return ANY_STRATEGY
+    return "[" + ", ".join(_word(name) for name in policy.strategies) + "]"
+
+
+def _bounds(policy: Policy) -> str:
+    return ", ".join(f"{_word(p)}: {float(b)!r}" for p, b in policy.max_base_abs.items())
 
 
 def _section(name: str, rows: Sequence[str]) -> list[str]:

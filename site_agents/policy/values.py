@@ -147,10 +147,13 @@ class Policy:
     """What this site allows.
 
     `coordinators` and `operators` map names to fingerprints of public keys; a coordinator's orders
-    carry its name. `metrics` maps each metric that may leave to the granularity it is rounded to
-    (0: as it is). `without_dp` is None where differential privacy is required. Epsilons are caps
-    at `delta`. `max_evaluations`, `rounds` and `gpu_hours_per_run` count per run. `logs` says what
-    an operator may read of the site's own record of a run.
+    carry its name. `strategies` are those that runs may use (a custom one by its class), None for
+    any. `max_base_abs` bounds |value| in the base model's floating-point tensors, by patterns of
+    their names (fnmatch); every pattern that matches counts. `metrics` maps each metric that may
+    leave to the granularity it is rounded to (0: as it is). `without_dp` is None where differential
+    privacy is required. Epsilons are caps at `delta`. `max_evaluations`, `rounds` and
+    `gpu_hours_per_run` count per run. `logs` says what an operator may read of the site's own
+    record of a run.
 
     Raises:
         ValueRangeError: a value is out of range, or values do not fit each other; `key` names it.
@@ -161,6 +164,7 @@ class Policy:
     data: Mapping[str, DataRule]
     tasks: Mapping[str, TaskRule]
     training: Mapping[str, Range]
+    strategies: tuple[str, ...] | None
     without_dp: WithoutDp | None
     epsilon_per_run: float
     epsilon_per_lineage: float
@@ -171,6 +175,7 @@ class Policy:
     gpu_hours_per_run: float
     hours: Hours | None
     max_model_bytes: int
+    max_base_abs: Mapping[str, float]
     egress: EgressMode
     logs: LogsMode
 
@@ -229,6 +234,10 @@ def _check_tasks(policy: Policy) -> None:
         if key not in TRAINING_KEYS:
             raise ValueRangeError("training", key, f"one of {', '.join(TRAINING_KEYS)}")
         _allowed(f"training.{key}", limits)
+    for name in policy.strategies or ():
+        _name("strategies", name)
+    if policy.strategies is not None and not policy.strategies:
+        raise ValueRangeError("strategies", "[]", "at least one strategy, or any")
 
 
 def _check_privacy(policy: Policy) -> None:
@@ -266,6 +275,9 @@ def _check_limits(policy: Policy) -> None:
     _whole("limits.rounds", policy.rounds, 1)
     _above_zero("limits.gpu_hours_per_run", policy.gpu_hours_per_run)
     _whole("limits.max_model_bytes", policy.max_model_bytes, 1)
+    for pattern, bound in policy.max_base_abs.items():
+        _name("limits.max_base_abs", pattern)
+        _above_zero(f"limits.max_base_abs.{pattern}", bound)
     if policy.hours is not None:
         start, end = policy.hours.start, policy.hours.end
         if not (0 <= start < MINUTES_OF_DAY and 0 < end <= MINUTES_OF_DAY and start != end):

@@ -187,6 +187,16 @@ class Own(strategy.FedAvg):
             yield Message(content=content, message_type="train", dst_node_id=node)
 
 
+class Warming(strategy.FedAvg):
+    """Raises the learning rate above what the run was signed with."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        config["lr"] = 2 * float(config["lr"])
+        return super().configure_train(server_round, arrays, config, grid)
+
+
 class Waiting(strategy.FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -268,6 +278,7 @@ def test_a_site_may_start_from_a_model_of_its_own(
 ) -> None:
     sites = SITES[:3]
     federation = Federation(tmp_path, adapted(own + "Own", sites), model)
+    federation.round = 1  # round 1 starts from the signed model: below
     federation.run_round(sites)
     assert [plan.training.lr for plan in federation.plans if plan.training] == [0.05] * 3
     first, *others = federation.plans
@@ -278,7 +289,7 @@ def test_a_site_may_start_from_a_model_of_its_own(
     # each reply is the site's own base plus its delta
     trained = [
         read_arrays(tmp_path / plan.base.digest)["norm.mean"]
-        + read_arrays(tmp_path / f"{plan.site}-1")["norm.mean"]
+        + read_arrays(tmp_path / f"{plan.site}-2")["norm.mean"]
         for plan in federation.plans
     ]
     expected = np.average(trained, axis=0, weights=[10, 15, 20])
@@ -298,6 +309,8 @@ def test_a_site_may_start_from_a_model_of_its_own(
         ("AskingWrongly", "batch_size=0.5"),
         ("Renaming", "not the model's float tensors"),
         ("Exploding", "not finite"),
+        ("Own", "a model of its own in round 1, which starts from the first model"),
+        ("Warming", "lr=0.2: expected at most 0.1, which the operator signed"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fedfactory.contracts import plugins
 from fedfactory.contracts.errors import UsageError
+from fedfactory.contracts.orders import TrainParameters
 from fedfactory.contracts.run_plan import EvaluationRules, Mode, RoundRules, RunPlan
 from fedfactory.coordinator.aggregating import flower_loading
 from fedfactory.coordinator.aggregating.strategy_loading import check_strategy
@@ -21,6 +22,9 @@ from fedfactory.testing.strategies import SITES
 
 TARGET = "_target_"
 MINE = f"{__name__}.Mine"
+TRAINING = TrainParameters(
+    local_epochs=1, batch_size=1, lr=0.1, momentum=0.0, proximal_mu=0.0, max_steps=None
+)
 made: list[str] = []
 
 
@@ -86,12 +90,12 @@ def plan(name: str, *, mode: Mode = "sync", sites: tuple[str, ...] = SITES) -> R
 
 
 def custom(target: Any, **options: Any) -> None:
-    check_strategy(plan("custom"), {TARGET: target, **options}, any_class=False)
+    check_strategy(plan("custom"), {TARGET: target, **options}, TRAINING, any_class=False)
 
 
 def test_what_may_be_asked_for() -> None:
-    check_strategy(plan("fedavg"), {"weighting": "uniform"}, any_class=False)
-    check_strategy(plan("fedbuff", mode="async"), {"server_lr": 0.5}, any_class=False)
+    check_strategy(plan("fedavg"), {"weighting": "uniform"}, TRAINING, any_class=False)
+    check_strategy(plan("fedbuff", mode="async"), {"server_lr": 0.5}, TRAINING, any_class=False)
     custom("flwr.serverapp.strategy.FedAdam", eta=0.1)
     custom(MINE, fraction_train=0.5)
     assert made == ["Mine"]
@@ -151,7 +155,7 @@ def test_a_class_is_judged_before_it_is_made() -> None:
 )
 def test_nothing_is_hidden_in_options(options: dict[Any, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        check_strategy(plan("custom"), options, any_class=False)
+        check_strategy(plan("custom"), options, TRAINING, any_class=False)
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedprox", "custom"])
@@ -161,22 +165,25 @@ def test_async_takes_only_who_says_how_a_stale_update_enters(name: str) -> None:
         "fedprox": {"weighting": "uniform", "mu": 0.1},
         "custom": {TARGET: MINE},
     }[name]
-    check_strategy(plan(name), options, any_class=False)
+    check_strategy(plan(name), options, TRAINING, any_class=False)
     with pytest.raises(UsageError, match=rf"strategy={name}.*use strategy=fedbuff, or rounds.mode"):
-        check_strategy(plan(name, mode="async"), options, any_class=False)
+        check_strategy(plan(name, mode="async"), options, TRAINING, any_class=False)
 
 
 def test_a_flower_strategy_by_its_entry_points_name_is_told_the_way() -> None:
     with pytest.raises(UsageError, match=r"strategy=custom strategy\._target_="):
-        check_strategy(plan("mine"), {}, any_class=False)
+        check_strategy(plan("mine"), {}, TRAINING, any_class=False)
 
 
 def test_any_class_takes_what_can_be_imported() -> None:
     check_strategy(
-        plan("custom"), {TARGET: "flwr.serverapp.strategy.fedavg.FedAvg"}, any_class=True
+        plan("custom"),
+        {TARGET: "flwr.serverapp.strategy.fedavg.FedAvg"},
+        TRAINING,
+        any_class=True,
     )
     with pytest.raises(UsageError, match="expected a subclass"):
-        check_strategy(plan("custom"), {TARGET: "os.system"}, any_class=True)
+        check_strategy(plan("custom"), {TARGET: "os.system"}, TRAINING, any_class=True)
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
@@ -217,7 +224,7 @@ def test_whatever_is_submitted_is_made_or_refused_with_a_sentence(
     made.clear()
     before = set(sys.modules)
     with contextlib.suppress(UsageError):
-        check_strategy(plan(name, mode=mode), options, any_class=False)
+        check_strategy(plan(name, mode=mode), options, TRAINING, any_class=False)
     assert "NoStrategy" not in made
     assert set(sys.modules) == before
     if made:

@@ -326,8 +326,10 @@ def test_another_s_signature_is_not_the_caller_s(rig):
 
 def test_a_model_that_is_not_here_is_asked_for(rig):
     missing = BlobRef(digest="sha256:" + "0" * 64, bytes=10)
-    found = rig.submission("modelless")
-    assert "has not been uploaded" in reason(rig, changed(found, initial=missing))
+    terms = rig.submission("modelless").signed.terms
+    terms = changed(terms, initial=missing, max_model_bytes=20)
+    found = changed(rig.submission("modelless"), signed=signed_by(terms, rig.lead.signer))
+    assert "has not been uploaded" in reason(rig, found)
 
 
 def test_sites_that_are_unfit_are_named_and_the_run_begins_without_them_if_it_can(rig):

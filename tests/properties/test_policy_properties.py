@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -95,6 +96,7 @@ def policies(draw: st.DrawFn) -> Policy:
             )
         ),
         training=draw(st.dictionaries(st.sampled_from(TRAINING_KEYS), ranges(0, 70), max_size=2)),
+        strategies=draw(st.sampled_from((None, ("fedavg",), ("flwr.FedAdam", "fedprox")))),
         without_dp=draw(
             st.one_of(
                 st.none(),
@@ -115,6 +117,7 @@ def policies(draw: st.DrawFn) -> Policy:
         gpu_hours_per_run=draw(st.floats(0.1, 5)),
         hours=draw(st.one_of(st.none(), windows())),
         max_model_bytes=draw(st.integers(1, 5000)),
+        max_base_abs=draw(st.dictionaries(st.sampled_from(("*", "fc.*")), st.floats(0.1, 10))),
         egress=draw(st.sampled_from(EGRESS_MODES)),
         logs=draw(st.sampled_from(LOGS_MODES)),
     )
@@ -138,6 +141,9 @@ facts = st.builds(
     evaluate_examples=st.one_of(st.none(), st.integers(0, 300)),
     gpu_hours_of_run=st.floats(0, 6),
     finished=st.booleans(),
+    base=st.one_of(
+        st.none(), st.dictionaries(st.sampled_from(("fc.w", "bn")), st.floats(0), max_size=2)
+    ),
 )
 
 
@@ -150,6 +156,10 @@ def sendings(draw: st.DrawFn) -> Sending:
         sites=draw(st.sampled_from(((), ("cesga",), ("cesga", "lumi")))),
         task=draw(names),
         task_parameters=draw(parameters),
+        initial=draw(blobs),
+        strategy=draw(st.sampled_from(("fedavg", "custom"))),
+        strategy_options=draw(st.sampled_from(({}, {"_target_": "flwr.FedAdam"}))),
+        mode=draw(st.sampled_from(("sync", "async"))),
         training=draw(trainings),
         rounds=draw(st.integers(-1, 12)),
         evaluate=draw(st.booleans()),
@@ -215,6 +225,7 @@ def allowed_cases(draw: st.DrawFn) -> tuple[Policy, Sending, Facts]:
         ),
         not_after=NOW + 1000,
         max_model_bytes=5000,
+        initial=replace(terms.initial, bytes=1),
     )
     order = replace(
         order,
@@ -226,7 +237,7 @@ def allowed_cases(draw: st.DrawFn) -> tuple[Policy, Sending, Facts]:
         task_parameters=terms.task_parameters,
         training=terms.training if order.kind == "train" else None,
         privacy=terms.privacy,
-        base=replace(order.base, bytes=1),
+        base=draw(st.sampled_from((terms.initial, replace(order.base, bytes=1)))),
         plan_digest=digest_of(terms),
     )
     policy = replace(
@@ -290,6 +301,15 @@ def test_what_is_allowed_is_within_policy_and_plan_whatever_the_coordinator_wrot
     assert 1 <= order.round <= terms.rounds <= policy.rounds
     assert order.base.bytes <= min(terms.max_model_bytes, policy.max_model_bytes)
     assert order.privacy == terms.privacy
+    assert policy.strategies is None or terms.strategy_name in policy.strategies
+    if (order.kind, order.round, terms.mode) == ("train", 1, "sync"):
+        assert order.base == terms.initial
+    if order.training is not None:
+        assert order.training.lr <= terms.training.lr
+        assert order.training.momentum <= terms.training.momentum
+    for tensor, largest in (known.base or {}).items():
+        bounds = [b for p, b in policy.max_base_abs.items() if p in ("*", tensor[:3] + "*")]
+        assert largest <= min(bounds, default=sys.float_info.max)
     if not known.finished:
         assert policy.hours is None or policy.hours.holds(known.local_minute)
         assert known.gpu_hours_of_run < policy.gpu_hours_per_run

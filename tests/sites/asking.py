@@ -39,13 +39,11 @@ def about_plan(
     key: Signer | None = None,
     operator: Signer | None = None,
     to: str = SITE,
-    model_bytes: int | None = None,
 ) -> str:
     hub = site.coordinator
     terms = terms or hub.terms()
     plan = SignedPlan(terms=terms, signature=(operator or hub.operator).sign(terms))
-    size = site.base.bytes if model_bytes is None else model_bytes
-    return signed(hub, Question(site=to, plan=plan, model_bytes=size, logs=None), key)
+    return signed(hub, Question(site=to, plan=plan, logs=None), key)
 
 
 def about_logs(
@@ -64,7 +62,7 @@ def about_logs(
     }  # fmt: skip
     wanted = LogsWanted(**{**values, **changes})
     wish = SignedLogsWanted(wanted=wanted, signature=(operator or hub.operator).sign(wanted))
-    return signed(hub, Question(site=to, plan=None, model_bytes=None, logs=wish), key)
+    return signed(hub, Question(site=to, plan=None, logs=wish), key)
 
 
 def fitness(site: Site, text: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,8 @@ MODEL = {"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, np.float32)}
 TRAINING = TrainParameters(
     local_epochs=2, batch_size=50, lr=0.1, momentum=0.0, proximal_mu=0.0, max_steps=None
 )
+with TemporaryDirectory() as _folder:
+    INITIAL = write_arrays(Path(_folder) / "initial", MODEL)
 FACTS = SourceFacts(train=400, evaluate=100, fingerprint="v1")
 PRIVACY = PrivacyPlan(
     target_epsilon=3.0, noise_multiplier=None, delta=1e-5, clip_norm_l2=1.0,
@@ -64,7 +67,8 @@ class Coordinator:
     def terms(self, **changes: Any) -> RunTerms:
         values: dict[str, Any] = {
             "coordinator": HUB, "run_id": "run-1", "sites": (SITE, "lumi"), "task": "digits",
-            "task_parameters": {"model": "mlp"}, "training": TRAINING, "rounds": 5,
+            "task_parameters": {"model": "mlp"}, "initial": INITIAL, "strategy": "fedavg",
+            "strategy_options": {}, "mode": "sync", "training": TRAINING, "rounds": 5,
             "evaluate": True, "privacy": PRIVACY, "max_model_bytes": 10_000,
             "max_update_norm_l2": 10.0, "nonce": "n-1", "not_after": self._not_after,
         }  # fmt: skip

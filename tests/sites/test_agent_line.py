@@ -17,7 +17,7 @@ from fedfactory.contracts.versions import own_version
 from site_agents.enrolling import enrol
 from tests.contract.gateway_rig import eventually
 from tests.sites.consortium import SITE, Hub, RunningAgent
-from tests.sites.rig import TRAINING
+from tests.sites.rig import INITIAL, TRAINING
 
 
 @pytest.fixture
@@ -55,7 +55,8 @@ def terms() -> RunTerms:
     )  # fmt: skip
     return RunTerms(
         coordinator="hub", run_id="run-1", sites=(SITE,), task="digits",
-        task_parameters={"model": "mlp"}, training=TRAINING, rounds=5, evaluate=True,
+        task_parameters={"model": "mlp"}, initial=INITIAL, strategy="fedavg", strategy_options={},
+        mode="sync", training=TRAINING, rounds=5, evaluate=True,
         privacy=privacy, max_model_bytes=10_000, max_update_norm_l2=10.0, nonce="n",
         not_after=time.time() + 600,
     )  # fmt: skip
@@ -82,14 +83,14 @@ def test_it_answers_questions(make_hub, start) -> None:
     eventually(lambda: hub.gateway.connected() == [SITE])
     signed = terms()
     plan = SignedPlan(terms=signed, signature=hub.operator.signer.sign(signed))
-    answer = hub.ask(Question(site=SITE, plan=plan, model_bytes=500, logs=None))
+    answer = hub.ask(Question(site=SITE, plan=plan, logs=None))
     assert answer is not None
     assert (answer.fitness.code, answer.fitness.version) == ("", own_version())
     wanted = LogsWanted(
         coordinator="hub", run_id="run-1", site=SITE, nonce="once", not_after=time.time() + 60
     )
     wish = SignedLogsWanted(wanted=wanted, signature=hub.operator.signer.sign(wanted))
-    answer = hub.ask(Question(site=SITE, plan=None, model_bytes=None, logs=wish))
+    answer = hub.ask(Question(site=SITE, plan=None, logs=wish))
     assert answer.logs.status == "let_out"
 
 

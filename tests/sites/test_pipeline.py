@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fedfactory.contracts.orders import TrainParameters
+from fedfactory.contracts.model import BlobRef
+from fedfactory.wire.arrays import file_ref, write_arrays
 from site_agents import control
 from site_agents.approvals import Approvals
 from site_agents.executors.executor import (
@@ -20,7 +22,7 @@ from site_agents.executors.executor import (
     WorkStoppedError,
 )
 from site_agents.pipeline import Pending
-from tests.sites.rig import LINEAGE, OPEN, TRAINING, Site, changed
+from tests.sites.rig import LINEAGE, MODEL, OPEN, TRAINING, Site, changed
 
 STEPS = 2 * 8  # 500 units, 400 of them to train on, batches of 50, two epochs
 
@@ -235,12 +237,50 @@ def test_a_run_is_held_whole_so_that_another_cannot_take_it(site: Site, coordina
     assert budget.spendings[LINEAGE]
 
 
-def test_a_strategy_may_change_the_learning_rate_and_no_more(site: Site) -> None:
-    cooler = TrainParameters(
-        local_epochs=2, batch_size=50, lr=0.01, momentum=0.9, proximal_mu=0.1, max_steps=None
-    )
+def test_a_strategy_may_lower_the_learning_rate_and_never_raise_it(site: Site) -> None:
+    cooler = replace(TRAINING, lr=0.01, proximal_mu=0.1)
     assert site.code(training=cooler) is None
-    assert TRAINING.lr != cooler.lr
+    for hotter in (replace(TRAINING, lr=0.2), replace(TRAINING, momentum=0.5)):
+        assert site.code(training=hotter, round=2) == "outside_plan"
+    assert site.executions() == 1
+
+
+def test_round_1_starts_from_the_signed_model_alone_and_nothing_is_charged(site: Site) -> None:
+    other = BlobRef(digest="sha256:" + "e" * 64, bytes=site.base.bytes)
+    assert site.code(base=other) == "outside_plan"
+    assert (site.steps_spent(), site.executions()) == (0, 0)
+    assert site.code() is None
+
+
+@pytest.mark.parametrize(
+    ("value", "policy"), [(np.inf, {}), (-np.inf, {}), (np.nan, {}), (-2.0, {"b": 1.0})]
+)
+def test_a_base_of_values_that_the_policy_does_not_allow_costs_nothing(
+    site: Site, value: float, policy: dict[str, float]
+) -> None:
+    site.write_policy(max_base_abs=policy)
+    held = dict(MODEL, b=np.array([0.0, value, 0.0], np.float32))
+    base = write_arrays(site.folder / "base.safetensors", held)
+    terms = site.coordinator.terms(initial=base)
+    before = site.books.anchor().ledger_sequence
+    assert site.code(terms, base=base) == "policy_base"
+    assert site.books.anchor().ledger_sequence == before
+    assert (site.steps_spent(), site.executions()) == (0, 0)
+    assert not (site.home / "failures.json").exists()
+
+
+def test_a_base_that_is_no_model_costs_nothing(site: Site) -> None:
+    path = site.folder / "base.safetensors"
+    path.write_bytes(b"\0" * 1000)
+    base = file_ref(path)
+    assert site.code(site.coordinator.terms(initial=base), base=base) == "policy_base"
+    assert (site.steps_spent(), site.executions()) == (0, 0)
+
+
+def test_a_strategy_that_the_policy_does_not_name_is_refused(site: Site) -> None:
+    site.write_policy(strategies=("fedprox",))
+    assert site.code() == "policy_strategy"
+    assert site.code(site.coordinator.terms(strategy="fedprox")) is None
 
 
 def test_refused_deliveries_are_kept_to_be_explained(site: Site) -> None:

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 from fedfactory.contracts.codec import from_json, to_json
+from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.plans import SignedPlan
 from fedfactory.contracts.questions import Answer, Question, SignedQuestion, SiteLogs
 from fedfactory.identity.signing import Signer, new_signing_key
 from site_agents.questions import BURST, EVERY_S, LONGEST_WISH_S, MAX_QUESTION_CHARS
 from tests.sites.asking import about_logs, about_plan, fitness, questions_of, signed
-from tests.sites.rig import SITE, Coordinator, Site
+from tests.sites.rig import INITIAL, SITE, Coordinator, Site
 
 STRANGER = Signer(new_signing_key())
+OF_A_TERABYTE = Coordinator().terms(initial=BlobRef(digest=INITIAL.digest, bytes=10**12))
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def open_site(make_site: Callable[..., Site]) -> Site:
         ({"key": STRANGER}, "not_authorised"),
         ({"operator": STRANGER}, "not_authorised"),
         ({"to": "lumi"}, "outside_plan"),
-        ({"model_bytes": 10**12}, "outside_plan"),
+        ({"terms": OF_A_TERABYTE}, "outside_plan"),
     ],
     ids=["a stranger's question", "a stranger's plan", "another site's", "a model of 1 TB"],
 )
@@ -45,12 +47,12 @@ def test_a_signature_over_another_question_does_not_count(site: Site) -> None:
     first = from_json(SignedQuestion, about_plan(site))
     terms = site.coordinator.terms(rounds=6)
     plan = SignedPlan(terms=terms, signature=site.coordinator.operator.sign(terms))
-    other = Question(site=SITE, plan=plan, model_bytes=site.base.bytes, logs=None)
+    other = Question(site=SITE, plan=plan, logs=None)
     forged = SignedQuestion(question=other, signature=first.signature)
     assert fitness(site, to_json(forged)) == "not_authorised"
     # Nor does one over the same terms that the operator did not sign.
     plan = SignedPlan(terms=terms, signature=first.question.plan.signature)
-    asked = Question(site=SITE, plan=plan, model_bytes=site.base.bytes, logs=None)
+    asked = Question(site=SITE, plan=plan, logs=None)
     assert fitness(site, signed(site.coordinator, asked)) == "not_authorised"
 
 
@@ -74,9 +76,7 @@ def test_what_is_no_question_is_not_answered(site: Site, text: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"model_bytes": -1},
-        {"model_bytes": None},
-        {"model_bytes": 1.5},
+        {"model_bytes": 500},
         {"logs": {}},
         {"plan": None},
         {"extra": 1},

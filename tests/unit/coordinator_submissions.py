@@ -64,6 +64,10 @@ def terms_of(plan, initial, **changes):
         "sites": plan.sites,
         "task": plan.task,
         "task_parameters": {"parameters": 64},
+        "initial": initial,
+        "strategy": plan.strategy,
+        "strategy_options": {"weighting": "examples"},
+        "mode": plan.rules.mode,
         "training": TrainParameters(
             local_epochs=1, batch_size=1, lr=0.1, momentum=0.0, proximal_mu=0.0, max_steps=None
         ),
@@ -90,11 +94,11 @@ def model(path):
 def submission(initial=None, *, plan=None, options=None, signer=SIGNER, central=None, **terms):
     initial = initial or BlobRef(digest="sha256:" + hashlib.sha256(b"m").hexdigest(), bytes=1000)
     plan = plan or plan_of()
+    if options is not None:
+        terms["strategy_options"] = options
     return Submission(
         signed=signed_by(terms_of(plan, initial, **terms), signer),
         plan=plan,
-        strategy_options={"weighting": "examples"} if options is None else options,
-        initial=initial,
         central=central,
     )
 

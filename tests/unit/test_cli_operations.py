@@ -342,8 +342,11 @@ def test_run_detached_is_signed_and_uploaded(desk, capsys):
     assert submission.plan.sites == SITES
     assert submission.signed.terms.coordinator == "alliance"
     assert submission.signed.terms.not_after > time.time()
-    assert submission.initial.digest in desk.files
-    assert len(desk.files[submission.initial.digest]) == submission.initial.bytes
+    assert submission.signed.terms.initial.digest in desk.files
+    assert (
+        len(desk.files[submission.signed.terms.initial.digest])
+        == submission.signed.terms.initial.bytes
+    )
 
 
 def test_run_follows_to_the_end(desk, capsys, tmp_path):
@@ -396,7 +399,7 @@ def test_a_person_is_asked_before_it_is_signed(desk, capsys, monkeypatch, answer
 
 def test_run_starts_from_another_runs_model(desk):
     assert main(["run", *QUICK, "model=last:2", "--detach", "-q"]) == 0
-    assert desk.submitted[0].initial == desk.model
+    assert desk.submitted[0].signed.terms.initial == desk.model
     assert main(["run", *QUICK, "model=last:1", "--detach", "-q"]) == 2
     assert main(["run", *QUICK, "model=no/such/file", "--detach", "-q"]) == 2
 

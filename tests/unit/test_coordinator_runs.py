@@ -99,7 +99,14 @@ def test_a_watch_gives_every_event_once_and_ends_with_the_summary(tmp_path):
     plan = run.taken.submission.plan
     with Journal.open(run.folder / JOURNAL) as journal:
         journal.append(
-            [RunStarted(at=1.0, plan=plan, model=run.taken.submission.initial, connected=("lumi",))]
+            [
+                RunStarted(
+                    at=1.0,
+                    plan=plan,
+                    model=run.taken.submission.signed.terms.initial,
+                    connected=("lumi",),
+                )
+            ]
         )
         seen = watch(run, 0, follow=True, status=lambda: status_of(run, ("seen",)))
         first = next(seen)
@@ -121,7 +128,11 @@ def test_progress_is_what_the_run_itself_did(tmp_path):
     plan = run.taken.submission.plan
     with Journal.open(run.folder / JOURNAL) as journal:
         journal.append(
-            [RunStarted(at=1.0, plan=plan, model=run.taken.submission.initial, connected=())]
+            [
+                RunStarted(
+                    at=1.0, plan=plan, model=run.taken.submission.signed.terms.initial, connected=()
+                )
+            ]
         )
         run.progress.update()
         steps = run.progress.steps

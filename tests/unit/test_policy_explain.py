@@ -86,6 +86,7 @@ def test_an_allowed_order_and_every_clause(home, tmp_path, capsys):
     assert code == 0
     assert "ALLOWED; its result leaves by itself" in above
     assert {clause.key for clause in CLAUSES} <= rows.keys()
+    assert "not known here" in rows.pop("limits.max_base_abs")
     assert all("holds" in verdict for verdict in rows.values())
 
 
@@ -108,6 +109,7 @@ def test_the_first_clause_decides_and_the_others_are_told(home, tmp_path, capsys
         tmp_path,
         terms=replace(TERMS, rounds=11),
         base=BlobRef(digest="sha256:" + "b" * 64, bytes=2_000_000),
+        round=2,
     )
     code, above, rows = explained(path, capsys)
     assert code == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -48,7 +49,7 @@ def test_less_work_than_planned_is_allowed_and_a_strategy_may_change_the_step():
     for training in (
         replace(TRAINING, local_epochs=1),
         replace(TRAINING, max_steps=3),
-        replace(TRAINING, lr=0.5, momentum=0.0, proximal_mu=0.2),
+        replace(TRAINING, lr=0.05, momentum=0.0, proximal_mu=0.2),
     ):
         assert judge(POLICY, sending_of(training=training), FACTS).code is None
 
@@ -59,9 +60,12 @@ def clause_of(key: str) -> str:
         return key
     if key.startswith("order."):
         return "order.names"
+    if key.startswith("limits.max_base_abs."):
+        return "limits.max_base_abs"
     return "tasks.parameters" if key.startswith("tasks.") else key.rpartition(".")[0]
 
 
+OTHER_BASE = BlobRef(digest="sha256:" + "d" * 64, bytes=400_000)
 # key of the deciding clause -> (policy, sending, facts) that differ in one thing from what is
 # allowed. Every clause has at least one; a test holds the two lists together.
 CASES: list[tuple[str, Policy, Sending, Facts]] = [
@@ -148,6 +152,13 @@ CASES: list[tuple[str, Policy, Sending, Facts]] = [
         sending_of(planned(training=replace(TRAINING, max_steps=5)), training=TRAINING),
         FACTS,
     ),
+    ("plan.training.lr", POLICY, sending_of(training=replace(TRAINING, lr=0.11)), FACTS),
+    (
+        "plan.training.momentum",
+        POLICY,
+        sending_of(training=replace(TRAINING, momentum=0.91)),
+        FACTS,
+    ),
     ("plan.privacy", POLICY, sending_of(privacy=None), FACTS),
     ("plan.privacy", POLICY, sending_of(privacy=replace(PRIVACY, clip_norm_l2=2.0)), FACTS),
     (
@@ -156,6 +167,8 @@ CASES: list[tuple[str, Policy, Sending, Facts]] = [
         sending_of(base=BlobRef(digest=BASE.digest, bytes=500_001)),
         FACTS,
     ),
+    ("plan.initial", POLICY, sending_of(base=OTHER_BASE), FACTS),
+    ("plan.initial", POLICY, sending_of(base=replace(BASE, bytes=399_999)), FACTS),
     ("tasks", POLICY, sending_of(planned(task="echo")), FACTS),
     (
         "tasks.digits.parameters.hidden",
@@ -187,7 +200,14 @@ CASES: list[tuple[str, Policy, Sending, Facts]] = [
         sending_of(planned(training=replace(TRAINING, local_epochs=5))),
         FACTS,
     ),
-    ("training.lr", POLICY, sending_of(training=replace(TRAINING, lr=1.5)), FACTS),
+    ("training.lr", POLICY, sending_of(planned(training=replace(TRAINING, lr=1.5))), FACTS),
+    ("strategies", changed(POLICY, strategies=("fedprox",)), sending_of(), FACTS),
+    (
+        "strategies",
+        changed(POLICY, strategies=("custom", "fedavg")),
+        sending_of(planned(strategy="custom", strategy_options={"_target_": "a.FedAvg"})),
+        FACTS,
+    ),
     ("privacy.dp", POLICY, sending_of(open_terms()), FACTS),
     (
         "privacy.delta",
@@ -224,6 +244,20 @@ CASES: list[tuple[str, Policy, Sending, Facts]] = [
         sending_of(open_terms(), training=replace(TRAINING, max_steps=3)),
         FACTS,
     ),
+    ("limits.max_base_abs", POLICY, sending_of(), replace(FACTS, base={"w": math.inf})),
+    ("limits.max_base_abs", POLICY, sending_of(), replace(FACTS, base={"w": math.nan})),
+    (
+        "limits.max_base_abs.*",
+        changed(POLICY, max_base_abs={"*": 1.0, "w": 3.0}),
+        sending_of(),
+        replace(FACTS, base={"w": 2.0}),
+    ),
+    (
+        "limits.max_base_abs.fc*",
+        changed(POLICY, max_base_abs={"*": 3.0, "fc*": 1.0}),
+        sending_of(round=2, base=OTHER_BASE),
+        replace(FACTS, base={"w": 2.0, "fc1.weight": 2.0}),
+    ),
 ]
 
 
@@ -235,6 +269,30 @@ def test_one_thing_wrong_is_refused_by_its_clause(key, policy, sending, facts):
     assert verdict.clause == key
     assert verdict.code == next(c.code for c in CLAUSES if c.key == clause_of(key))
     assert verdict.finding
+
+
+def test_an_order_may_start_from_another_model_where_the_run_has_one_by_then():
+    assert judge(POLICY, sending_of(round=2, base=OTHER_BASE), FACTS).code is None
+    measured = sending_of(kind="evaluate", training=None, base=OTHER_BASE)
+    assert judge(POLICY, measured, FACTS).code is None
+    late = sending_of(planned(mode="async"), base=OTHER_BASE)
+    assert judge(POLICY, late, FACTS).code is None
+
+
+def test_base_values_up_to_the_bound_of_their_tensor_are_allowed():
+    policy = replace(POLICY, max_base_abs={"w": 2.0, "fc*": 1.0})
+    known = replace(FACTS, base={"w": 2.0, "fc1": 1.0, "other": 1e30})
+    assert judge(policy, sending_of(), known).code is None
+
+
+def test_a_custom_strategy_goes_by_its_class():
+    policy = replace(POLICY, strategies=("flwr.serverapp.strategy.FedAdam",))
+    options = {"_target_": "flwr.serverapp.strategy.FedAdam", "eta": 0.1}
+    custom = planned(strategy="custom", strategy_options=options)
+    assert judge(policy, sending_of(custom), FACTS).code is None
+    # A named strategy is no class, whatever its options say.
+    named = planned(strategy="fedavg", strategy_options=options)
+    assert judge(policy, sending_of(named), FACTS).code == "policy_strategy"
 
 
 def test_true_is_not_one():

@@ -207,6 +207,12 @@ class FlowerAggregation:
             (carried,) = self._only_arrays(message)
             if same_arrays(carried, shared):
                 base, path = model, model_path
+            elif (kind, number) == ("train", 1):  # sites refuse it: contracts/plans.py, RunTerms
+                raise AggregationError(
+                    f"{self._name} sends '{site}' a model of its own in round 1, which starts from"
+                    " the first model that the operator signed; start from it (model=FILE), or"
+                    " send others from round 2 on"
+                )
             else:
                 base, path = self._own_bases.write(kind, site, carried, model_path)
             plans[site] = SitePlan(site=site, training=training, base=base, base_path=path)

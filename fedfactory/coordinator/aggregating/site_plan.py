@@ -14,6 +14,8 @@ from fedfactory.contracts.orders import TrainParameters
 
 PARAMETERS: Final = tuple(field.name for field in dataclasses.fields(TrainParameters))
 _WHOLE: Final = ("local_epochs", "batch_size", "max_steps")
+# A site refuses more than the operator signed (contracts/plans.py, RunTerms).
+_SIGNED_MOST: Final = ("lr", "momentum")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +32,21 @@ class SitePlan:
 
 
 def with_parameters(training: TrainParameters, changes: Mapping[str, object]) -> TrainParameters:
-    """Return `training` with a strategy's `changes`, by the names of its fields.
+    """Return the signed `training` with a strategy's `changes`, by the names of its fields.
 
     Raises:
         UnknownNameError: no such parameter.
-        ValueRangeError: a value of the wrong type or out of range.
+        ValueRangeError: a value of the wrong type, out of range, or above what is signed.
     """
     values = {name: _checked(name, value) for name, value in changes.items()}
+    for name in _SIGNED_MOST:
+        most = getattr(training, name)
+        if values.get(name, most) > most:
+            raise ValueRangeError(
+                name,
+                values[name],
+                f"at most {most:g}, which the operator signed; {name}=... of the run raises it",
+            )
     changed: TrainParameters = dataclasses.replace(training, **values)  # type: ignore[arg-type]
     return changed
 

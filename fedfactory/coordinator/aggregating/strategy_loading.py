@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from fedfactory.contracts.errors import UsageError
 from fedfactory.contracts.orders import TrainParameters
+from fedfactory.contracts.plans import CUSTOM_STRATEGY
 from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.contracts.strategy import StaleStrategy
 from fedfactory.coordinator.aggregating.aggregation import Aggregation, StreamingAggregation
 from fedfactory.coordinator.run_settings import RunSettings
-
-CUSTOM: Final = "custom"
 
 
 def load_aggregation(settings: RunSettings) -> Aggregation:
@@ -23,15 +22,18 @@ def load_aggregation(settings: RunSettings) -> Aggregation:
     """
     return _make(
         settings.plan,
-        settings.strategy_options,
+        settings.signed.terms.strategy_options,
         training=settings.signed.terms.training,
         any_class=settings.any_strategy_class,
     )
 
 
-def check_strategy(plan: RunPlan, options: Mapping[str, Any], *, any_class: bool) -> None:
+def check_strategy(
+    plan: RunPlan, options: Mapping[str, Any], training: TrainParameters, *, any_class: bool
+) -> None:
     """Check what an operator asks for, by making it once: the strategy, its options, its mode.
 
+    `training` is what the operator signs: no strategy may set a larger lr or momentum.
     `any_class` lets `_target_` name any importable class; else only what is installed here for it
     (flower_loading.load_flower_strategy).
 
@@ -39,20 +41,14 @@ def check_strategy(plan: RunPlan, options: Mapping[str, Any], *, any_class: bool
         UsageError: an unknown strategy, options it does not take, another `_target_`, a strategy
             that cannot run in the plan's mode, with its sites, or be saved.
     """
-    _make(plan, options, training=_ANY_TRAINING, any_class=any_class)
-
-
-# The strategy's own parameters are checked when they are put in the place of these.
-_ANY_TRAINING: Final = TrainParameters(
-    local_epochs=1, batch_size=1, lr=0.1, momentum=0.0, proximal_mu=0.0, max_steps=None
-)
+    _make(plan, options, training=training, any_class=any_class)
 
 
 def _make(
     plan: RunPlan, options: Mapping[str, Any], *, training: TrainParameters, any_class: bool
 ) -> Aggregation:
     asynchronous = plan.rules.mode == "async"
-    if plan.strategy == CUSTOM:
+    if plan.strategy == CUSTOM_STRATEGY:
         if asynchronous:
             raise UsageError(_sync_only("custom (a Flower strategy)"))
         from fedfactory.coordinator.aggregating.flower_loading import load_flower_strategy

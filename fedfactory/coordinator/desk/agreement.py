@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from fedfactory.contracts.codec import encode
 from fedfactory.contracts.errors import UsageError, ValueRangeError
+from fedfactory.contracts.plans import STRATEGY_TARGET
 from fedfactory.contracts.run_plan import EvaluationRules, RoundRules, RunPlan
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.wire.operations import Finding, Submission
@@ -23,7 +24,6 @@ _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _NONCE: Final = re.compile(r"[0-9a-f]{16,128}")
 _SECONDS: Final = 366 * 86400.0
 _HYDRA_KEY: Final = re.compile(r"_[a-z]+_")
-TARGET: Final = "_target_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +57,8 @@ def check_agreement(found: Submission, *, coordinator: str, limits: Limits, now:
     _same("task", terms.task, plan.task)
     _same("sites", terms.sites, plan.sites)
     _same("rounds", terms.rounds, plan.rounds)
+    _same("strategy", terms.strategy, plan.strategy)
+    _same("rounds.mode", terms.mode, plan.rules.mode)
     _same("privacy", terms.privacy, plan.privacy)
     _same("evaluation.sites", terms.evaluate, plan.evaluation.sites)
     _same("a public data set", found.central is not None, plan.evaluation.central)
@@ -105,9 +107,10 @@ def _check_limits(found: Submission, limits: Limits) -> None:
     plan = found.plan
     _within("rounds", plan.rounds, 1, limits.max_rounds)
     _within("the number of sites", len(plan.sites), 1, limits.max_sites)
-    _within("the model's bytes", found.initial.bytes, 1, limits.max_model_bytes)
-    most = found.signed.terms.max_model_bytes
-    _within("max_model_bytes", most, found.initial.bytes, 2 * limits.max_model_bytes)
+    terms = found.signed.terms
+    _within("the model's bytes", terms.initial.bytes, 1, limits.max_model_bytes)
+    least, most = terms.initial.bytes, 2 * limits.max_model_bytes
+    _within("max_model_bytes", terms.max_model_bytes, least, most)
     if found.central is not None:
         _within("the public data set's bytes", found.central.bytes, 1, limits.max_model_bytes)
     _within("checkpoints", plan.checkpoints, 1, limits.max_rounds)
@@ -147,11 +150,14 @@ def _check_evaluation(rules: EvaluationRules) -> None:
 
 def _check_no_code(found: Submission) -> None:
     """Refuse every key by which a framework would make an object, but a strategy's own class."""
-    options = {key: value for key, value in found.strategy_options.items() if key != TARGET}
-    for key in (*options, *_keys(encode([found.signed, found.plan]))):
+    terms = found.signed.terms
+    options = [key for key in terms.strategy_options if key != STRATEGY_TARGET]
+    elsewhere = _keys(encode([replace(terms, strategy_options={}), found.plan]))
+    for key in (*options, *elsewhere):
         if _HYDRA_KEY.fullmatch(key):
             raise UsageError(
-                f"{key}: only strategy.{TARGET} may name a class, and nothing else may stand there"
+                f"{key}: only strategy.{STRATEGY_TARGET} may name a class, and nothing else may"
+                " stand there"
             )
 
 

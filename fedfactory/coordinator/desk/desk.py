@@ -168,7 +168,7 @@ class Desk:
             raise UsageError(f"'{wish.site}' is no site of {run.run_id} at {self._config.name}")
         if not time.time() < wish.not_after <= time.time() + LONGEST_WISH_S:
             raise UsageError(f"the wish must be good for at most {LONGEST_WISH_S:.0f} s from now")
-        question = Question(site=wish.site, plan=None, model_bytes=None, logs=wanted.signed)
+        question = Question(site=wish.site, plan=None, logs=wanted.signed)
         asked = SignedQuestion(question=question, signature=self._signer.sign(question))
         answer = self.gateway.ask(wish.site, asked, LOGS_TIMEOUT_S)
         return LogsGiven(logs=None if answer is None else answer.logs)
@@ -236,7 +236,7 @@ class Desk:
     def _unfit(self, found: Submission) -> tuple[Finding, ...]:
         skewed = self.gateway.skewed()
         members = {n: turned_away(m, skewed) for n, m in self._members(Role.SITE).items()}
-        return unfit_sites(found.signed, found.initial.bytes, members, self.gateway, self._signer)
+        return unfit_sites(found.signed, members, self.gateway, self._signer)
 
 
 def _role(word: str) -> Role:

@@ -40,15 +40,14 @@ class Asker(Protocol):
 
 def unfit_sites(
     signed: SignedPlan,
-    model_bytes: int,
     members: Mapping[str, Member],
     gateway: Asker,
     signer: Signer,
 ) -> tuple[Finding, ...]:
     """Return what speaks against each site's part in the run of `signed`, by site.
 
-    `model_bytes` is the initial model's length, `members` the consortium's sites by name, as
-    `turned_away` shows them. Every site that is here is asked, all at once.
+    `members` are the consortium's sites by name, as `turned_away` shows them. Every site that is
+    here is asked, all at once.
     """
     connected = set(gateway.connected())
 
@@ -57,7 +56,7 @@ def unfit_sites(
             return code
         if site not in connected:
             return "offline"
-        question = Question(site=site, plan=signed, model_bytes=model_bytes, logs=None)
+        question = Question(site=site, plan=signed, logs=None)
         asked = SignedQuestion(question=question, signature=signer.sign(question))
         answer = gateway.ask(site, asked, ASK_TIMEOUT_S)
         if answer is None or answer.fitness is None:

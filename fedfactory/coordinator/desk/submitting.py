@@ -127,10 +127,11 @@ class Submitting:
             raise RefusedError(f"{waiting} runs wait already, and the queue holds {config.queue}")
         check_strategy(
             submission.plan,
-            submission.strategy_options,
+            signed.terms.strategy_options,
+            signed.terms.training,
             any_class=config.strategy_classes == "any",
         )
-        self._check_model(self._find(peer, submission.initial, "the initial model"))
+        self._check_model(self._find(peer, signed.terms.initial, "the initial model"))
         if submission.central is not None:
             self._find(peer, submission.central, "the public data set")
 
@@ -170,8 +171,8 @@ class Submitting:
         run_id = submission.plan.run_id
         staged = self._runs.staging(run_id)
         try:
-            initial = blob_path(staged / MODELS, submission.initial.digest)
-            self._take(peer, submission.initial, initial)
+            initial = submission.signed.terms.initial
+            self._take(peer, initial, blob_path(staged / MODELS, initial.digest))
             if submission.central is not None:
                 self._take(peer, submission.central, staged / CENTRAL)
             self._settings(submission).write(staged / SETTINGS)
@@ -208,9 +209,7 @@ class Submitting:
             signed=submission.signed,
             signing_key=str(home / IDENTITY / TLS_KEY),
             anchors=str(home / ANCHORS),
-            strategy_options=submission.strategy_options,
             any_strategy_class=self._config.strategy_classes == "any",
-            initial=submission.initial,
             central=None if submission.central is None else str(folder / CENTRAL),
             run_folder=str(folder),
             start_timeout_s=self._config.start_timeout_s,
@@ -219,5 +218,5 @@ class Submitting:
 
 def _models(run: Run) -> set[str]:
     """Return the digests of a run's models: the one it begins with, and those it made."""
-    initial = run.taken.submission.initial
+    initial = run.taken.submission.signed.terms.initial
     return {initial.digest, *(ref.digest for ref in kept_models(run).values())}

@@ -124,7 +124,7 @@ class Runner:
         """Begin a run: wait for its sites, and tell the machine who is here."""
         settings = self._parts.settings
         also: list[Event] = []
-        fault = self._parts.checkpoints.fault(settings.initial)
+        fault = self._parts.checkpoints.fault(settings.signed.terms.initial)
         if fault is not None:
             also.append(RunFailed(at=time.time(), reason=f"the initial model is {fault}"))
         here = set(connected)
@@ -145,7 +145,7 @@ class Runner:
                     also.append(event)
         sites = tuple(sorted(here))
         started = RunStarted(
-            at=time.time(), plan=settings.plan, model=settings.initial, connected=sites
+            at=time.time(), plan=settings.plan, model=settings.signed.terms.initial, connected=sites
         )
         self._feed([started, *also])
 
