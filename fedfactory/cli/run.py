@@ -24,6 +24,7 @@ from fedfactory.identity.roles import Role
 
 if TYPE_CHECKING:
     from fedfactory.config import RunConfig
+    from fedfactory.contracts.model import BlobRef
     from fedfactory.operator.client import OperatorClient
     from fedfactory.wire.operations import Submission, Submitted
 
@@ -48,7 +49,7 @@ def run(words: Sequence[str]) -> int:
             raise RefusedError(
                 f"{client.operator.name} is a {client.operator.role}: only operators submit runs"
             )
-        config = _configured(composed, _sites(client, asked, composed), asked)
+        config = _configured(composed, _sites(client, asked, composed))
         out = asked.out or config.out
         if out is not None and not asked.detach:
             check_free(out)
@@ -92,7 +93,7 @@ def _sites(
     return chosen_sites(client.members().members, asked.sites, federation)
 
 
-def _configured(composed: Composed, sites: tuple[str, ...], asked: argparse.Namespace) -> RunConfig:
+def _configured(composed: Composed, sites: tuple[str, ...]) -> RunConfig:
     from fedfactory.config import run_config
     from fedfactory.operator.submission import check_choices
 
@@ -104,15 +105,20 @@ def _configured(composed: Composed, sites: tuple[str, ...], asked: argparse.Name
             )
     config = run_config(composed.values, composed.text, sites=sites)
     check_choices(config, any_strategy_class=False)
-    if sys.stdin.isatty() and not (asked.yes or asked.quiet or asked.json):
-        say("\n".join(_summary(config)))
-        print("sign and submit? [y/N] ", end="", file=sys.stderr, flush=True)
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise UsageError("not submitted")
     return config
 
 
-def _summary(config: RunConfig) -> list[str]:
+def _confirm(config: RunConfig, initial: BlobRef, asked: argparse.Namespace) -> None:
+    """Show on a terminal what is about to be signed, and ask. Raises UsageError: no."""
+    if not sys.stdin.isatty() or asked.yes or asked.quiet or asked.json:
+        return
+    say("\n".join(_summary(config, initial)))
+    print("sign and submit? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError("not submitted")
+
+
+def _summary(config: RunConfig, initial: BlobRef) -> list[str]:
     privacy = config.privacy
     kept = "none: updates may reveal records"
     if privacy is not None:
@@ -120,6 +126,8 @@ def _summary(config: RunConfig) -> list[str]:
         kept = f"DP-SGD, {aim}, delta {privacy.delta:g}"
     return [
         f"task      {config.task_name}, {config.strategy_name}, {config.rounds} rounds",
+        f"model     {initial.digest}, {initial.bytes} bytes",
+        f"lr        at most {config.training.lr:g}, momentum {config.training.momentum:g}",
         f"sites     {', '.join(config.sites)} (quorum {config.rules.quorum})",
         f"privacy   {kept}",
     ]
@@ -128,13 +136,15 @@ def _summary(config: RunConfig) -> list[str]:
 def _prepared(
     client: OperatorClient, config: RunConfig, asked: argparse.Namespace, scratch: Path
 ) -> Submission:
-    """Make and upload what the run starts from; return it signed."""
+    """Make what the run starts from, ask for agreement, upload it; return it signed."""
     from fedfactory.operator.starting import starting_arrays
     from fedfactory.operator.submission import submission_of
 
     if not (asked.quiet or asked.json):
         say("making the initial model ..." if config.model is None else "preparing the model ...")
     arrays = starting_arrays(client, config, scratch)
+    _confirm(config, arrays.initial, asked)
+    arrays.upload(client)
     now = time.time()
     run_id = datetime.fromtimestamp(now, UTC).strftime("%Y%m%d-%H%M%S-") + os.urandom(2).hex()
     return submission_of(

@@ -1,4 +1,4 @@
-"""What a run starts from: its first model, and the public set it is measured on, both uploaded.
+"""What a run starts from: its first model, and the public set it is measured on.
 
 The first model is made here by a process that imports torch, or is a file, or is another run's.
 """
@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -28,28 +28,36 @@ _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class Starting(NamedTuple):
-    """The arrays that a submission names; `central` is None where the run has no public set."""
+    """The arrays that a submission names; `central` is None where the run has no public set.
+
+    `files` are those that the coordinator does not hold yet.
+    """
 
     initial: BlobRef
     central: BlobRef | None
+    files: Mapping[Path, BlobRef]
+
+    def upload(self, client: OperatorClient) -> None:
+        """Have the coordinator hold all of them."""
+        for path, ref in self.files.items():
+            client.upload(path, ref)
 
 
 def starting_arrays(client: OperatorClient, config: RunConfig, scratch: Path) -> Starting:
-    """Make or find a run's arrays, and have the coordinator hold them. `scratch` is a folder.
+    """Make or find a run's arrays; nothing is sent. `scratch` is a folder.
 
     Raises:
         UsageError: `model` is neither a file nor a run's model that is kept, or does not fit.
     """
+    files: dict[Path, BlobRef] = {}
     central = None
     if config.central is not None:
-        central = file_ref(config.central)
-        client.upload(config.central, central)
+        files[config.central] = central = file_ref(config.central)
     if config.model is not None and not Path(config.model).is_file():
-        return Starting(_model_of_run(client, config.model), central)
+        return Starting(_model_of_run(client, config.model), central, files)
     path = scratch / INITIAL
-    initial = made_model(make_initial_model(config, path))
-    client.upload(path, initial)
-    return Starting(initial, central)
+    files[path] = initial = made_model(make_initial_model(config, path))
+    return Starting(initial, central, files)
 
 
 def make_initial_model(config: RunConfig, out: Path) -> subprocess.Popen[bytes]:

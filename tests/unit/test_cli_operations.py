@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -394,6 +395,9 @@ def test_a_person_is_asked_before_it_is_signed(desk, capsys, monkeypatch, answer
     asked = capsys.readouterr()
     assert "sites     cesga, lumi (quorum 2)" in asked.err
     assert "sign and submit? [y/N]" in asked.err
+    assert re.search(r"model     sha256:[0-9a-f]{64}, \d+ bytes", asked.err)
+    assert "lr        at most 0.1" in asked.err
+    assert len(desk.files) == (2 if code == 0 else 1)  # nothing is sent before somebody agreed
     assert main(["run", *QUICK, "--detach", "--yes"]) == 0
 
 
