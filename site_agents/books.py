@@ -78,6 +78,16 @@ class Books:
                 if anchor is not None and (found := self._contradiction(anchor)):
                     raise BooksError(f"{who} saw other books: {found}")
 
+    def expects_receipt(self, coordinator: str) -> bool:
+        """Whether a coordinator sent a receipt of these books before: new work needs one then."""
+        return coordinator in self._ledger.budget.receipts
+
+    def note_receipt(self, coordinator: str) -> None:
+        """Remember for good that a coordinator sends receipts. Raises LedgerError: not written."""
+        with self._lock:
+            if not self.expects_receipt(coordinator):
+                self._ledger.note_receipt(coordinator)
+
     def _contradiction(self, anchor: Anchor) -> str | None:
         """Say how an anchor kept elsewhere contradicts the whole history of the books."""
         if anchor.site != self._site:

@@ -28,6 +28,7 @@ from site_agents.ledger import Ledger, WorkConflictError
 from site_agents.policy import Facts, LogsMode, Policy, examine, needs_approval
 from site_agents.policy_check import open_data_parameters
 from site_agents.policy_file import load_policy, local_minute
+from site_agents.receipts import missing_receipt
 
 MOST_TOLD: Final = 400
 Outcome = Literal["holds", "against", "not known here"]
@@ -98,6 +99,7 @@ def explain(config: AgentConfig, delivery: Delivery) -> Explanation:
             *(step for step in clauses if step.outcome != "not known here"),
             _books(ledger, sending),
             begun,
+            *(() if update else (_receipt(ledger, sending),)),
             *(() if update else _to_begin(config, ledger, policy, sending, clauses)),
             *leaves,
         )
@@ -176,6 +178,12 @@ def _clauses(policy: Policy, sending: Sending, facts: Facts) -> Iterator[Step]:
 def _books(ledger: Ledger, sending: Sending) -> Step:
     found = ledger.contradiction(sending.receipt) if sending.receipt else None
     return _step("ledger", "books_broken", found)
+
+
+def _receipt(ledger: Ledger, sending: Sending) -> Step:
+    name = sending.order.coordinator
+    is_due = sending.receipt is None and name in ledger.budget.receipts
+    return _step("sending.receipt", "no_receipt", missing_receipt(name) if is_due else None)
 
 
 def _work(ledger: Ledger, sending: Sending) -> tuple[Step, Update | None]:

@@ -15,13 +15,14 @@ from typing import Final
 from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.contracts.orders import Order, Scalar
-from fedfactory.contracts.plans import Sending, SignedPlan
+from fedfactory.contracts.plans import Anchor, Sending, SignedPlan
 from fedfactory.privacy.entries import RunKey
 from site_agents.books import Books, BooksError, BudgetError
 from site_agents.executors.executor import Executor
 from site_agents.jobs.settings import SourceFacts
 from site_agents.ledger import LedgerError
 from site_agents.permission import Count, Permission
+from site_agents.receipts import check_receipt
 from site_agents.refused import RefusedError
 
 # A question is answered at once: data that take longer to count are judged when the order comes.
@@ -31,6 +32,7 @@ COUNT_PATIENCE_S: Final = 4.0
 def judge_fitness(
     site: str,
     plan: SignedPlan,
+    receipt: Anchor | None,
     coordinator_key: str,
     *,
     permission: Permission,
@@ -39,19 +41,21 @@ def judge_fitness(
 ) -> None:
     """Ask of a plan what its first order would be asked.
 
-    `coordinator_key` is the fingerprint of the key that signed the question, `site` whom it names.
+    `coordinator_key` is the fingerprint of the key that signed the question, `site` whom it names,
+    `receipt` what the coordinator last saw of this site's books.
 
     Raises:
         RefusedError: the order would be refused, with this code.
     """
-    sending = first_sending(site, plan)
+    sending = first_sending(site, plan, receipt)
     order, terms = sending.order, plan.terms
     run = RunKey(coordinator=terms.coordinator, run_id=terms.run_id)
     try:
         asked = permission.allow(
             sending, coordinator_key, gpu_hours_of_run=books.hours_of(run), finished=False
         )
-        books.check(None)
+        books.check(receipt)
+        check_receipt(books, order.coordinator, receipt)
         permission.begin(asked, count)
         books.admits(order, terms, asked.policy, asked.rule)
     except (BooksError, LedgerError) as error:
@@ -60,7 +64,7 @@ def judge_fitness(
         raise RefusedError("budget_exhausted", str(error)) from error
 
 
-def first_sending(site: str, plan: SignedPlan) -> Sending:
+def first_sending(site: str, plan: SignedPlan, receipt: Anchor | None) -> Sending:
     """Return the sending of the first order that a coordinator would make of a plan. Pure."""
     terms = plan.terms
     order = Order(
@@ -77,7 +81,7 @@ def first_sending(site: str, plan: SignedPlan) -> Sending:
         privacy=terms.privacy,
         plan_digest=digest_of(terms),
     )
-    return Sending(order=order, plan=plan, number=1, expires_at=math.inf, receipt=None)
+    return Sending(order=order, plan=plan, number=1, expires_at=math.inf, receipt=receipt)
 
 
 class BriefCount:

@@ -29,6 +29,8 @@ from fedfactory.privacy.entries import (
     Entry,
     LineageOpened,
     Moved,
+    ReceiptSeen,
+    ReceiptWaived,
     RunAdmitted,
     RunKey,
     RunReleased,
@@ -245,6 +247,14 @@ class Ledger:
     def open_lineage(self, lineage: str, delta: float, *, actor: str, reason: str) -> None:
         """Give a population a budget of its own; its delta is fixed for good."""
         self.append(LineageOpened(lineage=lineage, delta=delta, actor=actor, reason=reason))
+
+    def note_receipt(self, coordinator: str) -> None:
+        """Remember for good that a coordinator sends receipts of this ledger."""
+        self.append(ReceiptSeen(coordinator=coordinator))
+
+    def waive_receipt(self, coordinator: str, *, actor: str, reason: str) -> None:
+        """Take a coordinator's orders without a receipt, until it sends one again."""
+        self.append(ReceiptWaived(coordinator=coordinator, actor=actor, reason=reason))
 
     def admit(self, entry: RunAdmitted) -> None:
         """Hold a run's whole plan."""

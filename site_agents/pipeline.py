@@ -28,6 +28,7 @@ from site_agents.ending import end_run
 from site_agents.executors.executor import Executor
 from site_agents.ledger import LedgerError, WorkConflictError
 from site_agents.permission import Permission, signed_by
+from site_agents.receipts import take_receipt
 from site_agents.refused import RefusedError
 from site_agents.release import Pending, Release, Send
 from site_agents.spool import Spool
@@ -120,6 +121,7 @@ class Pipeline:
             update = books.finished(key)
             fresh = update is None
             if update is None:
+                take_receipt(books, delivery.sending)
                 self._permission.begin(asked, self._executor.describe)
                 update = self._working.work(asked, folder)
                 self._spool.prune()

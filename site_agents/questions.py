@@ -107,6 +107,7 @@ class Questions:
             judge_fitness(
                 signed.question.site,
                 plan,
+                signed.question.receipt,
                 signed_by(signed.question, signed.signature),
                 permission=self._permission,
                 books=self._books,

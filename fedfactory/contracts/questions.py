@@ -12,7 +12,7 @@ from typing import Literal
 
 from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.orders import WorkKind
-from fedfactory.contracts.plans import Signature, SignedPlan
+from fedfactory.contracts.plans import Anchor, Signature, SignedPlan
 from fedfactory.contracts.refusals import REFUSALS
 
 
@@ -37,10 +37,14 @@ class SignedLogsWanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """Exactly one of: would you take part in `plan`; what do you let out as `logs`."""
+    """Exactly one of: would you take part in `plan`; what do you let out as `logs`.
+
+    `receipt` is the last anchor that the coordinator holds of this site, as with an order.
+    """
 
     site: str
     plan: SignedPlan | None
+    receipt: Anchor | None
     logs: SignedLogsWanted | None
 
     def __post_init__(self) -> None:

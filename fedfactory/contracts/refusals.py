@@ -31,6 +31,10 @@ REFUSALS: Final[dict[str, str]] = {
     "no_policy": "the site's policy file does not hold; the site takes no work",
     "budget_exhausted": "what the site's privacy budget has left does not cover the plan",
     "books_broken": "the site's ledger or audit chain does not hold; the site takes no work",
+    "no_receipt": (
+        "the coordinator sends no receipt of the site's books any more: if it was founded anew, the"
+        " site's administrator can accept that (site-agent ledger accept-coordinator)"
+    ),
     "paused": "the site's administrator paused or drained it",
     "killed": "the site's administrator stopped the work",
     "no_data": "the site names no data for this task, or its data does not fit",

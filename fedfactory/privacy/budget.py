@@ -20,6 +20,8 @@ from fedfactory.privacy.entries import (
     Entry,
     LineageOpened,
     Moved,
+    ReceiptSeen,
+    ReceiptWaived,
     RunAdmitted,
     RunKey,
     RunReleased,
@@ -83,6 +85,7 @@ class Budget:
         self.works: dict[WorkName, Work] = {}
         self.seconds: dict[RunKey, float] = {}
         self.spendings: dict[str, dict[Cost, int]] = {}
+        self.receipts: set[str] = set()  # coordinators whose orders must bring one
 
     def apply(self, entry: Entry) -> None:
         """Take in one entry.
@@ -146,6 +149,15 @@ def _created(budget: Budget, entry: Created) -> None:
 
 def _moved(budget: Budget, entry: Moved) -> None:
     budget.host, budget.place = entry.host, entry.place
+
+
+def _receipt_seen(budget: Budget, entry: ReceiptSeen) -> None:
+    budget.receipts.add(entry.coordinator)
+
+
+def _receipt_waived(budget: Budget, entry: ReceiptWaived) -> None:
+    _require(entry.coordinator in budget.receipts, "a coordinator that never sent a receipt")
+    budget.receipts.discard(entry.coordinator)
 
 
 def _opened(budget: Budget, entry: LineageOpened) -> None:
@@ -239,6 +251,8 @@ def _committed(budget: Budget, entry: WorkCommitted) -> None:
 _FOLD: Final[Mapping[type, Callable[[Budget, Any], None]]] = {
     Created: _created,
     Moved: _moved,
+    ReceiptSeen: _receipt_seen,
+    ReceiptWaived: _receipt_waived,
     LineageOpened: _opened,
     RunAdmitted: _admitted,
     RunReleased: _released,

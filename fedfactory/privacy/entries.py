@@ -105,9 +105,27 @@ class WorkCommitted:
     update: Update
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptSeen:
+    """A coordinator sent a receipt of this ledger: from now on its orders must bring one."""
+
+    coordinator: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptWaived:
+    """The administrator takes a coordinator's orders without a receipt until it sends one."""
+
+    coordinator: str
+    actor: str
+    reason: str
+
+
 Entry = (
     Created
     | Moved
+    | ReceiptSeen
+    | ReceiptWaived
     | LineageOpened
     | RunAdmitted
     | RunReleased
@@ -120,6 +138,8 @@ ENTRIES: Final[Mapping[str, type]] = {
     for kind in (
         Created,
         Moved,
+        ReceiptSeen,
+        ReceiptWaived,
         LineageOpened,
         RunAdmitted,
         RunReleased,

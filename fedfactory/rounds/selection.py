@@ -12,7 +12,7 @@ from fedfactory.contracts.run_plan import RunPlan, Selection
 from fedfactory.rounds.state import RunState
 
 # Failures that pass: asking again may help, and nothing was learned from the data.
-PASSING: Final = frozenset({"transfer_failed", "missing_update", "expired"})
+PASSING: Final = frozenset({"transfer_failed", "missing_update", "expired", "no_receipt"})
 # Failures that may pass, but came after the data was touched: under differential privacy another
 # try would be charged again, so nobody tries it by itself.
 PASSING_WITHOUT_PRIVACY: Final = frozenset({"worker_lost", "timed_out"})

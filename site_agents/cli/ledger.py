@@ -42,6 +42,8 @@ def main(words: Sequence[str]) -> int:
     by = person()
     if asked.what == "open-lineage":
         return _open_lineage(home, folder, asked, by=by)
+    if asked.what == "accept-coordinator":
+        return _accept_coordinator(home, folder, asked, by=by)
     if asked.what == "release":
         return _release(home, folder, asked, by=by)
     return _move(home, folder, asked, by=by)
@@ -62,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, argument, told in (
         ("open-lineage", "name", "give a population that no lineage covers a budget of its own"),
         ("release", "run", "give back what a run holds and has not reserved"),
+        ("accept-coordinator", "name", "take its orders though it no longer sends receipts"),
         ("move", None, "take host, file and clock for right as they are now"),
     ):
         command = commands.add_parser(name, help=told, description=told)
@@ -93,6 +96,20 @@ def _open_lineage(home: Path, folder: Path, asked: argparse.Namespace, *, by: st
         ledger.close()
     told = f"lineage '{name}' is open, at delta {delta:g} for good"
     return tell_done(asked, told, lineage=name, delta=delta)
+
+
+def _accept_coordinator(home: Path, folder: Path, asked: argparse.Namespace, *, by: str) -> int:
+    name, reason = asked.name, asked.reason
+    ledger = Ledger.open(folder)
+    try:
+        if name not in ledger.budget.receipts:
+            raise UnknownNameError("coordinator that sent a receipt", name, ledger.budget.receipts)
+        record(home, "receipt_waived", actor=by, reason=reason, coordinator=name)
+        ledger.waive_receipt(name, actor=by, reason=reason)
+    finally:
+        ledger.close()
+    told = f"orders of coordinator '{name}' need no receipt, until it sends one again"
+    return tell_done(asked, told, coordinator=name)
 
 
 def _release(home: Path, folder: Path, asked: argparse.Namespace, *, by: str) -> int:
@@ -248,7 +265,8 @@ def _subject(entry: Entry) -> str:
         return f"{_name(work)} round {work.round} {work.kind}{steps}"
     if run is not None:
         return _name(run)
-    return str(getattr(entry, "lineage", "") or getattr(entry, "reason", ""))
+    names = (getattr(entry, name, "") for name in ("lineage", "coordinator", "reason"))
+    return shown_name(next(filter(None, names), ""))
 
 
 def _plain(
@@ -271,7 +289,11 @@ def _plain(
 
 def _name(of: RunKey | WorkKey) -> str:
     """Name a run; its id is the coordinator's choice, so nothing in it may steer the terminal."""
-    name = f"{of.coordinator}/{of.run_id}"
+    return shown_name(f"{of.coordinator}/{of.run_id}")
+
+
+def shown_name(name: str) -> str:
+    """Return a name of somebody else's choosing, safe to print."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 

@@ -461,7 +461,7 @@ def test_a_message_beyond_its_methods_size_is_refused(rig, method):
 # ---- questions -------------------------------------------------------------------------------
 
 QUESTION = SignedQuestion(
-    question=Question(site="cesga", plan=None, logs=WISHES["logs"].signed),
+    question=Question(site="cesga", plan=None, receipt=None, logs=WISHES["logs"].signed),
     signature=SIGNED,
 )
 FIT = Answer(fitness=Fitness(code="", version="1"), logs=None)

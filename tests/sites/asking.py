@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from fedfactory.contracts.codec import to_json
-from fedfactory.contracts.plans import RunTerms, SignedPlan
+from fedfactory.contracts.plans import Anchor, RunTerms, SignedPlan
 from fedfactory.contracts.questions import (
     Answer,
     LogsWanted,
@@ -39,11 +39,12 @@ def about_plan(
     key: Signer | None = None,
     operator: Signer | None = None,
     to: str = SITE,
+    receipt: Anchor | None = None,
 ) -> str:
     hub = site.coordinator
     terms = terms or hub.terms()
     plan = SignedPlan(terms=terms, signature=(operator or hub.operator).sign(terms))
-    return signed(hub, Question(site=to, plan=plan, logs=None), key)
+    return signed(hub, Question(site=to, plan=plan, receipt=receipt, logs=None), key)
 
 
 def about_logs(
@@ -62,7 +63,7 @@ def about_logs(
     }  # fmt: skip
     wanted = LogsWanted(**{**values, **changes})
     wish = SignedLogsWanted(wanted=wanted, signature=(operator or hub.operator).sign(wanted))
-    return signed(hub, Question(site=to, plan=None, logs=wish), key)
+    return signed(hub, Question(site=to, plan=None, receipt=None, logs=wish), key)
 
 
 def fitness(site: Site, text: str) -> str:

@@ -83,14 +83,14 @@ def test_it_answers_questions(make_hub, start) -> None:
     eventually(lambda: hub.gateway.connected() == [SITE])
     signed = terms()
     plan = SignedPlan(terms=signed, signature=hub.operator.signer.sign(signed))
-    answer = hub.ask(Question(site=SITE, plan=plan, logs=None))
+    answer = hub.ask(Question(site=SITE, plan=plan, receipt=None, logs=None))
     assert answer is not None
     assert (answer.fitness.code, answer.fitness.version) == ("", own_version())
     wanted = LogsWanted(
         coordinator="hub", run_id="run-1", site=SITE, nonce="once", not_after=time.time() + 60
     )
     wish = SignedLogsWanted(wanted=wanted, signature=hub.operator.signer.sign(wanted))
-    answer = hub.ask(Question(site=SITE, plan=None, logs=wish))
+    answer = hub.ask(Question(site=SITE, plan=None, receipt=None, logs=wish))
     assert answer.logs.status == "let_out"
 
 

@@ -47,12 +47,12 @@ def test_a_signature_over_another_question_does_not_count(site: Site) -> None:
     first = from_json(SignedQuestion, about_plan(site))
     terms = site.coordinator.terms(rounds=6)
     plan = SignedPlan(terms=terms, signature=site.coordinator.operator.sign(terms))
-    other = Question(site=SITE, plan=plan, logs=None)
+    other = Question(site=SITE, plan=plan, receipt=None, logs=None)
     forged = SignedQuestion(question=other, signature=first.signature)
     assert fitness(site, to_json(forged)) == "not_authorised"
     # Nor does one over the same terms that the operator did not sign.
     plan = SignedPlan(terms=terms, signature=first.question.plan.signature)
-    asked = Question(site=SITE, plan=plan, logs=None)
+    asked = Question(site=SITE, plan=plan, receipt=None, logs=None)
     assert fitness(site, signed(site.coordinator, asked)) == "not_authorised"
 
 

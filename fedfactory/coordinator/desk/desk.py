@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Final
 
 from fedfactory.contracts.errors import IdentityError, RefusedError, UsageError
 from fedfactory.contracts.questions import Question, SignedQuestion
+from fedfactory.coordinator.anchors import Anchors
 from fedfactory.coordinator.coordinator_config import CoordinatorConfig
 from fedfactory.coordinator.desk.agreement import why_not_resumed
 from fedfactory.coordinator.desk.fitness import turned_away, unfit_sites
-from fedfactory.coordinator.desk.submitting import Submitting
+from fedfactory.coordinator.desk.submitting import ANCHORS, Submitting
 from fedfactory.coordinator.desk.watching import find_model, kept_models, watch
 from fedfactory.coordinator.gateway.blobs import blob_path
 from fedfactory.coordinator.running.checkpoints import MODELS
@@ -168,7 +169,7 @@ class Desk:
             raise UsageError(f"'{wish.site}' is no site of {run.run_id} at {self._config.name}")
         if not time.time() < wish.not_after <= time.time() + LONGEST_WISH_S:
             raise UsageError(f"the wish must be good for at most {LONGEST_WISH_S:.0f} s from now")
-        question = Question(site=wish.site, plan=None, logs=wanted.signed)
+        question = Question(site=wish.site, plan=None, receipt=None, logs=wanted.signed)
         asked = SignedQuestion(question=question, signature=self._signer.sign(question))
         answer = self.gateway.ask(wish.site, asked, LOGS_TIMEOUT_S)
         return LogsGiven(logs=None if answer is None else answer.logs)
@@ -236,7 +237,8 @@ class Desk:
     def _unfit(self, found: Submission) -> tuple[Finding, ...]:
         skewed = self.gateway.skewed()
         members = {n: turned_away(m, skewed) for n, m in self._members(Role.SITE).items()}
-        return unfit_sites(found.signed, members, self.gateway, self._signer)
+        anchors = Anchors(self._config.home / ANCHORS)
+        return unfit_sites(found.signed, members, anchors, self.gateway, self._signer)
 
 
 def _role(word: str) -> Role:

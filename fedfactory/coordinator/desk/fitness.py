@@ -17,6 +17,7 @@ from fedfactory.wire.membership import Member
 from fedfactory.wire.operations import Finding
 
 if TYPE_CHECKING:
+    from fedfactory.coordinator.anchors import Anchors
     from fedfactory.coordinator.gateway.front_door import Skewed
     from fedfactory.identity.signing import Signer
 
@@ -41,6 +42,7 @@ class Asker(Protocol):
 def unfit_sites(
     signed: SignedPlan,
     members: Mapping[str, Member],
+    anchors: Anchors,
     gateway: Asker,
     signer: Signer,
 ) -> tuple[Finding, ...]:
@@ -56,7 +58,7 @@ def unfit_sites(
             return code
         if site not in connected:
             return "offline"
-        question = Question(site=site, plan=signed, logs=None)
+        question = Question(site=site, plan=signed, receipt=anchors.of(site), logs=None)
         asked = SignedQuestion(question=question, signature=signer.sign(question))
         answer = gateway.ask(site, asked, ASK_TIMEOUT_S)
         if answer is None or answer.fitness is None:
