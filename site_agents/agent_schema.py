@@ -16,6 +16,7 @@ class WorkerSchema:
     threads: int = MISSING
     devices: list[str] = MISSING
     timeout_s: float = MISSING
+    network: str | None = MISSING
 
 
 @dataclass

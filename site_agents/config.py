@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedfactory.contracts.errors import UnknownNameError, UsageError, ValueRangeError
+from fedfactory.isolation.mechanism import NETWORKS, Network
 from site_agents.catalogue import check_site_name
 from site_agents.second_place import SYSLOG
 
@@ -37,12 +38,16 @@ _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfig:
-    """`threads` per worker; a worker for each of `devices`; `timeout_s` bounds one order."""
+    """`threads` per worker; a worker for each of `devices`; `timeout_s` bounds one order.
+
+    `network` as in fedfactory/isolation/mechanism.py.
+    """
 
     executor: str
     threads: int
     devices: tuple[str, ...]
     timeout_s: float
+    network: Network | None
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= MAX_THREADS:
@@ -52,6 +57,10 @@ class WorkerConfig:
         _check_devices(self.devices)
         if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
             raise ValueRangeError("worker.timeout_s", self.timeout_s, "seconds above 0")
+        if self.network not in (None, *NETWORKS):
+            raise ValueRangeError(
+                "worker.network", self.network, f"{' or '.join(NETWORKS)}, or null"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from site_agents.assembly import build_executor, open_books
 from site_agents.books import Books
 from site_agents.config import AgentConfig
 from site_agents.executors.executor import Executor
+from site_agents.executors.isolation import isolation_of
 
 log = logging.getLogger("site_agents.daemon")
 
@@ -38,6 +39,7 @@ def run_agent(config: AgentConfig, *, until_stdin_closes: bool = False) -> int:
     Raises:
         LeaseHeldError: another agent runs on this home.
         LedgerError, IntegrityError: the site's books do not hold.
+        EnvironmentFailedError: its workers cannot be isolated as its configuration asks.
     """
     with _home(config, "run") as (executor, books):
         agent = Agent(config, executor, books)
@@ -68,6 +70,7 @@ def _home(config: AgentConfig, mode: Mode) -> Iterator[tuple[Executor, Books]]:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     limit_arenas()
     with Lease(config.home, "agent", mode):
+        _say_isolation(config)
         executor = build_executor(config)
         if mode == "run":
             executor.start()  # in a tick, when there is work
@@ -81,6 +84,17 @@ def _home(config: AgentConfig, mode: Mode) -> Iterator[tuple[Executor, Books]]:
                 books.close()
         finally:
             executor.close()
+
+
+def _say_isolation(config: AgentConfig) -> None:
+    """Write into the log how workers are kept off the network.
+
+    Raises:
+        EnvironmentFailedError: worker.network is isolated, which this machine does not permit.
+    """
+    found = isolation_of(config.worker.network)
+    level = logging.WARNING if found.mechanism == "none" else logging.INFO
+    log.log(level, "the workers' network is %s", found.sentence)
 
 
 def _obey_signals(agent: Agent) -> None:

@@ -167,7 +167,7 @@ def examine_worker(config: AgentConfig) -> Iterator[Finding]:
         site=config.site, sources={}, threads=config.worker.threads, device="cpu"
     )
     log = config.home / "logs" / "worker.log"
-    worker = WarmWorker(settings, log=log)
+    worker = WarmWorker(settings, network=config.worker.network, log=log)
     began = time.monotonic()
     try:
         worker.wait_ready()

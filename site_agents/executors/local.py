@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from fedfactory.contracts.errors import EnvironmentFailedError, FedfactoryError
 from fedfactory.contracts.orders import Scalar
+from fedfactory.isolation.mechanism import Network
 from site_agents.executors.devices import find_devices
 from site_agents.executors.executor import (
     JobTimeoutError,
@@ -46,13 +47,21 @@ class LocalExecutor:
     """
 
     def __init__(
-        self, *, site: str, sources: Sources, threads: int, devices: Sequence[str], log: Path
+        self,
+        *,
+        site: str,
+        sources: Sources,
+        threads: int,
+        devices: Sequence[str],
+        log: Path,
+        network: Network | None = None,
     ) -> None:
         self._site = site
         self._sources = sources
         self._threads = threads
         self._asked = tuple(devices)
         self._log = log
+        self._network = network
         self._changed = threading.Condition()
         self._workers: list[WarmWorker] | None = None  # by device; None until they are known
         self._aside: WarmWorker | None = None
@@ -234,7 +243,7 @@ class LocalExecutor:
 
     def _make(self, device: str) -> WarmWorker:
         """Return a worker that is not yet started; it gets its data sources when it is lent."""
-        return WarmWorker(self._settings(device, {}), log=self._log)
+        return WarmWorker(self._settings(device, {}), network=self._network, log=self._log)
 
     def _settings(self, device: str, sources: Mapping[str, SourceOptions]) -> WorkerSettings:
         return WorkerSettings(

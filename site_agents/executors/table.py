@@ -31,5 +31,6 @@ def make_executor(
         threads=config.worker.threads,
         devices=config.worker.devices,
         log=log,
+        network=config.worker.network,
     )
     return executor

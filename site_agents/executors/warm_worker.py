@@ -12,15 +12,16 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from fedfactory.contracts.codec import to_json
+from fedfactory.isolation.mechanism import Network
 from site_agents.executors.environment import worker_environment
 from site_agents.executors.executor import JobTimeoutError, WorkerLostError
+from site_agents.executors.isolation import launcher
 from site_agents.jobs.settings import WorkerSettings
 
 READY_TIMEOUT_S: Final = 300.0
@@ -29,8 +30,9 @@ READY_TIMEOUT_S: Final = 300.0
 class WarmWorker:
     """A worker process, started at need. One thread at a time may ask; any thread may interrupt."""
 
-    def __init__(self, settings: WorkerSettings, *, log: Path) -> None:
+    def __init__(self, settings: WorkerSettings, *, network: Network | None, log: Path) -> None:
         self.settings = settings
+        self._network = network
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = False
@@ -61,8 +63,8 @@ class WarmWorker:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-P", "-m", "site_agents.worker"),
-                    *("--site", settings.site, "--device", settings.device),
+                    *launcher(self._network, gpu=settings.device != "cpu"),
+                    *("site_agents.worker", "--site", settings.site, "--device", settings.device),
                 ],
                 env=worker_environment(os.environ, settings.threads),
                 stdin=subprocess.PIPE,
