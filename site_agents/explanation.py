@@ -256,7 +256,7 @@ def _failures(home: Path, policy: Policy, sending: Sending) -> Step:
     source = policy.source_for(sending.order.task)
     found = None
     if source is not None and sending.order.privacy is not None:
-        found = too_many_failures(home, policy.data[source].lineage)
+        found = too_many_failures(home, policy.data[source].lineage, sending.order.coordinator)
     return _step("failures", "paused", found)
 
 

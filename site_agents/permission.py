@@ -155,7 +155,7 @@ class Permission:
         rule = asked.policy.tasks[task.name]
         if left_open := open_data_parameters(rule, task, asked.order.task_parameters):
             raise RefusedError("policy_parameters", left_open)
-        if too_many := too_many_failures(self._home, asked.rule.lineage):
+        if too_many := too_many_failures(self._home, asked.rule.lineage, asked.order.coordinator):
             raise RefusedError("paused", too_many)
 
 

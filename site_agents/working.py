@@ -31,9 +31,10 @@ from site_agents.executors.executor import (
     WorkerLostError,
     WorkStoppedError,
 )
-from site_agents.failures import note_failure
+from site_agents.failures import note_failure, too_many_failures
 from site_agents.jobs.job import RESULT, UPDATE, Job, JobResult, read_result
 from site_agents.permission import Asked, judge_base
+from site_agents.policy import plan_clauses
 from site_agents.refused import RefusedError
 
 log = logging.getLogger("site_agents.working")
@@ -80,7 +81,7 @@ class Working:
         assert asked.rule is not None
         try:
             with self._counting_failures:
-                note_failure(self._home, asked.rule.lineage)
+                note_failure(self._home, asked.rule.lineage, asked.order.coordinator)
         except (ProtocolError, OSError) as error:
             log.error("the failure could not be counted: %s", error)  # noqa: TRY400
 
@@ -106,6 +107,10 @@ class Working:
     def _attempt(self, asked: Asked, base: Path, folder: Path) -> tuple[Charge | None, JobResult]:
         """Reserve and run; every attempt is reserved anew, for each may have touched the data."""
         for attempt in range(1, ATTEMPTS + 1):
+            if obstacle := self._obstacle(asked):
+                if attempt == 1:
+                    raise obstacle
+                break
             charge = self._books.reserve(
                 asked.order, asked.sending.plan.terms, asked.policy, asked.rule
             )
@@ -122,10 +127,27 @@ class Working:
                 log.warning("attempt %d: %s", attempt, error)
             except (FedfactoryError, OSError) as error:
                 raise RefusedError("work_failed", str(error)) from error
-        raise RefusedError("worker_lost", f"the worker was lost {ATTEMPTS} times")
+        raise RefusedError("worker_lost", "the worker was lost at every attempt")
+
+    def _obstacle(self, asked: Asked) -> RefusedError | None:
+        """Return why private work is not reserved now: time passed since the policy was asked.
+
+        Minutes may lie between: the base model was fetched, another attempt ran.
+        """
+        if not asked.private:
+            return None
+        assert asked.rule is not None
+        if late := plan_clauses.too_late(asked.sending, time.time()):
+            return RefusedError("expired", late)
+        lineage, coordinator = asked.rule.lineage, asked.order.coordinator
+        if too_many := too_many_failures(self._home, lineage, coordinator):
+            return RefusedError("paused", too_many)
+        return None
 
     def _run(self, asked: Asked, charge: Charge | None, base: Path, folder: Path) -> JobResult:
-        timeout_s = min(self._timeout_s, max(1.0, asked.sending.expires_at - time.time()))
+        timeout_s = self._timeout_s
+        if not asked.private:  # by a coordinator's clock, it could have every order fail, unpaid
+            timeout_s = min(timeout_s, max(1.0, asked.sending.expires_at - time.time()))
         result = self._executor.run(_job(asked, charge, base), folder, timeout_s)
         if result.failure is not None:
             raise RefusedError(result.failure, "the worker's log says why")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Final
 
 from fedfactory.cli.arguments import Arguments
 from fedfactory.cli.forms import add_forms, print_json
 from fedfactory.contracts.codec import encode
+from fedfactory.contracts.errors import ProtocolError
 from fedfactory.lease import Holder, holder_of
 from site_agents import control
 from site_agents.approvals import Approvals
 from site_agents.cli.home import add_home, find_home
 from site_agents.control import ControlState
+from site_agents.failures import broken_failures, read_failures
 from site_agents.status import Status, read_status
 
 LONGEST_NAME: Final = 80
@@ -28,12 +31,13 @@ def main(words: Sequence[str]) -> int:
     asked = parser.parse_args(words)
     home = find_home(asked.home)
     holder, status, word = holder_of(home, "agent"), read_status(home), control.state(home)
-    waiting = len(Approvals(home).waiting())
+    waiting, failures = len(Approvals(home).waiting()), failure_lines(home)
     if asked.json:
         whole = {
             "agent": asdict(holder) if holder else None,
             "control": asdict(word),
             "waiting_for_approval": waiting,
+            "failures": failures,
             "last_known": encode(status) if status else None,
         }
         print_json(whole)
@@ -41,8 +45,17 @@ def main(words: Sequence[str]) -> int:
         for order in status.in_hand if holder and status else ():
             print(_name(order.run_id))
     else:
-        print("\n".join(status_lines(holder, status, word, waiting, time.time())))
+        lines = status_lines(holder, status, word, waiting, time.time())
+        print("\n".join([*lines, *(f"failures    {line}" for line in failures)]))
     return 0
+
+
+def failure_lines(home: Path) -> tuple[str, ...]:
+    """Return what private work failed since the last resume, a line each."""
+    try:
+        return read_failures(home).lines()
+    except (OSError, ProtocolError):
+        return (broken_failures(home),)
 
 
 def status_lines(

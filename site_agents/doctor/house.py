@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-from fedfactory.contracts.errors import FedfactoryError
+from fedfactory.contracts.errors import FedfactoryError, ProtocolError
 from fedfactory.lease import holder_of
 from site_agents import control
 from site_agents.assembly import open_books, sources_of
@@ -20,6 +20,7 @@ from site_agents.config import AGENT_FILE, POLICY_FILE, AgentConfig
 from site_agents.doctor.finding import Finding, fail, ok, warn
 from site_agents.executors.executor import JobTimeoutError, WorkerLostError
 from site_agents.executors.warm_worker import WarmWorker
+from site_agents.failures import broken_failures, read_failures
 from site_agents.jobs.settings import WorkerSettings
 from site_agents.policy import Policy
 from site_agents.policy_check import OPEN_LINEAGE, task_misfits
@@ -65,6 +66,12 @@ def examine_home(config: AgentConfig) -> Iterator[Finding]:
     word = control.state(config.home)
     if word.name != "running":
         yield warn("agent", f"{word.name} by {word.by}: {word.reason}", "site-agent resume")
+    try:
+        failures = read_failures(config.home).lines()
+    except (OSError, ProtocolError):
+        failures = (broken_failures(config.home),)
+    for line in failures:
+        yield warn("failures", line, "read the end of logs/worker.log, then: site-agent resume")
 
 
 def examine_policy(config: AgentConfig) -> tuple[Policy | None, list[Finding]]:

@@ -10,6 +10,7 @@ from fedfactory.contracts.plans import Sending
 from site_agents.policy.facts import Facts, Finding, evaluations, shown, steps_cap
 from site_agents.policy.values import Policy
 
+LEAST_LEFT_S: Final = 2.0
 # Names end up in logs, in books and on the administrator's screen: no path, no control character.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -58,10 +59,25 @@ def names(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
 
 
 def expires_at(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
-    """The coordinator still waits for an answer."""
+    """The coordinator still waits for an answer; private work is begun with time left for it."""
     del policy
     late_s = facts.now - sending.expires_at
-    return Finding(f"it came {late_s:.0f} s after its time") if late_s > 0 else None
+    if late_s > 0:
+        return Finding(f"it came {late_s:.0f} s after its time")
+    begins_privately = sending.order.privacy is not None and not facts.finished
+    late = too_late(sending, facts.now) if begins_privately else None
+    return None if late is None else Finding(late)
+
+
+def too_late(sending: Sending, now: float) -> str | None:
+    """Return why private work is not begun at `now` (Unix seconds) for lack of time.
+
+    It is charged whole once begun, and nobody would take its result.
+    """
+    left_s = sending.expires_at - now
+    if left_s >= LEAST_LEFT_S:
+        return None
+    return f"{max(0.0, left_s):.1f} s are left, private work is begun with {LEAST_LEFT_S:g} or more"
 
 
 def digest(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
