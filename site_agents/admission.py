@@ -7,6 +7,7 @@ and all that was spent and held before.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fedfactory.contracts.orders import Order, TrainParameters
@@ -17,11 +18,13 @@ from fedfactory.privacy.accounting import (
     Charges,
     Cost,
     Limits,
+    epsilon_of,
     fits,
     joined,
     least_noise,
 )
-from fedfactory.privacy.budget import Budget
+from fedfactory.privacy.budget import Budget, Run
+from fedfactory.privacy.delta import delta_fault
 from fedfactory.privacy.entries import Charge, RunAdmitted, RunKey
 from fedfactory.privacy.sampling import evaluation_size, sampling
 from site_agents.policy import DataRule, Policy
@@ -33,6 +36,7 @@ class Caps:
 
     epsilon_per_run: float
     epsilon_per_lineage: float
+    epsilon_held: float = math.inf  # by all open runs of one coordinator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +54,24 @@ class Stake:
     unit: str
     public_size: int
     caps: Caps
+    refuses_unbounded: bool
 
 
 def stake_of(policy: Policy, rule: DataRule) -> Stake:
     """Return what a policy says of one of its data sets and its budget."""
+    share = policy.holds.hold_share * policy.epsilon_per_lineage
     caps = Caps(
-        epsilon_per_run=policy.epsilon_per_run, epsilon_per_lineage=policy.epsilon_per_lineage
+        epsilon_per_run=policy.epsilon_per_run,
+        epsilon_per_lineage=policy.epsilon_per_lineage,
+        epsilon_held=max(policy.epsilon_per_run, share),
     )
-    return Stake(lineage=rule.lineage, unit=rule.unit, public_size=rule.public_size, caps=caps)
+    return Stake(
+        lineage=rule.lineage,
+        unit=rule.unit,
+        public_size=rule.public_size,
+        caps=caps,
+        refuses_unbounded=policy.holds.unbounded_lineage == "refuse",
+    )
 
 
 def next_entry(
@@ -74,12 +88,9 @@ def next_entry(
     Its run's admission while the run is not admitted, then what the order itself reserves; or why
     neither may be.
     """
-    if stake.lineage not in budget.deltas:
-        return Shortfall(
-            finding=f"lineage '{stake.lineage}' has no budget: 'site-agent policy check' says what"
-            " to do"
-        )
     held = budget.runs.get(run_of(order))
+    if obstacle := _obstacle(budget, stake) or _mismatch(held, order, stake):
+        return Shortfall(finding=obstacle)
     if held is None:
         return admit(
             budget,
@@ -92,18 +103,40 @@ def next_entry(
             caps=stake.caps,
             now=now,
         )
-    if (held.lineage, held.unit) != (stake.lineage, stake.unit):
-        return Shortfall(
-            finding=f"the run was admitted on lineage '{held.lineage}' per {held.unit}, and its"
-            f" epsilon is of that; policy.yaml now has '{stake.lineage}' per {stake.unit}"
-        )
-    if held.plan_digest != order.plan_digest:
-        return Shortfall(finding="the run was admitted by another plan")
-    if held.released:
-        return Shortfall(finding="the run is over, and what it held has returned")
+    if held.lapsed:
+        return readmit(budget, accountant, order, caps=stake.caps, now=now)
     return charge_of(
         budget, accountant, order, public_size=stake.public_size, caps=stake.caps, now=now
     )
+
+
+def _mismatch(held: Run | None, order: Order, stake: Stake) -> str | None:
+    """Return why an order is not of the run as it was admitted; None if it is, or none was."""
+    if held is None:
+        return None
+    if (held.lineage, held.unit) != (stake.lineage, stake.unit):
+        return (
+            f"the run was admitted on lineage '{held.lineage}' per {held.unit}, and its"
+            f" epsilon is of that; policy.yaml now has '{stake.lineage}' per {stake.unit}"
+        )
+    if held.plan_digest != order.plan_digest:
+        return "the run was admitted by another plan"
+    return "the run is over, and what it held has returned" if held.released else None
+
+
+def _obstacle(budget: Budget, stake: Stake) -> str | None:
+    """Return why no run at all is taken on a lineage; None if runs are."""
+    if stake.lineage not in budget.deltas:
+        return f"lineage '{stake.lineage}' has no budget: 'site-agent policy check' says what to do"
+    size = f"the public size of {stake.public_size}"
+    if fault := delta_fault(budget.deltas[stake.lineage], stake.public_size, size=size):
+        return f"the delta of lineage '{stake.lineage}', which never changes, {fault}"
+    if stake.refuses_unbounded and (left := budget.unprotected.get(stake.lineage)):
+        return (
+            f"{left.updates} updates left lineage '{stake.lineage}' without differential privacy,"
+            " and privacy.unbounded_lineage is 'refuse'"
+        )
+    return None
 
 
 def run_of(order: Order) -> RunKey:
@@ -138,6 +171,11 @@ def admit(
     )
     if isinstance(planned, Shortfall):
         return Shortfall(finding=f"lineage '{lineage}': {planned.finding}")
+    wanted = joined(*({charge.cost: charge.steps} for charge in planned))
+    if too_much := _holds_too_much(
+        budget, accountant, run, lineage, wanted, most=caps.epsilon_held, now=now
+    ):
+        return Shortfall(finding=too_much)
     return RunAdmitted(
         run=run,
         plan_digest=order.plan_digest,
@@ -145,6 +183,57 @@ def admit(
         unit=unit,
         planned=planned,
         expires_at=terms.not_after,
+    )
+
+
+def readmit(
+    budget: Budget, accountant: Accountant, order: Order, *, caps: Caps, now: float
+) -> RunAdmitted | Shortfall:
+    """Hold what is left of a lapsed run's plan again, at its own noise, or say why it is not."""
+    assert order.privacy is not None
+    run = run_of(order)
+    before = budget.runs[run]
+    left, limits = before.left(), limits_of(order.privacy, caps, budget.deltas[before.lineage])
+    others = budget.others(before.lineage, run, now)
+    why = None
+    if not fits(accountant, joined(before.spent, left), others, limits):
+        why = f"what is left of its plan no longer fits lineage '{before.lineage}'"
+    why = why or _holds_too_much(
+        budget, accountant, run, before.lineage, left, most=caps.epsilon_held, now=now
+    )
+    if why is not None:
+        return Shortfall(
+            finding=f"no order of the run came for days, what it held has lapsed, and {why}: a new"
+            " run from its model is planned anew"
+        )
+    return RunAdmitted(
+        run=run,
+        plan_digest=before.plan_digest,
+        lineage=before.lineage,
+        unit=before.unit,
+        planned=before.planned,
+        expires_at=before.expires_at,
+    )
+
+
+def _holds_too_much(
+    budget: Budget,
+    accountant: Accountant,
+    run: RunKey,
+    lineage: str,
+    wanted: Charges,
+    *,
+    most: float,
+    now: float,
+) -> str | None:
+    """Return why a run's coordinator may not hold `wanted` beside what its open runs hold."""
+    held = budget.held(lineage, now, but=run, coordinator=run.coordinator)
+    epsilon = epsilon_of(accountant, joined(held, wanted), budget.deltas[lineage])
+    if not held or epsilon <= most:
+        return None
+    return (
+        f"the open runs of coordinator '{run.coordinator}' would hold epsilon {epsilon:.3g} of"
+        f" lineage '{lineage}', and one holds at most {most:g} (privacy.hold_share)"
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from fedfactory.contracts.errors import EnvironmentFailedError, FedfactoryError, IntegrityError
 from fedfactory.contracts.orders import Order, WorkKey
 from fedfactory.contracts.plans import Anchor, RunTerms
-from fedfactory.contracts.privacy import PrivacySpent
+from fedfactory.contracts.privacy import PrivacySpent, PrivacyStanding
 from fedfactory.contracts.updates import Update
 from fedfactory.privacy.accounting import epsilon_of, joined
 from fedfactory.privacy.budget import run_key, work_name
@@ -27,6 +27,7 @@ from site_agents.ledger import Ledger
 from site_agents.ledger_file import Row
 from site_agents.policy import DataRule, Policy
 from site_agents.second_place import SecondPlace
+from site_agents.standing import day_of, unbounded
 
 
 class BooksError(FedfactoryError):
@@ -137,6 +138,15 @@ class Books:
             for (hub, run_id, number, kind), work in self._ledger.budget.works.copy().items()
         }
 
+    @property
+    def deltas(self) -> Mapping[str, float]:
+        """Every lineage that was opened, and its delta."""
+        return dict(self._ledger.budget.deltas)
+
+    def unbounded(self) -> Mapping[str, str]:
+        """Return what to say of each lineage whose updates left without privacy."""
+        return unbounded(self._ledger.budget)
+
     def has_budget(self, lineage: str) -> bool:
         """Whether a lineage was opened."""
         return lineage in self._ledger.budget.deltas
@@ -180,12 +190,14 @@ class Books:
 
         Raises:
             BudgetError: the run's whole plan, or this order, does not fit.
+            LedgerError: what silent runs held cannot be freed.
         """
         if order.privacy is None:
             return
         assert rule is not None
         ledger, stake = self._ledger, stake_of(policy, rule)
         with self._lock:
+            self._lapse(policy)
             found = next_entry(
                 ledger.budget, ledger.accountant, order, terms, stake=stake, now=time.time()
             )
@@ -193,6 +205,7 @@ class Books:
             raise BudgetError(found.finding)
 
     def _charge(self, order: Order, terms: RunTerms, policy: Policy, rule: DataRule) -> Charge:
+        self._lapse(policy)
         ledger, stake, now = self._ledger, stake_of(policy, rule), time.time()
         found = next_entry(ledger.budget, ledger.accountant, order, terms, stake=stake, now=now)
         if isinstance(found, RunAdmitted):
@@ -202,6 +215,11 @@ class Books:
             raise BudgetError(found.finding)
         assert isinstance(found, Charge)
         return found
+
+    def _lapse(self, policy: Policy) -> None:
+        """Free what silent runs hold, before anybody's plan is held against it."""
+        for entry in self._ledger.budget.lapsing(time.time(), policy.holds.silent_days):
+            self._ledger.lapse(entry)
 
     def release(self, run: RunKey, plan_digest: str) -> bool:
         """Give back what a run that is over holds; whether it still held anything.
@@ -234,6 +252,23 @@ class Books:
                 steps=charge.steps,
                 unit="row" if admitted.unit == "row" else "unit",
                 accountant=ledger.accountant.name,
+            )
+
+    def standing(self, key: WorkKey) -> PrivacyStanding | None:
+        """State what holds for a run and its population now; None if the run was not admitted."""
+        with self._lock:
+            budget, run = self._ledger.budget, run_key(key)
+            admitted = budget.runs.get(run)
+            if admitted is None:
+                return None
+            left = budget.unprotected.get(admitted.lineage)
+            return PrivacyStanding(
+                epsilon_run=budget.epsilon_run(self._ledger.accountant, run),
+                delta=budget.deltas[admitted.lineage],
+                unit="row" if admitted.unit == "row" else "unit",
+                accountant=self._ledger.accountant.name,
+                unprotected_updates=left.updates if left else 0,
+                unprotected_on=day_of(left.last_at) if left else None,
             )
 
     def commit(self, key: WorkKey, update: Update) -> None:

@@ -266,6 +266,8 @@ def _budget(ledger: Ledger, policy: Policy, sending: Sending, now: float) -> Ste
     source = policy.source_for(order.task)
     if order.privacy is None or source is None:
         return _step("privacy budget", "budget_exhausted", None)
+    for lapse in ledger.budget.lapsing(now, policy.holds.silent_days):
+        ledger.budget.apply(lapse)  # as the agent does first; nothing is written
     cost = next_entry(
         ledger.budget,
         ledger.accountant,

@@ -33,6 +33,7 @@ from fedfactory.privacy.entries import (
     ReceiptWaived,
     RunAdmitted,
     RunKey,
+    RunLapsed,
     RunReleased,
     WorkCommitted,
     WorkRefunded,
@@ -264,6 +265,10 @@ class Ledger:
         """Give back what a run holds and has not reserved."""
         self.append(RunReleased(run=run, actor=actor, reason=reason))
 
+    def lapse(self, entry: RunLapsed) -> None:
+        """Give back what a run holds that has been silent for too long."""
+        self.append(entry)
+
     def reserve(self, key: WorkKey, lineage: str | None, charge: Charge | None) -> None:
         """Spend a charge for work that begins now; durable before this returns."""
         self.append(WorkReserved(work=key, lineage=lineage, charge=charge))
@@ -299,7 +304,7 @@ class Ledger:
         folded, kind = self._folded, type(entry).__name__
         at = self._time_of(entry)
         try:
-            folded.budget.apply(entry)
+            folded.budget.apply(entry, at)
         except LedgerEntryError as error:
             raise LedgerError(f"the ledger refuses {kind}: {error}") from error
         self._doubtful = True
@@ -344,7 +349,7 @@ class Ledger:
         try:
             for row in self._file.rows(folded.sequence, folded.head):
                 entry: Entry = from_json(ENTRIES[row.kind], row.body)
-                folded.budget.apply(entry)
+                folded.budget.apply(entry, row.at)
                 folded.follow(row, entry)
         except (ProtocolError, KeyError, LedgerEntryError) as error:
             raise LedgerError(

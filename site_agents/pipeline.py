@@ -38,6 +38,8 @@ __all__ = ["Pending", "Pipeline", "Transfer"]
 
 log = logging.getLogger("site_agents.pipeline")
 
+# Said once who asks is known and allowed, also of work that was charged before.
+AFTER_AUTHORISATION: Final = ("work_failed", "killed", "paused", "budget_exhausted")
 MAX_ORDER_CHARS: Final = 1_000_000
 
 
@@ -140,6 +142,7 @@ class Pipeline:
         """Write down that a code leaves, if the books still take it: they may be the reason."""
         log.warning("round %d %s refused: %s", key.round, key.kind, why)
         refusal, anchor = Refusal(work=key, code=why.code), None
+        standing = self._books.standing(key) if why.code in AFTER_AUTHORISATION else None
         try:
             anchor = self._books.record(
                 refused(
@@ -151,4 +154,4 @@ class Pipeline:
             )
         except BooksError as error:
             log.error("the refusal could not be recorded: %s", error)  # noqa: TRY400
-        return Reply(update=None, refusal=refusal, anchor=anchor)
+        return Reply(update=None, refusal=refusal, anchor=anchor, standing=standing)

@@ -9,6 +9,7 @@ from typing import Final
 
 from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.contracts.orders import Scalar
+from fedfactory.privacy.delta import delta_fault
 from fedfactory.tasks.table import load_task
 from fedfactory.tasks.task import Task
 from site_agents.policy import Allowed, OneOf, Policy, TaskRule
@@ -20,10 +21,10 @@ OPEN_LINEAGE: Final = (
 )
 
 
-def misfits(policy: Policy, sources: Collection[str], lineages: Collection[str]) -> list[str]:
+def misfits(policy: Policy, sources: Collection[str], lineages: Mapping[str, float]) -> list[str]:
     """Return what does not fit, one sentence each.
 
-    `sources` are the names in agent.yaml, `lineages` those that the ledger has open.
+    `sources` are the names in agent.yaml, `lineages` those that the ledger has open: their deltas.
 
     Such a policy holds and never allows too much; orders are refused where it does not fit.
     """
@@ -37,16 +38,27 @@ def misfits(policy: Policy, sources: Collection[str], lineages: Collection[str])
         for name, rule in policy.data.items()
         if rule.lineage not in lineages
     ]
-    found += [
-        f"privacy.delta: {policy.delta:g} is not below 1 / data.{name}.public_size, and then says"
-        " nothing of a single record"
-        for name, rule in policy.data.items()
-        if policy.delta * rule.public_size >= 1
-    ]
+    found += delta_misfits(policy, lineages)
     found += task_misfits(policy)
     for role in ("coordinators", "operators"):
         if not getattr(policy, role):
             found.append(f"{role}: no key is pinned, so every order is refused")
+    return found
+
+
+def delta_misfits(policy: Policy, lineages: Mapping[str, float]) -> list[str]:
+    """Return each delta, the policy's and the ledger's, that is too large for a data set."""
+    found = []
+    for name, rule in policy.data.items():
+        size = f"data.{name}.public_size"
+        if fault := delta_fault(policy.delta, rule.public_size, size=size):
+            found.append(f"privacy.delta: {fault}")
+        opened = lineages.get(rule.lineage, 0.0)
+        if fault := delta_fault(opened, rule.public_size, size=size):
+            found.append(
+                f"data.{name}.lineage: the delta of '{rule.lineage}', which never changes, {fault};"
+                " declare a public_size below 1 / delta"
+            )
     return found
 
 

@@ -83,7 +83,8 @@ class Release:
         if blob is not None:
             self._send(path, blob)
         self._approvals.settle(work)
-        return Reply(update=update, refusal=None, anchor=anchor)
+        standing = self._books.standing(asked.key)
+        return Reply(update=update, refusal=None, anchor=anchor, standing=standing)
 
     def _paid(self, asked: Asked) -> tuple[str | None, float | None]:
         """Return the lineage that paid and with which epsilon; without DP, the data's and None."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
+from fedfactory.contracts.privacy import no_bound
 from fedfactory.privacy.accounting import Accountant, epsilon_of, joined
 from fedfactory.privacy.budget import Budget
 from fedfactory.privacy.entries import Entry, RunKey
@@ -16,14 +18,21 @@ from fedfactory.privacy.entries import Entry, RunKey
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineageStanding:
-    """One lineage, as epsilons at its delta; `cap` and `left` are None where no policy says."""
+    """One lineage, as epsilons at its delta (None: never opened, nothing spent with privacy).
+
+    `cap` and `left` are None where no policy says. `left` is None, too, where updates left without
+    privacy: `unprotected_updates`, the last on `unprotected_on` (YYYY-MM-DD, UTC). Then no epsilon
+    bounds what is known of its records.
+    """
 
     lineage: str
-    delta: float
+    delta: float | None
     cap: float | None
     spent: float
     held: float
     left: float | None
+    unprotected_updates: int
+    unprotected_on: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,28 +46,48 @@ class RunStanding:
     steps_held: int
     expires_at: float
     released: bool
+    lapsed: bool
 
 
 def lineages(
     budget: Budget, accountant: Accountant, cap: float | None, now: float
 ) -> tuple[LineageStanding, ...]:
     """Return how each lineage stands, by name."""
-    return tuple(_lineage(budget, accountant, name, cap, now) for name in sorted(budget.deltas))
+    names = sorted({*budget.deltas, *budget.unprotected})
+    return tuple(_lineage(budget, accountant, name, cap, now) for name in names)
+
+
+def unbounded(budget: Budget) -> dict[str, str]:
+    """Return what to say of each lineage that has no bound, by name."""
+    return {
+        name: no_bound(found.updates, day_of(found.last_at))
+        for name, found in sorted(budget.unprotected.items())
+    }
+
+
+def day_of(at: float) -> str:
+    """Return the day (YYYY-MM-DD, UTC) of a moment in Unix seconds."""
+    return datetime.fromtimestamp(at, UTC).date().isoformat()
 
 
 def _lineage(
     budget: Budget, accountant: Accountant, name: str, cap: float | None, now: float
 ) -> LineageStanding:
-    delta, charges = budget.deltas[name], budget.spendings[name]
-    spent = epsilon_of(accountant, charges, delta)
-    whole = epsilon_of(accountant, joined(charges, budget.held(name, now)), delta)
+    delta, charges = budget.deltas.get(name), budget.spendings.get(name, {})
+    spent = whole = 0.0
+    if delta is not None:
+        spent = epsilon_of(accountant, charges, delta)
+        whole = epsilon_of(accountant, joined(charges, budget.held(name, now)), delta)
+    without = budget.unprotected.get(name)
     return LineageStanding(
         lineage=name,
         delta=delta,
         cap=cap,
         spent=spent,
         held=whole - spent,
-        left=None if cap is None else max(0.0, cap - whole),
+        left=None if cap is None or without else max(0.0, cap - whole),
+        unprotected_updates=without.updates if without else 0,
+        unprotected_on=day_of(without.last_at) if without else None,
     )
 
 
@@ -73,6 +102,7 @@ def runs(budget: Budget, accountant: Accountant, now: float) -> tuple[RunStandin
             steps_held=sum(run.held(now).values()),
             expires_at=run.expires_at,
             released=run.released,
+            lapsed=run.lapsed,
         )
         for key, run in budget.runs.items()
     )
@@ -86,11 +116,13 @@ def course(
     for entry in entries:
         budget.apply(entry)
         since += 1
-        if since == every and lineage in budget.deltas:
+        if since == every:
             found.append(_spent(budget, accountant, lineage))
         since %= every
     return (*found, _spent(budget, accountant, lineage)) if since else tuple(found)
 
 
 def _spent(budget: Budget, accountant: Accountant, lineage: str) -> float:
+    if lineage not in budget.deltas:
+        return 0.0
     return epsilon_of(accountant, budget.spendings[lineage], budget.deltas[lineage])

@@ -111,9 +111,8 @@ class Working:
                 if attempt == 1:
                     raise obstacle
                 break
-            charge = self._books.reserve(
-                asked.order, asked.sending.plan.terms, asked.policy, asked.rule
-            )
+            rule = asked.rule if _reads_data(asked) else None  # whose records are worked on
+            charge = self._books.reserve(asked.order, asked.sending.plan.terms, asked.policy, rule)
             try:
                 return charge, self._run(asked, charge, base, folder)
             except NeverBegunError as error:
@@ -187,10 +186,13 @@ class Working:
         )
 
 
+def _reads_data(asked: Asked) -> bool:
+    return load_task(asked.order.task).data_schema(asked.order.task_parameters) is not None
+
+
 def _job(asked: Asked, charge: Charge | None, base: Path) -> Job:
     order, rule = asked.order, asked.rule
     mechanism = measurement = None
-    reads_data = load_task(order.task).data_schema(order.task_parameters) is not None
     if charge is not None:
         assert rule is not None
         mechanism = mechanism_of(order, charge, rule.public_size)
@@ -204,7 +206,7 @@ def _job(asked: Asked, charge: Charge | None, base: Path) -> Job:
         site=order.site,
         round=order.round,
         base=str(base),
-        source=asked.source if reads_data else None,
+        source=asked.source if _reads_data(asked) else None,
         mechanism=mechanism,
         measurement=measurement,
     )

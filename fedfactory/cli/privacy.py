@@ -7,6 +7,7 @@ a lineage without a history.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
@@ -27,6 +28,7 @@ from fedfactory.privacy.accounting import (
     joined,
     most_rounds,
 )
+from fedfactory.privacy.delta import delta_fault
 from fedfactory.privacy.sampling import Sampling, sampling
 from site_agents.accountant import RdpAccounting
 from site_agents.admission import Caps, Shortfall, limits_of, plan_charges
@@ -63,8 +65,14 @@ def run(words: Sequence[str]) -> int:
         for records in asked.records
         for rounds in asked.rounds
     ]
+    sizes = ((records, f"{records} records") for records in asked.records)
+    faults = [delta_fault(asked.delta, records, size=size) for records, size in sizes]
+    warnings = [f"delta {fault}: sites refuse such a run" for fault in faults if fault]
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if asked.json:
         about = {"delta": asked.delta, "accountant": accountant.name, "unit": "row"}
+        about = {**about, "warnings": warnings}
         print_json({**about, "plans": [asdict(row) for row in rows]})
         return 0
     print(f"delta {asked.delta:g}, batch {asked.batch_size}, by {accountant.name};")

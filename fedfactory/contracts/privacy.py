@@ -8,13 +8,18 @@ expected batch derive from it alone; the true count enters nothing that leaves.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from fedfactory.contracts.errors import ValueRangeError
+from fedfactory.contracts.errors import ProtocolError, ValueRangeError
 
 GradSampleMode = Literal["hooks", "ghost"]
 MAX_NOISE: Final = 1000.0
+MOST_EPSILON: Final = 1e12
+MOST_UPDATES: Final = 2**53
+MAX_NAME: Final = 200
+_DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
 LEAST_CLIP: Final = 1e-6  # far below it, float32 rounds a gradient to more than its bound
 
 
@@ -96,6 +101,53 @@ class PrivacySpent:
     steps: int
     unit: str
     accountant: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyStanding:
+    """What holds for a run and its population when an answer leaves a site; public values alone.
+
+    `epsilon_run` composes, at `delta`, every attempt of the run's work at the site, also those
+    that failed or whose worker died. `unprotected_updates` updates of the population left the site
+    without differential privacy, the last on `unprotected_on` (YYYY-MM-DD, UTC): then no bound
+    holds for the population. 0 and None where none did.
+
+    Raises:
+        ProtocolError: a value is out of range.
+    """
+
+    epsilon_run: float
+    delta: float
+    unit: str
+    accountant: str
+    unprotected_updates: int
+    unprotected_on: str | None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.epsilon_run <= MOST_EPSILON:
+            raise ProtocolError(f"PrivacyStanding.epsilon_run: expected 0 to {MOST_EPSILON:g}")
+        if not 0 < self.delta < 1:
+            raise ProtocolError("PrivacyStanding.delta: expected a number between 0 and 1")
+        for name in (self.unit, self.accountant):
+            if not (len(name) <= MAX_NAME and name.isprintable()):
+                raise ProtocolError("PrivacyStanding: expected short printable names")
+        if not 0 <= self.unprotected_updates <= MOST_UPDATES:
+            raise ProtocolError(
+                f"PrivacyStanding.unprotected_updates: expected 0 to {MOST_UPDATES}"
+            )
+        on = self.unprotected_on
+        if (on is None) != (self.unprotected_updates == 0) or (on and not _DATE.fullmatch(on)):
+            raise ProtocolError("PrivacyStanding.unprotected_on: expected a date where updates are")
+
+
+def no_bound(updates: int, on: str) -> str:
+    """Return what every budget says of a population whose updates left without privacy.
+
+    >>> no_bound(1, "2026-12-01")
+    'no bound: 1 update left without privacy, last on 2026-12-01'
+    """
+    plural = "" if updates == 1 else "s"
+    return f"no bound: {updates} update{plural} left without privacy, last on {on}"
 
 
 def _check(name: str, value: float | None, high: float, low: float = 0.0) -> None:

@@ -27,6 +27,7 @@ REFUSALS: Final[dict[str, str]] = {
         " fewer evaluations, or more steps in a round"
     ),
     "policy_limits": "the run's rounds, GPU-hours or the hour of the day are outside the policy",
+    "plan_too_long": "the signed plan ends later than the site's policy allows",
     "policy_egress": "a person at the site did not let the result leave",
     "no_policy": "the site's policy file does not hold; the site takes no work",
     "budget_exhausted": "what the site's privacy budget has left does not cover the plan",

@@ -10,7 +10,7 @@ from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import WorkKey
 from fedfactory.contracts.plans import Anchor
-from fedfactory.contracts.privacy import PrivacySpent
+from fedfactory.contracts.privacy import PrivacySpent, PrivacyStanding
 from fedfactory.contracts.refusals import REFUSALS
 
 
@@ -61,11 +61,16 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What travels: exactly one of update and refusal, and where the site's books stand."""
+    """What travels: exactly one of update and refusal, and where the site's books stand.
+
+    `standing` is what holds for the run after all that was charged, None without differential
+    privacy, and with refusals that come before anything of the run was charged.
+    """
 
     update: Update | None
     refusal: Refusal | None
     anchor: Anchor | None
+    standing: PrivacyStanding | None = None
 
     def __post_init__(self) -> None:
         if (self.update is None) == (self.refusal is None):

@@ -10,6 +10,7 @@ from fedfactory.config import MAX_ROUNDS, RunConfig
 from fedfactory.contracts.errors import UsageError
 from fedfactory.local.baselines import Request
 from fedfactory.operator.submission import LONGEST_RUN_S, check_choices
+from fedfactory.privacy.delta import delta_fault
 from fedfactory.tasks.table import check_task
 from fedfactory.wire.membership import Invitation
 from site_agents.data.local_share import Share
@@ -94,7 +95,13 @@ def check_shares(config: RunConfig) -> Mapping[str, Share]:
     if not reads_data:
         return {}
     options = data_options(config, config.sites[0])
-    return {share.site: share for share in describe_shares(options, task, config.task_parameters)}
+    shares = describe_shares(options, task, config.task_parameters)
+    delta = config.privacy.delta if config.privacy else 0.0
+    for share in shares:
+        size = f"{share.units} records of site '{share.site}'"
+        if fault := delta_fault(delta, share.units, size=size):
+            raise UsageError(f"privacy.delta: {fault}; choose one well below")
+    return {share.site: share for share in shares}
 
 
 def site_policy(config: RunConfig, share: Share | None, invitation: Invitation) -> str:

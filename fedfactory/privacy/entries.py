@@ -82,8 +82,23 @@ class RunReleased:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunLapsed:
+    """No order of a run came for `silent_days`: what it holds and has not reserved returns.
+
+    The run may be admitted again, for what was left of its plan, as long as that fits.
+    """
+
+    run: RunKey
+    silent_days: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkReserved:
-    """Work begins now: `charge` is spent from here on (None without differential privacy)."""
+    """Work begins now: `charge` is spent from here on (None without differential privacy).
+
+    `lineage` is that of the records it works on, None where it reads none. Finished work on a
+    lineage without a charge voids the lineage's bound.
+    """
 
     work: WorkKey
     lineage: str | None
@@ -129,6 +144,7 @@ Entry = (
     | LineageOpened
     | RunAdmitted
     | RunReleased
+    | RunLapsed
     | WorkReserved
     | WorkRefunded
     | WorkCommitted
@@ -143,6 +159,7 @@ ENTRIES: Final[Mapping[str, type]] = {
         LineageOpened,
         RunAdmitted,
         RunReleased,
+        RunLapsed,
         WorkReserved,
         WorkRefunded,
         WorkCommitted,

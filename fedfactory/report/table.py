@@ -124,6 +124,9 @@ def _facts(summary: Mapping[str, Any], folder: str) -> list[tuple[str, str]]:
         for label, key in (("on all tests", "shared"), ("pooled data", "pooled")):
             facts.append((label, f"{metric} {measured(metric, baselines[key])}"))
     facts.append(("privacy", summary["privacy"]["guarantee"]))
+    for site, holds in summary["privacy"]["sites"].items():
+        if holds is not None and holds.get("unprotected_updates"):
+            facts.append((shown(site), shown(holds["guarantee"])))
     if summary["model"]["file"]:
         facts.append(("model", shown(f"{folder}/{summary['model']['file']}")))
     facts.append(("run folder", shown(folder)))

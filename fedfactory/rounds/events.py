@@ -12,7 +12,7 @@ from typing import Literal
 
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import WorkKind
-from fedfactory.contracts.privacy import PrivacySpent
+from fedfactory.contracts.privacy import PrivacySpent, PrivacyStanding
 from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.contracts.updates import Payload
 
@@ -47,7 +47,8 @@ class ReplyAccepted:
     """A site's answer arrived, its bytes whole and durable, its form and values checked.
 
     `seconds` is the site's own working time. `payload` is None for `evaluate`. `round` is the
-    order's: in async mode the site's own count of orders.
+    order's: in async mode the site's own count of orders. `standing` is what the site says holds
+    for the run so far, None without differential privacy.
     """
 
     at: float
@@ -60,13 +61,15 @@ class ReplyAccepted:
     metrics: Mapping[str, float]
     seconds: float
     privacy: PrivacySpent | None
+    standing: PrivacyStanding | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyRefused:
     """A site refused, or its answer was not taken. `code` is a key of REFUSALS.
 
-    `detail` is the coordinator's own finding (never a site's text), or empty.
+    `detail` is the coordinator's own finding (never a site's text), or empty. `standing` is that of
+    a run whose work was charged and failed.
     """
 
     at: float
@@ -75,6 +78,7 @@ class ReplyRefused:
     site: str
     code: str
     detail: str
+    standing: PrivacyStanding | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from fedfactory.contracts.codec import encode
-from fedfactory.contracts.privacy import PrivacyPlan, PrivacySpent
-from fedfactory.rounds.history import Round
+from fedfactory.contracts.privacy import PrivacyPlan, PrivacyStanding, no_bound
+from fedfactory.rounds.events import ReplyAccepted, ReplyRefused
 
 NONE: Final = (
     "no differential privacy: updates can reveal or memorise records, and no confidentiality of"
@@ -25,37 +25,58 @@ ASSUMPTIONS: Final = (
 )
 
 
+def with_standing(
+    known: Mapping[str, PrivacyStanding], event: ReplyAccepted | ReplyRefused
+) -> Mapping[str, PrivacyStanding]:
+    """Return what each site says holds, after one more answer of one; epsilon never falls."""
+    found, before = _standing(event), known.get(event.site)
+    if found is None or (before is not None and found.epsilon_run < before.epsilon_run):
+        return known
+    return {**known, event.site: found}
+
+
+def _standing(event: ReplyAccepted | ReplyRefused) -> PrivacyStanding | None:
+    """Return what an answer says holds; an update that says no more counts by itself."""
+    if event.standing is not None or isinstance(event, ReplyRefused) or event.privacy is None:
+        return event.standing
+    return PrivacyStanding(
+        epsilon_run=event.privacy.epsilon_run,
+        delta=event.privacy.delta,
+        unit=event.privacy.unit,
+        accountant=event.privacy.accountant,
+        unprotected_updates=0,
+        unprotected_on=None,
+    )
+
+
 def guarantees(
-    plan: PrivacyPlan | None, sites: Iterable[str], rounds: Iterable[Round]
+    plan: PrivacyPlan | None, sites: Iterable[str], standings: Mapping[str, PrivacyStanding]
 ) -> dict[str, Any]:
     """Return summary.json's `privacy`: what was asked, and per site what holds."""
     if plan is None:
         return {"asked": None, "guarantee": NONE, "sites": {}, "assumptions": []}
-    newest: dict[str, PrivacySpent] = {}
-    for found in rounds:
-        for parts in (found.parts, found.evaluations or {}):
-            for site, part in parts.items():
-                known = newest.get(site)
-                if part.privacy and (
-                    known is None or part.privacy.epsilon_run >= known.epsilon_run
-                ):
-                    newest[site] = part.privacy
     return {
         "asked": encode(plan),
         "guarantee": "record-level differential privacy against everybody outside the site",
-        "sites": {site: _of_site(newest.get(site)) for site in sites},
+        "sites": {site: _of_site(standings.get(site)) for site in sites},
         "assumptions": list(ASSUMPTIONS),
     }
 
 
-def _of_site(spent: PrivacySpent | None) -> Mapping[str, Any] | None:
-    """Return one site's guarantee; None for one that released nothing."""
-    if spent is None:
+def _of_site(found: PrivacyStanding | None) -> Mapping[str, Any] | None:
+    """Return one site's guarantee; None for one that answered nothing of its records."""
+    if found is None:
         return None
+    guarantee = f"({found.epsilon_run:.3f}, {found.delta:g})-DP per {found.unit}"
+    if found.unprotected_on is not None:
+        said = no_bound(found.unprotected_updates, found.unprotected_on)
+        guarantee = f"{guarantee} by this run alone; of its population, {said}"
     return {
-        "guarantee": f"({spent.epsilon_run:.3f}, {spent.delta:g})-DP per {spent.unit}",
-        "epsilon_run": spent.epsilon_run,
-        "delta": spent.delta,
-        "unit": spent.unit,
-        "accountant": spent.accountant,
+        "guarantee": guarantee,
+        "epsilon_run": found.epsilon_run,
+        "delta": found.delta,
+        "unit": found.unit,
+        "accountant": found.accountant,
+        "unprotected_updates": found.unprotected_updates,
+        "unprotected_on": found.unprotected_on,
     }

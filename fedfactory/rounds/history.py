@@ -12,17 +12,21 @@ from typing import Self
 
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import WorkKind
+from fedfactory.contracts.privacy import PrivacyStanding
 from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.rounds.events import (
     CheckpointLost,
     Event,
     ModelAggregated,
+    ReplyAccepted,
+    ReplyRefused,
     RunReopened,
     RunResumed,
     RunStarted,
     Status,
     UpdateLost,
 )
+from fedfactory.rounds.guarantees import with_standing
 from fedfactory.rounds.machine import step
 from fedfactory.rounds.parts import Part, async_parts, parts_of
 from fedfactory.rounds.state import Judgement, RunState
@@ -69,7 +73,11 @@ class Interruption:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """The run so far. `rounds` are finished, `current` is under way."""
+    """The run so far. `rounds` are finished, `current` is under way.
+
+    `standings` is what each site said last of its privacy, also with answers that came too late,
+    failed, or are of rounds that were made anew: what it spent stays spent.
+    """
 
     state: RunState
     started_at: float = 0.0
@@ -77,6 +85,7 @@ class History:
     rounds: tuple[Round, ...] = ()
     current: Round | None = None
     interruptions: tuple[Interruption, ...] = ()
+    standings: Mapping[str, PrivacyStanding] = field(default_factory=dict)
 
     @classmethod
     def new(cls) -> Self:
@@ -123,6 +132,8 @@ def append(history: History, event: Event) -> History:
     history = replace(history, state=state, last_at=event.at)
     if isinstance(event, RunStarted):
         history = replace(history, started_at=event.at)
+    if isinstance(event, ReplyAccepted | ReplyRefused):
+        history = replace(history, standings=with_standing(history.standings, event))
     if told := _interruption(before, event):
         history = _interrupted(history, before, event, told)
     elif state.closed is not before.closed:

@@ -55,7 +55,7 @@ def summary(
         "final": done[-1] if done else _metrics({}),
         "best": _best(history),
         "baselines": None,
-        "privacy": guarantees(plan.privacy, plan.sites, _rounds(history)),
+        "privacy": guarantees(plan.privacy, plan.sites, history.standings),
         "bytes": {site: dict(counts) for site, counts in traffic.items()},
         "bytes_count": BYTES_COUNT,
         "model": {"file": model_file, "digest": end.model.digest, "bytes": end.model.bytes},

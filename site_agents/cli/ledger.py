@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from fedfactory.cli.forms import add_forms, print_json, tell_done
 from fedfactory.contracts.codec import encode, from_json
 from fedfactory.contracts.errors import FedfactoryError, UnknownNameError, UsageError
 from fedfactory.contracts.orders import WorkKey
+from fedfactory.contracts.privacy import no_bound
 from fedfactory.lease import LeaseHeldError, holder_of
 from fedfactory.privacy.entries import ENTRIES, Entry, RunKey
 from site_agents.cli.home import add_home, find_home
@@ -161,9 +163,11 @@ def find_run(known: Sequence[RunKey], asked: str) -> RunKey:
 
 
 def _show(home: Path, folder: Path, asked: argparse.Namespace) -> int:
-    cap = _cap(home)
+    cap, silent_days = _caps(home)
     ledger = Ledger.open(folder)
     try:
+        for lapse in ledger.budget.lapsing(time.time(), silent_days):
+            ledger.budget.apply(lapse)  # shown as the next order finds it; nothing is written
         now, rows = time.time(), ledger.recent(ledger.sequence)
         entries: list[Entry] = [from_json(ENTRIES[row.kind], row.body) for row in rows]
         standings = lineages(ledger.budget, ledger.accountant, cap, now)
@@ -198,21 +202,26 @@ def _show(home: Path, folder: Path, asked: argparse.Namespace) -> int:
     return 0
 
 
-def _cap(home: Path) -> float | None:
-    """Return the policy's cap; a policy that does not hold must not hide the ledger."""
+def _caps(home: Path) -> tuple[float | None, float]:
+    """Return the policy's cap and days of silence; a broken policy must not hide the ledger."""
     try:
-        return load_policy(home / POLICY_FILE).epsilon_per_lineage
+        policy = load_policy(home / POLICY_FILE)
     except FedfactoryError as error:
         print(f"no cap is known, the agent takes no work: {error}", file=sys.stderr)
-        return None
+        return None, math.inf
+    return policy.epsilon_per_lineage, policy.holds.silent_days
 
 
 def shown(one: LineageStanding, over_time: Sequence[float]) -> list[str]:
     """Return one lineage as lines: its figures, a bar up to its cap, its course so far."""
     left = "" if one.left is None else f", left {one.left:.3g} of {one.cap:g}"
     figures = f"spent {one.spent:.3g}, held {one.held:.3g}{left}"
-    lines = [f"lineage {one.lineage} at delta {one.delta:g}: {figures}"]
-    if one.cap:
+    if one.unprotected_on is not None:
+        said = no_bound(one.unprotected_updates, one.unprotected_on)
+        figures = f"{said}; with privacy {figures}"
+    at = "not opened" if one.delta is None else f"at delta {one.delta:g}"
+    lines = [f"lineage {one.lineage} {at}: {figures}"]
+    if one.left is not None and one.cap:
         lines.append(f"  {bar(one.spent, one.held, one.cap)}")
     if one.spent > 0:
         lines.append(f"  {spark(over_time)}  spent, from the first entry to the last")
@@ -249,7 +258,7 @@ def _run_row(one: RunStanding) -> tuple[str, ...]:
         one.lineage,
         f"{one.epsilon:.3g}",
         str(one.steps_spent),
-        "released" if one.released else until,
+        "released" if one.released else "lapsed" if one.lapsed else until,
     )
 
 

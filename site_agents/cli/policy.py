@@ -57,7 +57,7 @@ def _check(home: Path, asked: Namespace) -> int:
     policy = load_policy(home / POLICY_FILE)
     config = load_agent_config(home, [])
     ledger = Ledger.open(config.ledger)
-    lineages = frozenset(ledger.budget.deltas)
+    lineages = dict(ledger.budget.deltas)
     ledger.close()
     misfit = list(misfits(policy, config.data, lineages))
     dp = "required" if policy.dp_required else "optional"

@@ -11,13 +11,16 @@ from typing import Final
 from fedfactory.cli.arguments import Arguments
 from fedfactory.cli.forms import add_forms, print_json
 from fedfactory.contracts.codec import encode
-from fedfactory.contracts.errors import ProtocolError
+from fedfactory.contracts.errors import FedfactoryError, ProtocolError
 from fedfactory.lease import Holder, holder_of
 from site_agents import control
 from site_agents.approvals import Approvals
 from site_agents.cli.home import add_home, find_home
+from site_agents.config import load_agent_config
 from site_agents.control import ControlState
 from site_agents.failures import broken_failures, read_failures
+from site_agents.ledger import Ledger
+from site_agents.standing import unbounded as unbounded_of
 from site_agents.status import Status, read_status
 
 LONGEST_NAME: Final = 80
@@ -32,12 +35,14 @@ def main(words: Sequence[str]) -> int:
     home = find_home(asked.home)
     holder, status, word = holder_of(home, "agent"), read_status(home), control.state(home)
     waiting, failures = len(Approvals(home).waiting()), failure_lines(home)
+    unbounded = unbounded_lineages(home)
     if asked.json:
         whole = {
             "agent": asdict(holder) if holder else None,
             "control": asdict(word),
             "waiting_for_approval": waiting,
             "failures": failures,
+            "unbounded_lineages": unbounded,
             "last_known": encode(status) if status else None,
         }
         print_json(whole)
@@ -46,8 +51,22 @@ def main(words: Sequence[str]) -> int:
             print(_name(order.run_id))
     else:
         lines = status_lines(holder, status, word, waiting, time.time())
-        print("\n".join([*lines, *(f"failures    {line}" for line in failures)]))
+        lines += [f"failures    {line}" for line in failures]
+        lines += [f"privacy     lineage '{name}': {said}" for name, said in unbounded.items()]
+        print("\n".join(lines))
     return 0
+
+
+def unbounded_lineages(home: Path) -> dict[str, str]:
+    """Return what to say of each lineage whose updates left without privacy."""
+    try:
+        ledger = Ledger.open(load_agent_config(home, []).ledger)
+    except FedfactoryError as error:
+        return {"?": f"not known: {error}"}
+    try:
+        return unbounded_of(ledger.budget)
+    finally:
+        ledger.close()
 
 
 def failure_lines(home: Path) -> tuple[str, ...]:

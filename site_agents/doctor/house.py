@@ -23,7 +23,7 @@ from site_agents.executors.warm_worker import WarmWorker
 from site_agents.failures import broken_failures, read_failures
 from site_agents.jobs.settings import WorkerSettings
 from site_agents.policy import Policy
-from site_agents.policy_check import OPEN_LINEAGE, task_misfits
+from site_agents.policy_check import OPEN_LINEAGE, delta_misfits, task_misfits
 from site_agents.policy_file import load_policy
 
 PACKAGES: Final = ("fedfactory", "flwr", "grpcio", "torch", "opacus", "dp-accounting")
@@ -130,6 +130,11 @@ def examine_books(config: AgentConfig, policy: Policy | None) -> Iterator[Findin
             "books",
             f"ledger of {anchor.ledger_sequence} entries, audit chain of {anchor.audit_length}",
         )
+        for name, said in books.unbounded().items():
+            todo = "docs/privacy.md, 'Releases without differential privacy', says what still holds"
+            yield warn("books", f"lineage '{name}': {said}", todo)
+        for text in delta_misfits(policy, books.deltas) if policy else ():
+            yield fail("policy", text, f"mend it in {POLICY_FILE}, then: site-agent policy check")
         for name, rule in policy.data.items() if policy else ():
             if not books.has_budget(rule.lineage):
                 text = f"lineage '{rule.lineage}' of data '{name}' has no budget in the ledger"

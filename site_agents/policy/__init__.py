@@ -2,6 +2,7 @@
 
 from site_agents.policy.clauses import CLAUSES, Clause
 from site_agents.policy.facts import Facts, Finding
+from site_agents.policy.holds import Holds
 from site_agents.policy.judgement import Verdict, examine, judge, needs_approval
 from site_agents.policy.nodes import PolicyFileError
 from site_agents.policy.reader import parse_policy
@@ -27,6 +28,7 @@ __all__ = [
     "DataRule",
     "Facts",
     "Finding",
+    "Holds",
     "Hours",
     "LogsMode",
     "OneOf",

@@ -58,6 +58,7 @@ CLAUSES: Final[tuple[Clause, ...]] = (
     Clause("privacy.epsilon_per_run", "policy_privacy", site_clauses.privacy_epsilon),
     Clause("privacy.max_evaluations", "policy_privacy", site_clauses.privacy_evaluations),
     Clause("limits.rounds", "policy_limits", site_clauses.limits_rounds),
+    Clause("limits.plan_days", "plan_too_long", site_clauses.limits_plan_days),
     Clause("limits.max_model_bytes", "policy_limits", site_clauses.limits_model_bytes),
     Clause("limits.hours", "policy_limits", site_clauses.limits_hours),
     Clause("limits.gpu_hours_per_run", "policy_limits", site_clauses.limits_gpu_hours, "gpu_hours"),

@@ -6,7 +6,9 @@ import math
 from fnmatch import fnmatchcase
 
 from fedfactory.contracts.plans import Sending
+from fedfactory.privacy.delta import delta_fault
 from site_agents.policy.facts import Facts, Finding, evaluations, shown, steps_cap
+from site_agents.policy.holds import DAY_S
 from site_agents.policy.values import TRAINING_KEYS, Policy
 
 # ---- what this site allows -------------------------------------------------------------------
@@ -69,12 +71,19 @@ def privacy_dp(policy: Policy, sending: Sending, facts: Facts) -> Finding | None
 
 
 def privacy_delta(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
-    """The run's delta is at most the site's: an epsilon counts at its delta."""
+    """The run's delta is at most the site's, and below one in the data set's public size."""
     del facts
     plan = sending.order.privacy
-    if plan is None or plan.delta <= policy.delta:
+    if plan is None:
         return None
-    return Finding(f"delta {plan.delta:g} is weaker than the policy's {policy.delta:g}")
+    if plan.delta > policy.delta:
+        return Finding(f"delta {plan.delta:g} is weaker than the policy's {policy.delta:g}")
+    source = policy.source_for(sending.order.task)
+    if source is None:
+        return None  # that the task is not allowed at all is another clause's
+    size = policy.data[source].public_size
+    fault = delta_fault(plan.delta, size, size=f"{size} units of data.{source}")
+    return None if fault is None else Finding(f"delta {fault}")
 
 
 def privacy_epsilon(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
@@ -104,6 +113,14 @@ def limits_rounds(policy: Policy, sending: Sending, facts: Facts) -> Finding | N
     if planned <= allowed:
         return None
     return Finding(f"the plan has {planned} rounds, allowed are {allowed}")
+
+
+def limits_plan_days(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+    """The plan ends soon enough: until then its run may hold privacy budget."""
+    left, allowed = (sending.plan.terms.not_after - facts.now) / DAY_S, policy.holds.plan_days
+    if left <= allowed:
+        return None
+    return Finding(f"the plan ends in {left:.1f} days, allowed are {allowed:g}")
 
 
 def limits_model_bytes(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:

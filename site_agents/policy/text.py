@@ -13,6 +13,7 @@ from typing import Final
 import yaml
 
 from fedfactory.contracts.orders import Scalar
+from site_agents.policy.holds import DEFAULT_HOLDS, Holds, limit_lines, privacy_lines
 from site_agents.policy.reader import ANY_HOUR, ANY_STRATEGY
 from site_agents.policy.values import (
     Allowed,
@@ -59,6 +60,7 @@ def policy_text(
     max_base_abs: Mapping[str, float] = DEFAULT_MAX_BASE_ABS,
     egress: EgressMode = "automatic",
     logs: LogsMode = "none",
+    holds: Holds = DEFAULT_HOLDS,
 ) -> str:
     """Return the text of a policy.yaml for a site's choices.
 
@@ -92,6 +94,7 @@ def policy_text(
             max_base_abs=max_base_abs,
             egress=egress,
             logs=logs,
+            holds=holds,
         )
     )
 
@@ -192,6 +195,7 @@ def _privacy(policy: Policy) -> list[str]:
         f"  epsilon_per_lineage: {policy.epsilon_per_lineage!r}",
         f"  delta: {policy.delta!r} # well below 1 / public_size",
         f"  max_evaluations: {policy.max_evaluations} # of one run",
+        *privacy_lines(policy.holds),
     ]
 
 
@@ -207,6 +211,7 @@ def _limits(policy: Policy) -> list[str]:
         f"  max_model_bytes: {policy.max_model_bytes}",
         "  # The largest |value| in the base model's tensors, by patterns of their names.",
         f"  max_base_abs: {{{_bounds(policy)}}}",
+        *limit_lines(policy.holds),
     ]
 
 

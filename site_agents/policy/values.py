@@ -15,6 +15,7 @@ from typing import Final, Literal
 from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.errors import ValueRangeError
 from fedfactory.contracts.orders import Scalar, TrainParameters
+from site_agents.policy.holds import DEFAULT_HOLDS, Holds
 
 EgressMode = Literal["automatic", "first_round", "every_round", "final_only"]
 EGRESS_MODES: Final[tuple[EgressMode, ...]] = (
@@ -178,6 +179,7 @@ class Policy:
     max_base_abs: Mapping[str, float]
     egress: EgressMode
     logs: LogsMode
+    holds: Holds = DEFAULT_HOLDS
 
     def __post_init__(self) -> None:
         _check_keys(self)

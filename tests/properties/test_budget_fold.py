@@ -30,6 +30,7 @@ from fedfactory.privacy.entries import (
     LineageOpened,
     RunAdmitted,
     RunKey,
+    RunLapsed,
     RunReleased,
     WorkCommitted,
     WorkRefunded,
@@ -77,6 +78,9 @@ actions = st.one_of(
     st.tuples(st.just("refund"), runs, st.integers(1, 3), st.none()),
     st.tuples(st.just("commit"), runs, st.integers(1, 3), st.none()),
     st.tuples(st.just("release"), runs, st.none(), st.none()),
+    st.tuples(st.just("lapse"), runs, st.none(), st.none()),
+    st.tuples(st.just("admit again"), runs, st.none(), st.none()),
+    st.tuples(st.just("open"), runs, st.integers(4, 6), st.none()),
     st.tuples(st.just("later"), st.none(), st.none(), st.none()),
 )
 
@@ -107,12 +111,14 @@ def entry_for(budget, action, now):
     """Return the entry that the agent would write for an action; None where it would refuse."""
     what, run, which, count = action
     key = RunKey(coordinator="lead", run_id=run)
+    if what == "open":
+        return openly(budget, work(run, which))
     if what == "admit":
         return admission(budget, key, Charge(cost=which, steps=count), now)
     if key not in budget.runs:
         return None
-    if what == "release":
-        return RunReleased(run=key, actor="ada", reason="over")
+    if what in ("lapse", "admit again", "release"):
+        return of_hold(budget, key, what, now)
     one = work(run, which)
     if what == "reserve":
         charge = Charge(cost=budget.runs[key].planned[0].cost, steps=count)
@@ -135,6 +141,37 @@ def admission(budget, key, charge, now):
     )
 
 
+def openly(budget, one):
+    """Work without privacy: begun, then finished."""
+    if (one.coordinator, one.run_id, one.round, one.kind) in budget.works:
+        return WorkCommitted(work=one, update=done(one))
+    return WorkReserved(work=one, lineage=LINEAGE, charge=None)
+
+
+def of_hold(budget, key, what, now):
+    if what == "lapse":
+        return RunLapsed(run=key, silent_days=7.0)
+    if what == "admit again":
+        return again(budget, key, now)
+    return RunReleased(run=key, actor="ada", reason="over")
+
+
+def again(budget, key, now):
+    """Admit a lapsed run for what was left of its plan, as admission.readmit does."""
+    run = budget.runs[key]
+    whole = joined(run.spent, run.left())
+    if not run.lapsed or not fits(ACCOUNTANT, whole, budget.others(LINEAGE, key, now), LIMITS):
+        return None
+    return RunAdmitted(
+        run=key,
+        plan_digest=run.plan_digest,
+        lineage=LINEAGE,
+        unit=run.unit,
+        planned=run.planned,
+        expires_at=run.expires_at,
+    )
+
+
 def done(one):
     return Update(work=one, payload=None, examples=1, metrics={}, seconds=1.0, privacy=None)
 
@@ -144,11 +181,18 @@ def state(budget):
     return (
         budget.deltas,
         {
-            k: (r.lineage, {c: n for c, n in r.spent.items() if n}, r.released)
+            k: (
+                r.lineage,
+                {c: n for c, n in r.spent.items() if n},
+                r.released,
+                r.lapsed,
+                r.active_at,
+            )
             for k, r in budget.runs.items()
         },
         budget.works,
         budget.seconds,
+        budget.unprotected,
         {k: {c: n for c, n in spent.items() if n} for k, spent in budget.spendings.items()},
     )
 
@@ -166,7 +210,7 @@ def play(sequence):
             continue
         before = repr(state(budget))
         try:
-            budget.apply(entry)
+            budget.apply(entry, now)
         except LedgerEntryError:
             assert repr(state(budget)) == before, "what cannot follow changes nothing"
             continue
@@ -193,7 +237,7 @@ def test_caps_hold_and_epsilon_never_falls_but_by_what_never_began(sequence):
 def test_what_is_spent_is_what_was_reserved_and_not_taken_back(sequence):
     standing = []
     for budget, entry, _ in play(sequence):
-        if isinstance(entry, WorkReserved):
+        if isinstance(entry, WorkReserved) and entry.charge is not None:
             standing.append((entry.work, entry.charge))
         if isinstance(entry, WorkRefunded):
             assert standing
@@ -210,14 +254,59 @@ def test_what_is_spent_is_what_was_reserved_and_not_taken_back(sequence):
 @settings(max_examples=200)
 def test_replay_of_what_was_written_gives_the_same_state(sequence):
     budget, entries = opened()
-    for live, entry, _ in play(sequence):
+    written = [(entry, 0.0) for entry in entries]
+    for live, entry, now in play(sequence):
         budget = live
-        entries.append(entry)
-    again = Budget()
-    for entry in entries:
+        written.append((entry, now))
+    replayed = Budget()
+    for entry, at in written:
         text = to_json(entry)
-        again.apply(from_json(ENTRIES[type(entry).__name__], text))
-    assert state(again) == state(budget)
+        replayed.apply(from_json(ENTRIES[type(entry).__name__], text), at)
+    assert state(replayed) == state(budget)
+
+
+@given(st.lists(actions, max_size=40))
+@settings(max_examples=200)
+def test_a_lapse_returns_what_was_not_used_and_nothing_else(sequence):
+    """Holds fall by exactly the run's unused plan; what is spent, by whom, stays."""
+    spent, held = {}, {}
+    for budget, entry, now in play(sequence):
+        if isinstance(entry, RunLapsed):
+            run = budget.runs[entry.run]
+            freed = {} if run.released or now > run.expires_at else run.left()
+            assert budget.spendings[LINEAGE] == spent
+            assert joined(budget.held(LINEAGE, now), freed) == {
+                cost: count for cost, count in held[now].items() if count
+            }
+            assert run.held(now) == {}
+        spent = dict(budget.spendings[LINEAGE])
+        held = {at: budget.held(LINEAGE, at) for at in (NOW, LATER)}
+
+
+@given(st.lists(actions, max_size=40), st.floats(0.001, 400.0), st.floats(0, 1e9))
+@settings(max_examples=200)
+def test_only_silent_runs_with_a_hold_lapse(sequence, silent_days, later):
+    for budget, _, now in play(sequence):
+        at = now + later
+        lapsing = {entry.run for entry in budget.lapsing(at, silent_days)}
+        for key, run in budget.runs.items():
+            silent = at - run.active_at > silent_days * 86400
+            assert (key in lapsing) == (silent and bool(run.held(at)))
+
+
+@given(st.lists(actions, max_size=40))
+@settings(max_examples=200)
+def test_finished_work_without_privacy_is_counted_once_and_for_good(sequence):
+    count = 0
+    for budget, entry, now in play(sequence):
+        if isinstance(entry, WorkCommitted):
+            newest = budget.works[
+                (entry.work.coordinator, entry.work.run_id, entry.work.round, entry.work.kind)
+            ].reservations[-1]
+            count += newest is None
+        found = budget.unprotected.get(LINEAGE)
+        assert (found.updates if found else 0) == count
+        assert found is None or found.last_at <= now
 
 
 @given(st.lists(st.tuples(costs, steps), min_size=1, max_size=12), st.randoms())

@@ -13,6 +13,7 @@ from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.plans import Delivery, RunTerms, Sending
 from fedfactory.contracts.refusals import REFUSALS
 from site_agents.policy import CLAUSES, Facts, Hours, OneOf, Policy, Range, judge, needs_approval
+from site_agents.policy.holds import DAY_S
 from tests.policy_orders import (
     BASE,
     FACTS,
@@ -29,6 +30,7 @@ from tests.policy_orders import (
 )
 
 OPEN = replace(POLICY, without_dp=WITHOUT_DP)
+LARGE = replace(POLICY, delta=0.01)  # data of 1000 units
 
 
 def changed(base: Policy | RunTerms | Facts, **changes: object):
@@ -223,6 +225,8 @@ CASES: list[tuple[str, Policy, Sending, Facts]] = [
     ),
     ("privacy.max_evaluations", changed(POLICY, max_evaluations=4), sending_of(), FACTS),
     ("limits.rounds", changed(POLICY, rounds=4), sending_of(), FACTS),
+    ("privacy.delta", LARGE, sending_of(planned(privacy=replace(PRIVACY, delta=1e-3))), FACTS),
+    ("limits.plan_days", POLICY, sending_of(planned(not_after=NOW + 32 * DAY_S)), FACTS),
     ("limits.max_model_bytes", changed(POLICY, max_model_bytes=399_999), sending_of(), FACTS),
     (
         "limits.hours",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from flwr.app import Message
 
@@ -59,11 +60,11 @@ class Taking:
         if reply.anchor is not None:
             self._parts.anchors.keep(key.site, reply.anchor)
         if reply.refusal is not None:
-            return _refused(key, reply.refusal.code, "")
+            return replace(_refused(key, reply.refusal.code, ""), standing=reply.standing)
         assert reply.update is not None
-        return self._take_update(key, reply.update)
+        return replace(self._take_update(key, reply.update), standing=reply.standing)
 
-    def _take_update(self, key: WorkKey, update: Update) -> Event:
+    def _take_update(self, key: WorkKey, update: Update) -> ReplyAccepted | ReplyRefused:
         link = self._parts.link
         if update.payload is not None:
             digest = update.payload.blob.digest
