@@ -27,7 +27,7 @@ from site_agents.ledger import Ledger
 from site_agents.ledger_file import Row
 from site_agents.policy import DataRule, Policy
 from site_agents.second_place import SecondPlace
-from site_agents.standing import day_of, unbounded
+from site_agents.unbounded import day_of, unbounded
 
 
 class BooksError(FedfactoryError):

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
-from fedfactory.contracts.privacy import no_bound
 from fedfactory.privacy.accounting import Accountant, epsilon_of, joined
 from fedfactory.privacy.budget import Budget
 from fedfactory.privacy.entries import Entry, RunKey
@@ -21,7 +19,7 @@ class LineageStanding:
     """One lineage, as epsilons at its delta (None: never opened, nothing spent with privacy).
 
     `cap` and `left` are None where no policy says. `left` is None, too, where updates left without
-    privacy: `unprotected_updates`, the last on `unprotected_on` (YYYY-MM-DD, UTC). Then no epsilon
+    privacy: `unprotected_updates`, the last at `unprotected_at` (Unix seconds). Then no epsilon
     bounds what is known of its records.
     """
 
@@ -32,7 +30,7 @@ class LineageStanding:
     held: float
     left: float | None
     unprotected_updates: int
-    unprotected_on: str | None
+    unprotected_at: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,19 +55,6 @@ def lineages(
     return tuple(_lineage(budget, accountant, name, cap, now) for name in names)
 
 
-def unbounded(budget: Budget) -> dict[str, str]:
-    """Return what to say of each lineage that has no bound, by name."""
-    return {
-        name: no_bound(found.updates, day_of(found.last_at))
-        for name, found in sorted(budget.unprotected.items())
-    }
-
-
-def day_of(at: float) -> str:
-    """Return the day (YYYY-MM-DD, UTC) of a moment in Unix seconds."""
-    return datetime.fromtimestamp(at, UTC).date().isoformat()
-
-
 def _lineage(
     budget: Budget, accountant: Accountant, name: str, cap: float | None, now: float
 ) -> LineageStanding:
@@ -87,7 +72,7 @@ def _lineage(
         held=whole - spent,
         left=None if cap is None or without else max(0.0, cap - whole),
         unprotected_updates=without.updates if without else 0,
-        unprotected_on=day_of(without.last_at) if without else None,
+        unprotected_at=without.last_at if without else None,
     )
 
 

@@ -25,6 +25,7 @@ from site_agents.ledger import Ledger
 from site_agents.person import person
 from site_agents.policy_file import load_policy
 from site_agents.standing import LineageStanding, RunStanding, course, lineages, runs
+from site_agents.unbounded import day_of
 
 BAR: Final = 48
 COURSE: Final = 32
@@ -216,8 +217,8 @@ def shown(one: LineageStanding, over_time: Sequence[float]) -> list[str]:
     """Return one lineage as lines: its figures, a bar up to its cap, its course so far."""
     left = "" if one.left is None else f", left {one.left:.3g} of {one.cap:g}"
     figures = f"spent {one.spent:.3g}, held {one.held:.3g}{left}"
-    if one.unprotected_on is not None:
-        said = no_bound(one.unprotected_updates, one.unprotected_on)
+    if one.unprotected_at is not None:
+        said = no_bound(one.unprotected_updates, day_of(one.unprotected_at))
         figures = f"{said}; with privacy {figures}"
     at = "not opened" if one.delta is None else f"at delta {one.delta:g}"
     lines = [f"lineage {one.lineage} {at}: {figures}"]

@@ -20,8 +20,8 @@ from site_agents.config import load_agent_config
 from site_agents.control import ControlState
 from site_agents.failures import broken_failures, read_failures
 from site_agents.ledger import Ledger
-from site_agents.standing import unbounded as unbounded_of
 from site_agents.status import Status, read_status
+from site_agents.unbounded import unbounded as unbounded_of
 
 LONGEST_NAME: Final = 80
 

@@ -18,7 +18,7 @@ from site_agents.cli.main import main
 from site_agents.executors.executor import WorkerLostError
 from site_agents.jobs.job import Job
 from site_agents.policy import DataRule, Holds
-from site_agents.standing import day_of
+from site_agents.unbounded import day_of
 from tests.sites.asking import about_plan, questions_of
 from tests.sites.rig import HUB, LINEAGE, OPEN, PRIVACY, Coordinator, Site, changed
 
