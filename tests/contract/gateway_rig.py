@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import socket
 import threading
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from fedfactory.wire.operations import (
     Watched,
 )
 from site_agents.gateway_client import GatewayClient
+from tests.patience import until
 
 MIB = 1024 * 1024
 RUN = "run-1"
@@ -168,7 +168,7 @@ class Rig:
         self.gateway.stop()
         self.registry.close()
         assert not list(self.store.root.glob(".*")), "something half-written was left behind"
-        eventually(lambda: not self.gateway._door.calls._calls)
+        until(lambda: not self.gateway._door.calls._calls)
 
     def enrol(self, role, name, *, hosts=(), issuer=None, lifetime=timedelta(days=1)):
         """Return an identity of the consortium's, the same one each time."""
@@ -275,13 +275,6 @@ def open_rig(folder, **options):
 
 def ref_of(data):
     return BlobRef(digest="sha256:" + hashlib.sha256(data).hexdigest(), bytes=len(data))
-
-
-def eventually(condition, timeout_s=10.0):
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.005)
 
 
 class Relay:

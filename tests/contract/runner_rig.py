@@ -42,6 +42,7 @@ from fedfactory.identity.root import Root
 from fedfactory.identity.signing import Signer, new_signing_key, verify
 from fedfactory.rounds.log import decode_event
 from fedfactory.wire.arrays import read_arrays, write_arrays
+from tests.patience import until
 
 SITES = ("cesga", "lumi", "vega")
 RUN = "run-1"
@@ -240,9 +241,7 @@ class Coordinator:
         try:
             serve(grid, self.home / "link.sock", self.settings)
         finally:  # the next one is turned away until the gateway has seen this one go
-            end = time.monotonic() + 10
-            while not self.link.ended and time.monotonic() < end:
-                time.sleep(0.002)
+            until(lambda: self.link.ended)
 
     def events(self):
         return [decode_event(line)[1] for _, line in read_events(self.folder / JOURNAL)]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from site_agents.executors.executor import Executor, NeverBegunError, NoDataErro
 from site_agents.executors.local import LocalExecutor, Sources
 from site_agents.jobs.job import JOB, read_result, write_file
 from site_agents.jobs.settings import SourceOptions, WorkerSettings
+from tests.owned_processes import runs
+from tests.patience import HANG_S, until
 
 FORBIDDEN = ("flwr", "grpc", "httpx", "hydra", "sklearn", "opacus", "torch._dynamo")
 MLP = {"model": "mlp"}
@@ -54,7 +56,7 @@ class TestLocalExecutor(ExecutorContract):
         yield executor
         pids = executor.pids
         executor.close()
-        assert not any(map(psutil.pid_exists, pids))
+        assert not any(map(runs, pids))
 
     def kill(self, executor: Executor) -> None:
         assert isinstance(executor, LocalExecutor)
@@ -76,7 +78,7 @@ def test_two_devices_work_at_once_and_a_third_order_waits(tmp_path: Path, base: 
         with pytest.raises(NeverBegunError):
             executor.run(job_of(base), tmp_path / "e", 0.2)
         executor.close()
-        assert [type(one.exception(10)) for one in running] == [WorkStoppedError] * 2
+        assert [type(one.exception(HANG_S)) for one in running] == [WorkStoppedError] * 2
 
 
 def test_a_worker_that_dies_idle_is_there_again_before_the_next_order(
@@ -109,13 +111,6 @@ def test_a_worker_that_dies_at_its_start_is_not_started_in_a_tight_loop(
     time.sleep(1.5)  # the second pause is longer
     executor.close()
     assert starts.read_text().count("\n") == 2
-
-
-def until(holds: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_a_worker_gets_the_sources_that_there_are_now(tmp_path: Path) -> None:
@@ -185,7 +180,7 @@ def test_a_worker_ends_with_its_agent_in_mid_job(tmp_path: Path, base: Path) -> 
     assert process.stdin is not None
     process.stdin.write(json.dumps({"job": str(folder)}).encode() + b"\n")
     process.stdin.close()
-    assert process.wait(10) == 0
+    assert process.wait(HANG_S) == 0
     assert process.stdout is not None
     process.stdout.close()
 
@@ -215,7 +210,7 @@ def test_a_worker_imports_nothing_that_talks(tmp_path: Path, base: Path) -> None
     process.stdin.flush()
     assert json.loads(process.stdout.readline()) == {"done": "job"}
     process.stdin.close()
-    process.wait(10)
+    process.wait(HANG_S)
     process.stdout.close()
     assert read_result(folder).failure is None
     modules = (folder / "modules").read_text().splitlines()

@@ -61,7 +61,8 @@ from fedfactory.wire.rpc.service import (
     OperationsCalls,
 )
 from fedfactory.wire.tls import channel_credentials, open_channel
-from tests.contract.gateway_rig import MIB, eventually, open_rig
+from tests.contract.gateway_rig import MIB, open_rig
+from tests.patience import HANG_S, prompt, until
 
 WHO = {Role.SITE: "cesga", Role.OPERATOR: "ana", Role.VIEWER: "eva", Role.INVITED: "newcomer"}
 CESGA = Peer(role=Role.SITE, name="cesga")
@@ -83,7 +84,7 @@ def ana(rig):
 def raw(channel, method, message=b"", *, version=None):
     """One call of a method with raw bytes; return its status."""
     said = ((VERSION, own_version() if version is None else version),)
-    call = channel.stream_stream(method.path)(iter([message]), metadata=said, timeout=5)
+    call = channel.stream_stream(method.path)(iter([message]), metadata=said, timeout=HANG_S)
     try:
         for _ in call:
             call.cancel()
@@ -95,7 +96,7 @@ def raw(channel, method, message=b"", *, version=None):
 
 def refused(call, *arguments):
     with pytest.raises(grpc.RpcError) as error:
-        list(found) if hasattr(found := call(*arguments, timeout=10), "__next__") else None
+        list(found) if hasattr(found := call(*arguments, timeout=HANG_S), "__next__") else None
     return error.value
 
 
@@ -156,7 +157,7 @@ WISHES = {
 
 @pytest.mark.parametrize("name", WISHES)
 def test_values_arrive_as_they_were_sent_with_who_sent_them(rig, ana, name):
-    getattr(ana, name)(WISHES[name], timeout=10)
+    getattr(ana, name)(WISHES[name], timeout=HANG_S)
     assert rig.desk.asked == [(ANA, WISHES[name])]
 
 
@@ -164,7 +165,7 @@ def test_an_enrolment_comes_with_the_certificate_that_it_is_bound_to(rig):
     identity = rig.enrol(Role.INVITED, "newcomer")
     wanted = EnrolWanted(csr="csr", node_public_key=None)
     with open_channel(rig.address, identity) as channel:
-        EnrolmentCalls(channel).enrol(wanted, timeout=10)
+        EnrolmentCalls(channel).enrol(wanted, timeout=HANG_S)
     ((peer, facts, value, version),) = rig.registrar.asked
     assert (peer.role, peer.name, value, version) == (
         Role.INVITED,
@@ -187,7 +188,7 @@ def test_a_member_renews_by_its_own_certificate(rig):
 
 def test_a_revoked_member_is_refused_at_its_next_call_by_name_of_the_reason(rig, ana):
     rig.enrol(Role.OPERATOR, "bob")
-    ana.list_runs(RunsWanted(limit=1), timeout=10)
+    ana.list_runs(RunsWanted(limit=1), timeout=HANG_S)
     rig.registry.revoke(ANA, by="bob", reason="left the project")
     error = refused(ana.list_runs, RunsWanted(limit=1))
     assert error.code() is grpc.StatusCode.PERMISSION_DENIED
@@ -203,13 +204,12 @@ def test_open_streams_of_a_revoked_member_end_at_once(rig, tmp_path):
         download = GatewayCalls(channel).download(pb.DownloadRequest(digest=ref.digest))
         next(download)
         rig.registry.revoke(CESGA, by="ana", reason="lost its key")
-        began = time.monotonic()
-        rig.gateway.cut(CESGA)
-        with pytest.raises(IdentityError, match="cut this member off"):
-            list(bell)
-        with pytest.raises(grpc.RpcError) as cut:
-            list(download)
-        assert time.monotonic() - began < 2.0
+        with prompt(2.0):
+            rig.gateway.cut(CESGA)
+            with pytest.raises(IdentityError, match="cut this member off"):
+                list(bell)
+            with pytest.raises(grpc.RpcError) as cut:
+                list(download)
         assert cut.value.code() is grpc.StatusCode.CANCELLED
     with pytest.raises(IdentityError):
         next(client.listen())
@@ -230,18 +230,18 @@ def test_who_is_revoked_while_its_call_is_judged_is_cut_too(rig):
 
     door._standing = stands_for_the_last_time
     with open_channel(rig.address, rig.enrol(Role.SITE, "cesga")) as channel:
-        bell = GatewayCalls(channel).listen(pb.ListenRequest(), timeout=10)
+        bell = GatewayCalls(channel).listen(pb.ListenRequest(), timeout=HANG_S)
         with pytest.raises(grpc.RpcError) as cut:
             list(bell)
     assert cut.value.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.PERMISSION_DENIED)
-    eventually(lambda: door.calls.count(CESGA) == 0)
+    until(lambda: door.calls.count(CESGA) == 0)
 
 
 def test_who_is_refused_has_no_call_open(rig, ana):
     rig.enrol(Role.OPERATOR, "bob")
     rig.registry.revoke(ANA, by="bob", reason="left the project")
     refused(ana.list_runs, RunsWanted(limit=1))
-    eventually(lambda: rig.gateway._door.calls.count(ANA) == 0)
+    until(lambda: rig.gateway._door.calls.count(ANA) == 0)
 
 
 def test_a_watch_of_a_revoked_operator_ends(rig, ana):
@@ -251,7 +251,7 @@ def test_a_watch_of_a_revoked_operator_ends(rig, ana):
     with pytest.raises(grpc.RpcError) as cut:
         list(stream)
     assert cut.value.code() is grpc.StatusCode.CANCELLED
-    eventually(lambda: rig.gateway._door.calls.count(ANA) == 0)
+    until(lambda: rig.gateway._door.calls.count(ANA) == 0)
 
 
 def test_a_doorbell_ends_when_the_certificate_does(rig):
@@ -259,10 +259,8 @@ def test_a_doorbell_ends_when_the_certificate_does(rig):
     rig.gateway.admit("cesga", 7, rig.public_key("cesga"))
     bell = rig.client(identity).listen()
     next(bell)
-    began = time.monotonic()
-    with pytest.raises(IdentityError, match="expired"):
+    with prompt(8.0), pytest.raises(IdentityError, match="expired"):
         list(bell)
-    assert time.monotonic() - began < 8.0
     assert rig.gateway.connected() == []
     # TLS itself lets no new connection in; the one that is open is refused
     with pytest.raises(FedfactoryError):
@@ -431,7 +429,7 @@ def test_enrolment_is_tried_a_few_times_only(rig):
     with open_channel(rig.address, rig.enrol(Role.INVITED, "newcomer")) as channel:
         calls = EnrolmentCalls(channel)
         for _ in range(5):
-            calls.enrol(wanted, timeout=10)
+            calls.enrol(wanted, timeout=HANG_S)
         assert refused(calls.enrol, wanted).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert len(rig.registrar.asked) == 5
 
@@ -442,11 +440,11 @@ def test_a_peer_that_hammers_is_held_back_and_nobody_else(rig, ana):
         codes = set()
         for _ in range(300):
             try:
-                hammering.list_runs(RunsWanted(limit=1), timeout=10)
+                hammering.list_runs(RunsWanted(limit=1), timeout=HANG_S)
             except grpc.RpcError as error:
                 codes.add(error.code())
     assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-    ana.list_runs(RunsWanted(limit=1), timeout=10)
+    ana.list_runs(RunsWanted(limit=1), timeout=HANG_S)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.path)
@@ -482,7 +480,7 @@ def test_a_question_rides_on_the_doorbell_and_its_answer_comes_back(rig):
     rung = next(bell)
     assert '"nonce":"n"' in rung.question
     client.answer(rung.question_id, FIT)
-    thread.join(10)
+    thread.join(HANG_S)
     assert found == [FIT]
     client.answer(rung.question_id, FIT)  # late: nobody waits, nothing happens
 
@@ -495,7 +493,7 @@ def test_no_site_answers_for_another(rig):
     rung = next(bell)
     other.answer(rung.question_id, Answer(fitness=Fitness(code="paused", version="1"), logs=None))
     client.answer(rung.question_id, FIT)
-    thread.join(10)
+    thread.join(HANG_S)
     assert found == [FIT]
 
 
@@ -504,14 +502,13 @@ def test_who_is_not_there_or_goes_or_is_silent_gives_no_answer(rig):
     assert rig.gateway.ask("cesga", QUESTION, 10) is None
     bell = client.listen()
     next(bell)
-    began = time.monotonic()
-    assert rig.gateway.ask("cesga", QUESTION, 0.1) is None
-    assert time.monotonic() - began < 5
+    with prompt(5):
+        assert rig.gateway.ask("cesga", QUESTION, 0.1) is None
     thread, found = in_thread(lambda: rig.gateway.ask("cesga", QUESTION, 60))
     while not next(bell).question:
         pass
     client.close()
-    thread.join(10)
+    thread.join(HANG_S)
     assert found == [None]
     assert rig.gateway._questions._pending == {}
 
@@ -527,7 +524,7 @@ def test_an_unreadable_answer_is_none_and_said_to_be_one(rig):
             GatewayCalls(channel).answer, pb.SiteAnswer(question_id=rung.question_id, answer=b"{}")
         )
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    thread.join(10)
+    thread.join(HANG_S)
     assert found == [None]
 
 
@@ -538,11 +535,11 @@ def test_questions_to_a_site_do_not_pile_up(rig):
         in_thread(lambda: rig.gateway.ask("cesga", QUESTION, 2))
         for _ in range(MAX_QUESTIONS_PER_SITE)
     ]
-    eventually(lambda: len(rig.gateway._questions._pending) == MAX_QUESTIONS_PER_SITE)
+    until(lambda: len(rig.gateway._questions._pending) == MAX_QUESTIONS_PER_SITE)
     with pytest.raises(EnvironmentFailedError, match="ask later"):
         rig.gateway.ask("cesga", QUESTION, 2)
     for thread, _ in asked:
-        thread.join(10)
+        thread.join(HANG_S)
 
 
 # ---- health ----------------------------------------------------------------------------------
@@ -557,7 +554,7 @@ def test_the_standard_health_service_is_open_to_every_member(rig, role):
         stub = health_pb2_grpc.HealthStub(channel)
         for service in ("", "fedfactory.v1.Gateway", "fedfactory.v1.Operations"):
             request = health_pb2.HealthCheckRequest(service=service)
-            assert stub.Check(request, timeout=5).status == serving
+            assert stub.Check(request, timeout=HANG_S).status == serving
         error = refused(stub.Check, health_pb2.HealthCheckRequest(service="nothing"))
         assert error.code() is grpc.StatusCode.NOT_FOUND
         watch = stub.Watch(health_pb2.HealthCheckRequest())
@@ -573,4 +570,4 @@ def test_a_watcher_that_goes_is_let_go(rig):
         next(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()))
         eva = Peer(role=Role.VIEWER, name="eva")
         assert rig.gateway._door.calls.count(eva) == 1
-    eventually(lambda: rig.gateway._door.calls.count(eva) == 0)
+    until(lambda: rig.gateway._door.calls.count(eva) == 0)

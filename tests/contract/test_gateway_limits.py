@@ -20,7 +20,8 @@ from fedfactory.wire.rpc.methods import GATEWAY, METHODS
 from fedfactory.wire.rpc.pieces import BlobReference, upload_to_wire
 from fedfactory.wire.rpc.service import VERSION
 from fedfactory.wire.tls import open_channel
-from tests.contract.gateway_rig import LIMITS, MIB, eventually, open_rig, ref_of
+from tests.contract.gateway_rig import LIMITS, MIB, open_rig, ref_of
+from tests.patience import HANG_S, until
 
 SAID = ((VERSION, own_version()),)
 CESGA = Peer(role=Role.SITE, name="cesga")
@@ -89,17 +90,17 @@ def test_a_call_without_its_message_is_ended(rig):
     go_on = threading.Event()
 
     def nothing():
-        go_on.wait(10)
+        go_on.wait(HANG_S)
         yield b""
 
     with open_channel(rig.address, rig.enrol(Role.SITE, "cesga")) as channel:
         mine = [m for m in METHODS if Role.SITE in m.roles][: IMPATIENT.open_calls]
         calls = [
-            channel.stream_stream(method.path)(nothing(), metadata=SAID, timeout=20)
+            channel.stream_stream(method.path)(nothing(), metadata=SAID, timeout=HANG_S)
             for method in mine
         ]
-        eventually(lambda: rig.gateway._door.calls.count(CESGA) == len(mine))
-        eventually(lambda: rig.gateway._door.calls.count(CESGA) == 0, 5)
+        until(lambda: rig.gateway._door.calls.count(CESGA) == len(mine))
+        until(lambda: rig.gateway._door.calls.count(CESGA) == 0, 5)
         for call in calls:
             with pytest.raises(grpc.RpcError) as ended:
                 list(call)
@@ -123,11 +124,11 @@ def test_an_upload_that_trickles_is_ended_and_what_came_is_kept(rig):
         call = channel.stream_unary(f"/{GATEWAY}/Upload", upload_to_wire)
         began = time.monotonic()
         with pytest.raises(grpc.RpcError) as ended:
-            call(trickle(), metadata=SAID, timeout=20)
+            call(trickle(), metadata=SAID, timeout=HANG_S)
         stop.set()
     assert ended.value.code() is grpc.StatusCode.CANCELLED
     assert time.monotonic() - began < 6
-    eventually(lambda: rig.gateway._door.calls.count(CESGA) == 0)
+    until(lambda: rig.gateway._door.calls.count(CESGA) == 0)
     assert 0 < rig.store.arrived(CESGA, ref) < 200_000
 
 
@@ -135,10 +136,10 @@ def test_a_download_that_nobody_reads_is_ended(rig):
     ref = rig.offer("cesga", bytes(128 * MIB))
     with open_channel(rig.address, rig.enrol(Role.SITE, "cesga")) as channel:
         call = channel.unary_stream(f"/{GATEWAY}/Download", pb.DownloadRequest.SerializeToString)(
-            pb.DownloadRequest(digest=ref.digest), metadata=SAID, timeout=20
+            pb.DownloadRequest(digest=ref.digest), metadata=SAID, timeout=HANG_S
         )
         next(call)
-        eventually(lambda: rig.gateway._door.calls.count(CESGA) == 0, 10)
+        until(lambda: rig.gateway._door.calls.count(CESGA) == 0, 10)
         with pytest.raises(grpc.RpcError):
             list(call)
 

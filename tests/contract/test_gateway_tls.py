@@ -22,6 +22,7 @@ from fedfactory.wire.rpc.methods import GATEWAY
 from fedfactory.wire.tls import is_loopback, server_credentials
 from site_agents.gateway_client import GatewayClient
 from tests.contract.gateway_rig import open_rig
+from tests.patience import HANG_S
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def stranger_issuer(folder):
 def knock(rig, credentials, path=f"/{GATEWAY}/Listen", **options):
     with grpc.secure_channel(rig.address, credentials, options=[*options.items()]) as channel:
         call = channel.unary_stream(path, pb.ListenRequest.SerializeToString)
-        return next(call(pb.ListenRequest(), timeout=5))
+        return next(call(pb.ListenRequest(), timeout=HANG_S))
 
 
 def test_an_admitted_site_is_heard(rig):

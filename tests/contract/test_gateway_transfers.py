@@ -34,7 +34,8 @@ from fedfactory.wire.rpc.service import VERSION, GatewayCalls
 from fedfactory.wire.tls import open_channel
 from site_agents.blob_cache import KEEP, BlobCache
 from site_agents.gateway_client import GatewayClient
-from tests.contract.gateway_rig import LIMITS, MIB, RUN, Relay, eventually, open_rig, ref_of
+from tests.contract.gateway_rig import LIMITS, MIB, RUN, Relay, open_rig, ref_of
+from tests.patience import HANG_S, until
 
 DATA = os.urandom(5 * MIB + 123)
 REF = ref_of(DATA)
@@ -135,7 +136,7 @@ def test_only_what_was_offered_to_this_site_and_is_still_there(rig, tmp_path):
 
 def raw_download(rig, digest):
     with open_channel(rig.address, rig.enrol(Role.SITE, "cesga")) as channel:
-        list(GatewayCalls(channel).download(pb.DownloadRequest(digest=digest), timeout=10))
+        list(GatewayCalls(channel).download(pb.DownloadRequest(digest=digest), timeout=HANG_S))
 
 
 def test_a_site_does_not_learn_what_another_has(rig):
@@ -288,15 +289,15 @@ def hang_up(rig, calls, parts, arrived):
 
     def sent():
         yield from parts
-        go_on.wait(10)
+        go_on.wait(HANG_S)
 
     with open_channel(rig.address, rig.enrol(Role.SITE, "cesga")) as channel:
         call = channel.stream_unary(
             f"/{GATEWAY}/Upload", upload_to_wire, pb.UploadReceipt.FromString
         ).future(sent(), metadata=SAID)
-        eventually(lambda: rig.arriving() == {OURS: arrived})
+        until(lambda: rig.arriving() == {OURS: arrived})
         call.cancel()
-        eventually(lambda: rig.gateway._door.calls.count(CESGA) == 0)
+        until(lambda: rig.gateway._door.calls.count(CESGA) == 0)
         go_on.set()
 
 
@@ -343,19 +344,19 @@ def test_a_finished_update_is_sent_again_without_its_bytes(rig, file, restart):
 def test_a_site_learns_nothing_of_what_another_has_sent(rig, file, calls):
     rig.admit("lumi", 8).upload(file, REF)
     assert rig.store.claim(RUN, "lumi", REF.digest)
-    assert calls.arrived(REFERENCE, timeout=10).offset == 0
+    assert calls.arrived(REFERENCE, timeout=HANG_S).offset == 0
 
 
 def test_an_offset_beyond_what_has_arrived_is_refused_and_costs_nothing(rig, calls, file):
     hang_up(rig, calls, [REFERENCE, DATA[:MIB]], MIB)
     beyond = BlobReference(digest=REF.digest, bytes=REF.bytes, offset=MIB + 1)
     with pytest.raises(grpc.RpcError) as refused:
-        calls.upload(iter([beyond, *pieces(DATA[MIB + 1 :])]), timeout=10)
+        calls.upload(iter([beyond, *pieces(DATA[MIB + 1 :])]), timeout=HANG_S)
     assert refused.value.code() is grpc.StatusCode.DATA_LOSS
     assert rig.arriving() == {OURS: MIB}
     # less than has arrived is taken from there on
     less = BlobReference(digest=REF.digest, bytes=REF.bytes, offset=1000)
-    calls.upload(iter([less, *pieces(DATA[1000:])]), timeout=10)
+    calls.upload(iter([less, *pieces(DATA[1000:])]), timeout=HANG_S)
     assert rig.store.claim(RUN, "cesga", REF.digest)
 
 
@@ -415,10 +416,10 @@ REFERENCE = BlobReference(digest=REF.digest, bytes=REF.bytes)
 )
 def test_anything_but_reference_then_its_bytes_is_refused(rig, calls, parts, code):
     with pytest.raises(grpc.RpcError) as refused:
-        calls.upload(iter(parts), timeout=10)
+        calls.upload(iter(parts), timeout=HANG_S)
     assert refused.value.code().name == code
     assert not rig.store.claim(RUN, "cesga", REF.digest)
-    eventually(lambda: rig.arriving() in ({}, {OURS: len(DATA) - 1}))
+    until(lambda: rig.arriving() in ({}, {OURS: len(DATA) - 1}))
 
 
 def test_the_largest_of_a_sites_open_runs_says_how_long_an_update_may_be(rig, file):
@@ -453,15 +454,15 @@ def test_a_hanging_upload_gives_way_to_the_next(rig, file):
     def parts():
         yield REFERENCE
         yield DATA[:MIB]
-        go_on.wait(10)
+        go_on.wait(HANG_S)
 
     with open_channel(rig.address, rig.enrol(Role.SITE, "cesga")) as channel:
         call = channel.stream_unary(f"/{GATEWAY}/Upload", upload_to_wire).future(
             parts(), metadata=SAID
         )
-        eventually(lambda: rig.arriving() == {OURS: MIB})
+        until(lambda: rig.arriving() == {OURS: MIB})
         rig.site.upload(file, REF)
-        assert call.exception(timeout=10) is not None
+        assert call.exception(timeout=HANG_S) is not None
         go_on.set()
     assert rig.store.claim(RUN, "cesga", REF.digest)
     assert rig.store.path(REF.digest).read_bytes() == DATA
@@ -549,7 +550,7 @@ def test_the_clients_memory_does_not_follow_the_blobs_size(rig, tmp_path):
         check=True,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
     ).stdout
     small, large = (int(line) / 1024 for line in re.findall(r"\d+", out))
     # gRPC holds up to some 90 MiB in flight where the other end is faster. A client that held the

@@ -7,14 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+
+from tests.owned_processes import end_left, find, lives, owned, token
+from tests.patience import HANG_S, until
 
 
 @dataclass
@@ -25,26 +27,26 @@ class Federation:
     out: Path
     restarted: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def wait(self, timeout: float = 200) -> int:
-        return self.process.wait(timeout)
+    def wait(self, seconds: float = 200) -> int:
+        until(lambda: self.process.poll() is not None, seconds, self.output)
+        return self.process.wait()
 
-    def wait_for_round(self, number: int, timeout: float = 150) -> None:
-        end = time.monotonic() + timeout
+    def wait_for_round(self, number: int, seconds: float = 150) -> None:
         metrics = self.out / "metrics.jsonl"
-        while not metrics.exists() or len(metrics.read_text().splitlines()) < number:
-            assert self.process.poll() is None, self.output()
-            assert time.monotonic() < end, self.output()
-            time.sleep(0.02)
+
+        def reached() -> bool:
+            done = metrics.exists() and len(metrics.read_text().splitlines()) >= number
+            assert done or self.process.poll() is None, self.output()
+            return done
+
+        until(reached, seconds, self.output)
 
     def tree(self) -> list[psutil.Process]:
-        """Every process of this federation, by what it runs."""
-        roots = [self.process.pid, *(agent.pid for agent in self.restarted if agent.poll() is None)]
-        found = [psutil.Process(pid) for pid in roots]
-        below = [child for root in found for child in root.children(recursive=True)]
-        return [*found[1:], *below]
+        """Every process of this federation but `fedfactory local` itself."""
+        return [p for p in owned(self.out.parent) if p.pid != self.process.pid]
 
     def find(self, *words: str) -> list[psutil.Process]:
-        return [p for p in self.tree() if all(word in _command(p) for word in words)]
+        return find(self.tree(), *words)
 
     def restart(self, agent: psutil.Process, *before: str, **env: str) -> None:
         """Kill a site's agent; start it by hand, its command line and environment the same.
@@ -53,8 +55,7 @@ class Federation:
         """
         words, its_env = agent.cmdline(), agent.environ()
         agent.kill()
-        while agent.is_running() and agent.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.01)
+        until(lambda: not lives(agent), 10)
         with (self.out.parent / "restarted.log").open("ab") as log:
             again = subprocess.Popen(
                 [*before, *words],
@@ -71,7 +72,7 @@ class Federation:
             assert agent.stdin is not None
             agent.stdin.close()
         for agent in self.restarted:
-            agent.wait(30)
+            agent.wait(HANG_S)
 
     def summary(self) -> dict[str, Any]:
         return json.loads((self.out / "summary.json").read_text())
@@ -81,18 +82,6 @@ class Federation:
 
     def output(self) -> str:
         return (self.out.parent / "console.txt").read_text()
-
-
-def _command(process: psutil.Process) -> str:
-    """A process's command line; empty once it has ended, as a process may while one looks."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
-# Inherited by every process of a federation: of such names a worker's environment keeps LC_*.
-MARK = "LC_FEDFACTORY_TEST_FOLDER"
 
 
 class Launcher:
@@ -113,7 +102,7 @@ class Launcher:
             stderr=subprocess.STDOUT,
             text=True,
             cwd=base,
-            env={**os.environ, MARK: str(base), **(env or {})},
+            env={**os.environ, **token(base), **(env or {})},
         )
         console.close()
         federation = Federation(process, out)
@@ -127,18 +116,12 @@ def _sweep(launcher: Launcher) -> list[str]:
         if federation.process.poll() is None:
             federation.process.send_signal(signal.SIGTERM)
             try:
-                federation.process.wait(20)
-            except subprocess.TimeoutExpired:
+                federation.wait(20)
+            except AssertionError:
                 federation.process.kill()
                 federation.process.wait()
         federation.end_restarted()
-    bases = {str(f.out.parent) for f in launcher.started}
-    orphans = []
-    for process in psutil.process_iter(["cmdline", "environ"]):
-        if (process.info["environ"] or {}).get(MARK) in bases:
-            orphans.append(" ".join(process.info["cmdline"] or []))
-            process.kill()
-    return orphans
+    return [left for federation in launcher.started for left in end_left(federation.out.parent)]
 
 
 @pytest.fixture
@@ -174,12 +157,5 @@ def site_agent(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
         check=False,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
     )
-
-
-def within(seconds: float, found: Callable[[], bool]) -> None:
-    end = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < end
-        time.sleep(0.02)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,22 @@ from fedfactory.contracts.errors import UnreachableError
 from fedfactory.identity.operators import load_operator
 from fedfactory.operator.client import OperatorClient
 from fedfactory.wire.membership import Invitation
+from tests.owned_processes import end_left, find, owned, token
+from tests.patience import HANG_S, until
 
-# Inherited by every process of a consortium: of such names a worker's environment keeps LC_*.
-MARK = "LC_FEDFACTORY_TEST_CONSORTIUM"
 NAME = "alliance"
 LEAD = "lead"
 INVITED_S = 3600.0
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port for a listener that may come back; outgoing connections never take it."""
+    with closing(socket.socket()) as probe:
+        while True:
+            port = random.SystemRandom().randrange(20_000, 32_000)  # below the ephemeral ports
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
 
 
 class Wire:
@@ -143,7 +147,7 @@ class Daemon:
         self.process.send_signal(signal.SIGCONT)
         self.process.terminate()
         try:
-            return self.process.wait(30)
+            return self.process.wait(HANG_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
@@ -160,12 +164,12 @@ class Consortium:
         self.daemons: dict[str, Daemon] = {}
         self.port = free_port()
         self.wires: dict[str, Wire] = {}
-        self._env = {MARK: str(folder), "OMP_NUM_THREADS": "1", **(env or {})}
+        self._env = {**token(folder), **(env or {})}
 
     # ---- commands ---------------------------------------------------------------------------
 
     def command(
-        self, program: str, *words: str, code: int | None = 0, timeout: float = 120
+        self, program: str, *words: str, code: int | None = 0, timeout: float = HANG_S
     ) -> subprocess.CompletedProcess[str]:
         """Run `fedfactory` or `site-agent`; `code` is the exit code to expect, None for any."""
         module = {"fedfactory": "fedfactory.cli.main", "site-agent": "site_agents.cli.main"}
@@ -256,26 +260,13 @@ class Consortium:
 
     def processes(self) -> list[psutil.Process]:
         """Every living process of this consortium."""
-        found = []
-        for process in psutil.process_iter(["environ", "status"]):
-            marked = (process.info["environ"] or {}).get(MARK) == str(self.folder)
-            if marked and process.info["status"] != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        return found
+        return owned(self.folder)
 
     def find(self, *words: str) -> list[psutil.Process]:
-        found = []
-        for process in self.processes():
-            with suppress(psutil.Error):
-                if all(word in " ".join(process.cmdline()) for word in words):
-                    found.append(process)
-        return found
+        return find(self.processes(), *words)
 
     def wait_for(self, seconds: float, found: Callable[[], bool], what: str) -> None:
-        end = time.monotonic() + seconds
-        while not found():
-            assert time.monotonic() < end, f"{what} did not come in {seconds} s\n{self.logs()}"
-            time.sleep(0.1)
+        until(found, seconds, lambda: f"{what} did not come\n{self.logs()}")
 
     def logs(self) -> str:
         told = [f"--- {log.name}\n{log.read_text()[-3000:]}" for log in self.folder.glob("*.log")]
@@ -299,17 +290,9 @@ class Consortium:
         return (self.home / "runs" / run_id / "summary.json").exists()
 
     def close(self) -> list[str]:
-        """End everything; return the orphans: what still runs 10 s after the daemons ended."""
+        """End everything; return the orphans: what does not end with the daemons."""
         for name in reversed(list(self.daemons)):
             self.daemons[name].end()
         for wire in self.wires.values():
             wire.close()
-        end = time.monotonic() + 10
-        while self.processes() and time.monotonic() < end:
-            time.sleep(0.1)
-        orphans = []
-        for process in self.processes():
-            with suppress(psutil.Error):
-                orphans.append(" ".join(process.cmdline()))
-                process.kill()
-        return orphans
+        return end_left(self.folder)

@@ -37,9 +37,9 @@ from fedfactory.wire.rpc.transfers import Transfers
 from fedfactory.wire.tls import open_channel
 from site_agents.flower_seam import FleetNode, FleetUnavailableError
 from site_agents.gateway_client import GatewayClient
+from tests.owned_processes import end_left, find, owned, token
+from tests.patience import HANG_S, until
 from tests.unit import coordinator_submissions as forms
-
-MARK = "FEDFACTORY_TEST_COORDINATOR"
 
 
 class StandIn:
@@ -185,14 +185,14 @@ class Rig:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, MARK: str(self.folder), "OMP_NUM_THREADS": "1"},
+                env={**os.environ, **token(self.folder)},
             )
         self.until(lambda: self.told().get("pids", {}).get("coordinator") == self.process.pid)
 
     def stop(self) -> int:
         assert self.process is not None
         self.process.terminate()
-        return self.process.wait(20)
+        return self.process.wait(HANG_S)
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> int:
         """Send a signal to a part of the coordinator; return its process id."""
@@ -214,40 +214,34 @@ class Rig:
         return str(self.told().get("address", "127.0.0.1:1"))
 
     def server_apps(self) -> list[psutil.Process]:
-        return [p for p in self.processes() if "flwr-serverapp" in " ".join(_words(p))]
-
-    def processes(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter(["environ", "status"]):
-            marked = (process.info["environ"] or {}).get(MARK) == str(self.folder)
-            if marked and process.info["status"] != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        return found
+        return find(owned(self.folder), "flwr-serverapp")
 
     def log(self) -> str:
         return (self.folder / "coordinator.log").read_text()
 
     def until(self, holds, seconds: float = 40) -> float:
-        """Wait until something holds; return how many seconds it took."""
-        began = time.monotonic()
-        while not holds():
-            assert time.monotonic() - began < seconds, f"not within {seconds} s\n{self.log()}"
+        """Wait until something holds; return how many seconds it took, by the load's clock."""
+
+        def look() -> bool:
             if self.process is not None and self.process.poll() not in (None, -signal.SIGKILL):
                 raise AssertionError(f"the daemon ended: {self.process.returncode}\n{self.log()}")
-            time.sleep(0.02)
-        return time.monotonic() - began
+            return holds()
+
+        return until(look, seconds, self.log)
 
     # ---- members ---------------------------------------------------------------------------
 
     @contextmanager
     def as_lead(self):
         with open_channel(self.address, self.lead.identity) as channel:
-            grpc.channel_ready_future(channel).result(10)
+            grpc.channel_ready_future(channel).result(HANG_S)
             yield OperationsCalls(channel)
 
     def invite(self, site: str):
         with self.as_lead() as lead:
-            return lead.invite(InviteWanted(role="site", name=site, lifetime_s=600.0), timeout=10)
+            return lead.invite(
+                InviteWanted(role="site", name=site, lifetime_s=600.0), timeout=HANG_S
+            )
 
     def settle(self, *names: str) -> None:
         for name in names:
@@ -259,7 +253,7 @@ class Rig:
 
     def connected(self) -> set[str]:
         with self.as_lead() as lead:
-            members = lead.list_members(MembersWanted(), timeout=10).members
+            members = lead.list_members(MembersWanted(), timeout=HANG_S).members
         return {member.name for member in members if member.connected}
 
     # ---- runs ------------------------------------------------------------------------------
@@ -270,7 +264,7 @@ class Rig:
         path.unlink(missing_ok=True)
         initial = forms.model(path)
         with open_channel(self.address, self.lead.identity) as channel:
-            grpc.channel_ready_future(channel).result(10)
+            grpc.channel_ready_future(channel).result(HANG_S)
             Transfers(channel).upload(path, initial)
         names = tuple(sorted(self.sites if sites is None else sites))
         changes.setdefault("rules", forms.changed(forms.RULES, quorum=len(names)))
@@ -279,11 +273,11 @@ class Rig:
 
     def submit(self, run_id: str, **words):
         with self.as_lead() as lead:
-            return lead.submit(self.submission(run_id, **words), timeout=30)
+            return lead.submit(self.submission(run_id, **words), timeout=HANG_S)
 
     def row(self, run_id: str):
         with self.as_lead() as lead:
-            runs = lead.list_runs(RunsWanted(limit=100), timeout=10).runs
+            runs = lead.list_runs(RunsWanted(limit=100), timeout=HANG_S).runs
         return next(row for row in runs if row.run_id == run_id)
 
     def ended(self, run_id: str) -> bool:
@@ -297,25 +291,10 @@ class Rig:
         return sorted(at for site in self.sites.values() for at, *_ in site.orders if at > moment)
 
     def close(self) -> list[str]:
-        """End everything; return what was left behind 5 s after the daemon ended."""
+        """End everything; return what does not end with the daemon."""
         for site in self.sites.values():
             site.work.set()
             site.close()
         if self.process is not None and self.process.poll() is None:
             self.stop()
-        end = time.monotonic() + 5
-        while self.processes() and time.monotonic() < end:
-            time.sleep(0.05)
-        left = []
-        for process in self.processes():
-            left.append(" ".join(_words(process)))
-            with suppress(psutil.Error):
-                process.kill()
-        return left
-
-
-def _words(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
+        return end_left(self.folder)

@@ -21,8 +21,8 @@ from tests.federation.conftest import (
     agent_of,
     home_of,
     site_agent,
-    within,
 )
+from tests.patience import until
 
 pytestmark = pytest.mark.federation
 
@@ -49,7 +49,7 @@ def test_agents_whose_heartbeats_come_late_are_asked_again(launch: Launcher) -> 
     federation.wait_for_round(1)
     time.sleep(44.0)
     rounds = len((federation.out / "metrics.jsonl").read_text().splitlines())
-    federation.wait_for_round(rounds + 10, timeout=30)
+    federation.wait_for_round(rounds + 10, seconds=30)
     first = [e["event"] for e in federation.events()].index("OrdersSent")
     again = [e for e in federation.events()[first:] if e["event"] == "SiteConnected"]
     assert again, "no reply was lost: the test shows nothing"
@@ -70,7 +70,7 @@ def _kill_at_random(launch: Launcher, *, rounds: int, deaths: int, seed: int) ->
             if has_ended(home):
                 break
             federation.restart(agent_of(federation, SITE))
-        within(120, lambda: has_ended(home))
+        until(lambda: has_ended(home), 120)
         federation.end_restarted()  # its workspace lasts as long as `local` is stopped
         books = _Books.of(home)
     assert federation.wait() == 0, federation.output()

@@ -15,7 +15,8 @@ from subprocess import PIPE
 
 import pytest
 
-from tests.federation.conftest import Federation, Launcher, agent_of, home_of, within
+from tests.federation.conftest import Federation, Launcher, agent_of, home_of
+from tests.patience import until
 
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
 SITE = "lumi"
@@ -61,7 +62,7 @@ class Ground:
             PYTHONPATH=str(clock),
         )  # fmt: skip
         self.agent = federation.restarted[-1]
-        within(30, self._is_moved)
+        until(self._is_moved, 30)
         self.heard = len(federation.events())
 
     def _is_moved(self) -> bool:
@@ -94,7 +95,7 @@ class Ground:
             heard.extend(self.answers())
             return bool(set(heard) & set(wanted))
 
-        within(seconds, found)
+        until(found, seconds)
 
     def refuses(self, code: str) -> None:
         """Wait for a refusal; from then on nothing else comes."""

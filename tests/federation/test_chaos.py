@@ -92,7 +92,6 @@ def undisturbed(launch_shared: Launcher) -> Model:
     return digest
 
 
-@pytest.mark.timeout(600)
 def test_a_disturbed_run(tmp_path: Path) -> None:
     # A wire is cut; ServerApp, SuperLink, an agent and the coordinator die; one more is frozen.
     _model_of_all(*_disturb(tmp_path, BRIEF, seed=1519), BRIEF)

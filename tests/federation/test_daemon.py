@@ -27,8 +27,9 @@ from tests.federation.conftest import (
     agent_of,
     home_of,
     site_agent,
-    within,
 )
+from tests.owned_processes import lives
+from tests.patience import HANG_S, contention, until
 
 pytestmark = pytest.mark.federation
 
@@ -55,16 +56,16 @@ def test_a_word_holds_within_a_second_until_it_is_taken_back(
     running: Federation, word: str, code: str
 ) -> None:
     home = home_of(agent_of(running, "cesga"))
-    within(10, lambda: outcomes(home)[0] == "update")
+    until(lambda: outcomes(home)[0] == "update", 10)
     assert site_agent(home, word, "--reason", "upgrade").returncode == 0
     # The next answer is a refusal by that code; no later one is an update.
-    within(2, lambda: outcomes(home)[0] == code)
+    until(lambda: outcomes(home)[0] == code, 2)
     time.sleep(1.0)
     assert set(outcomes(home)[:2]) == {code}
     shown = json.loads(site_agent(home, "status", "--json").stdout)
     assert (shown["control"]["name"], shown["control"]["reason"]) == (code, "upgrade")
     assert site_agent(home, "resume").returncode == 0
-    within(5, lambda: outcomes(home)[0] == "update")
+    until(lambda: outcomes(home)[0] == "update", 5)
 
 
 def test_one_agent_to_a_home(running: Federation) -> None:
@@ -74,7 +75,7 @@ def test_one_agent_to_a_home(running: Federation) -> None:
     assert (tick.returncode, run.returncode) == (0, 1)
     for refused in (tick, run):
         assert f"process {agent.pid} " in refused.stderr
-    assert agent.is_running()
+    assert lives(agent)
 
 
 def test_the_doctor_beside_a_running_agent(running: Federation) -> None:
@@ -93,11 +94,10 @@ def test_the_doctor_beside_a_running_agent(running: Federation) -> None:
 def test_sigterm_drains_and_a_tick_takes_over(running: Federation) -> None:
     agent = agent_of(running, "cyfronet")
     home = home_of(agent)
-    within(10, lambda: outcomes(home)[0] == "update")
+    until(lambda: outcomes(home)[0] == "update", 10)
     worker = next(child for child in agent.children() if "site_agents.worker" in child.cmdline())
     agent.send_signal(signal.SIGTERM)
-    gone, _ = psutil.wait_procs([agent, worker], 20)
-    assert len(gone) == 2
+    until(lambda: not lives(agent) and not lives(worker), 20)
     assert status_of(home).in_hand == ()
     assert status_of(home).connection == "stopped"
     assert "not running" in site_agent(home, "status").stdout
@@ -117,36 +117,35 @@ def test_sigterm_drains_and_a_tick_takes_over(running: Federation) -> None:
         text=True,
     )
     try:
-        within(30, lambda: status_of(home).done[0] != before and outcomes(home)[0] == "update")
+        until(lambda: status_of(home).done[0] != before and outcomes(home)[0] == "update", 30)
         tick.send_signal(signal.SIGTERM)
-        _, log = tick.communicate(timeout=30)
+        _, log = tick.communicate(timeout=HANG_S)
         assert tick.returncode == 0, log
     finally:
         tick.kill()
         tick.wait()
-    assert psutil.Process(running.process.pid).is_running()
+    assert running.process.poll() is None
 
 
 def test_a_word_and_a_second_signal_reach_work_under_way(launch: Launcher) -> None:
     federation = launch("rounds=1", "local_epochs=100000", "evaluate=false", "rounds.quorum=1")
-    within(60, lambda: len(federation.find("site_agents.worker")) == 3)
+    until(lambda: len(federation.find("site_agents.worker")) == 3, 60)
     stopped, killed = (agent_of(federation, site) for site in ("cesga", "lumi"))
     for agent in (stopped, killed):
-        within(60, partial(has_in_hand, home_of(agent)))
+        until(partial(has_in_hand, home_of(agent)), 60)
     time.sleep(2.0)  # until they train
 
     home = home_of(killed)
     assert site_agent(home, "kill", "--reason", "a test").returncode == 0
-    within(1.0, lambda: outcomes(home) == ["killed"])
-    assert killed.is_running()
+    until(lambda: outcomes(home) == ["killed"], 1.0)
+    assert lives(killed)
 
     stopped.send_signal(signal.SIGTERM)
     time.sleep(1.5)
-    assert stopped.is_running()  # the order under way goes on
+    assert lives(stopped)  # the order under way goes on
     assert has_in_hand(home_of(stopped))
     stopped.send_signal(signal.SIGTERM)
-    gone, _ = psutil.wait_procs([stopped], 10)
-    assert gone
+    until(lambda: not lives(stopped), 10)
 
 
 def has_in_hand(home: Path) -> bool:
@@ -168,10 +167,10 @@ def test_a_gateway_that_is_away_is_said_once(tmp_path: Path) -> None:
             text=True,
         )
         try:
-            within(30, lambda: detail_of(home) == "the gateway cannot be reached")
+            until(lambda: detail_of(home) == "the gateway cannot be reached", 30)
             time.sleep(2.0)  # it tries some five times
             agent.send_signal(signal.SIGTERM)
-            _, log = agent.communicate(timeout=30)
+            _, log = agent.communicate(timeout=HANG_S)
         finally:
             agent.kill()
             agent.wait()
@@ -204,7 +203,7 @@ def test_an_idle_agent_costs_next_to_nothing(launch: Launcher) -> None:
     )
     held.suspend()
     try:
-        time.sleep(3.0)
+        time.sleep(3.0 * contention())
         begun, began = _cpu_s(agent), time.monotonic()
         time.sleep(6.0)
         share = (_cpu_s(agent) - begun) / (time.monotonic() - began)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import time
 
 import psutil
 import pytest
 
 from tests.federation.conftest import Launcher
+from tests.owned_processes import lives
+from tests.patience import contention, until
 
 pytestmark = pytest.mark.federation
+
+
+def deadline() -> str:
+    """Return a short deadline of a round, which the sites that live can keep under this load."""
+    return f"rounds.deadline_s={5 * contention():.1f}"
 
 
 def test_a_killed_worker_is_restarted_and_the_run_completes(launch: Launcher) -> None:
@@ -24,7 +30,7 @@ def test_a_killed_worker_is_restarted_and_the_run_completes(launch: Launcher) ->
 
 def test_a_killed_agent_is_named_and_the_run_goes_on_with_quorum(launch: Launcher) -> None:
     federation = launch(
-        "rounds=3", "local_epochs=10", "rounds.quorum=2", "rounds.deadline_s=4", "evaluate=false"
+        "rounds=3", "local_epochs=10", "rounds.quorum=2", deadline(), "evaluate=false"
     )
     federation.wait_for_round(1)
     (agent,) = federation.find("site_agents.cli.main", "/lumi ")
@@ -39,7 +45,7 @@ def test_a_killed_agent_is_named_and_the_run_goes_on_with_quorum(launch: Launche
 
 def test_without_quorum_the_run_fails_and_keeps_the_last_model(launch: Launcher) -> None:
     federation = launch(
-        "rounds=50", "local_epochs=5", "rounds.quorum=3", "rounds.deadline_s=4", "evaluate=false"
+        "rounds=50", "local_epochs=5", "rounds.quorum=3", deadline(), "evaluate=false"
     )
     federation.wait_for_round(1)
     (agent,) = federation.find("site_agents.cli.main", "/lumi ")
@@ -75,7 +81,4 @@ def test_a_killed_launcher_leaves_no_process(launch: Launcher) -> None:
     children = federation.tree()
     federation.process.kill()
     federation.process.wait()
-    end = time.monotonic() + 20
-    while alive := [p for p in children if p.is_running() and p.status() != "zombie"]:
-        assert time.monotonic() < end, [p.cmdline() for p in alive]
-        time.sleep(0.1)
+    until(lambda: not any(map(lives, children)), 20)

@@ -11,21 +11,21 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import pytest
+
+from tests.owned_processes import end_left, token
+from tests.patience import HANG_S, until
 
 PAGE = Path(__file__).parents[2] / "docs" / "lead.md"
 BLOCK = re.compile(r"^```console (lead|site)( daemon)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HUB = "hub.example.org"
 SITE = "cesga"
 ADDRESSES = {"lead": "10.99.0.1", "site": "10.99.0.2"}
-MARK = "LC_FEDFACTORY_TEST_PAGE"
 
 pytestmark = [
     pytest.mark.federation,
@@ -80,7 +80,7 @@ class Host:
             text=True,
             cwd=self.folder,
             env=self._environment(),
-            timeout=150,
+            timeout=HANG_S,
         )
         told = f"{block}\n{done.stdout}\n{done.stderr}\n{self.logs()}"
         assert done.returncode == 0, told
@@ -107,9 +107,7 @@ class Host:
     def _environment(self) -> dict[str, str]:
         # The folder of the interpreter holds the programs; the link that a venv's is, not followed.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return {
-            **os.environ, "PATH": path, MARK: str(self.folder.parent), "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
+        return {**os.environ, "PATH": path, **token(self.folder.parent)}
 
 
 @pytest.fixture
@@ -128,48 +126,20 @@ def hosts(tmp_path: Path) -> Iterator[dict[str, Host]]:
             for daemon in host.daemons:
                 daemon.terminate()
                 with suppress(subprocess.TimeoutExpired):
-                    daemon.wait(20)
-        left = _left(tmp_path)
+                    daemon.wait(HANG_S)
+        left = end_left(tmp_path)
         for host in made.values():
             host.unmake()
     assert left == []
 
 
-def _left(folder: Path) -> list[str]:
-    """Return what still runs 10 s after the daemons were asked to end; end it."""
-    end = time.monotonic() + 10
-    while (found := _marked(folder)) and time.monotonic() < end:
-        time.sleep(0.2)
-    told = [" ".join(process.cmdline()) for process in found]
-    for process in found:
-        process.kill()
-    return told
-
-
-def _marked(folder: Path) -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.process_iter(["environ", "status"])
-        if (process.info["environ"] or {}).get(MARK) == str(folder)
-        and process.info["status"] != psutil.STATUS_ZOMBIE
-    ]
-
-
-def _within(seconds: float, there: Callable[[], bool], host: Host) -> None:
-    end = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < end, host.logs()
-        time.sleep(0.3)
-
-
-@pytest.mark.timeout(480)
 def test_the_first_day_of_a_lead(hosts: dict[str, Host]) -> None:
     lead, site = hosts["lead"], hosts["site"]
     said = []
     for name, daemon, block in BLOCK.findall(PAGE.read_text()):
         if daemon:
             hosts[name].keep(block)
-            _within(60, _is_up(lead, name), hosts[name])
+            until(_is_up(lead, name), 60, hosts[name].logs)
             continue
         said.append(hosts[name].do(block))
         sent = lead.folder / f"{SITE}.invitation"

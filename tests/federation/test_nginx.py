@@ -16,6 +16,7 @@ from fedfactory.wire.rpc.transfers import Transfers
 from fedfactory.wire.tls import open_channel
 from tests.federation.consortium import free_port
 from tests.federation.coordinator_rig import Rig
+from tests.patience import HANG_S
 from tests.unit import coordinator_submissions as forms
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +62,7 @@ def nginx(folder, gateway_port):
         yield port
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(HANG_S)
 
 
 def test_operators_and_sites_reach_the_gateway_through_nginx(tmp_path):
@@ -70,8 +71,8 @@ def test_operators_and_sites_reach_the_gateway_through_nginx(tmp_path):
     try:
         with nginx(tmp_path, int(rig.address.rpartition(":")[2])) as port:
             with open_channel(f"localhost:{port}", rig.lead.identity) as channel:
-                grpc.channel_ready_future(channel).result(20)
-                members = OperationsCalls(channel).list_members(MembersWanted(), timeout=10)
+                grpc.channel_ready_future(channel).result(HANG_S)
+                members = OperationsCalls(channel).list_members(MembersWanted(), timeout=HANG_S)
                 assert members.consortium == rig.lead.consortium
                 ref = forms.model(tmp_path / "model.safetensors")
                 Transfers(channel).upload(tmp_path / "model.safetensors", ref)

@@ -70,13 +70,13 @@ def test_a_hundred_and_fifty_rounds(launch: Launcher) -> None:
         f"rounds={ROUNDS}", "local_epochs=1", "task=tabular", "privacy=dp_sgd",
         "privacy.evaluation_noise_multiplier=20",
     )  # fmt: skip
-    federation.wait_for_round(EARLY, timeout=300)
+    federation.wait_for_round(EARLY, seconds=300)
     began, early = time.monotonic(), Look.at(federation)
-    federation.wait_for_round(2 * EARLY, timeout=300)
+    federation.wait_for_round(2 * EARLY, seconds=300)
     early_s = time.monotonic() - began
-    federation.wait_for_round(LATE - EARLY, timeout=900)
+    federation.wait_for_round(LATE - EARLY, seconds=900)
     began = time.monotonic()
-    federation.wait_for_round(LATE, timeout=300)
+    federation.wait_for_round(LATE, seconds=300)
     late_s, late = time.monotonic() - began, Look.at(federation)
     assert federation.wait() == 0, federation.output()
     print(f"{early}\n{late}\n{EARLY} rounds: {early_s:.1f} s early, {late_s:.1f} s late")

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.patience import until
 from tests.sites.rig import Coordinator, Site
 
 
@@ -42,7 +42,7 @@ def _no_thread_is_left() -> Iterator[None]:
     """What a test starts ends with it."""
     before = set(threading.enumerate())
     yield
-    end = time.monotonic() + 10
-    while left := set(threading.enumerate()) - before:
-        assert time.monotonic() < end, [thread.name for thread in left]
-        time.sleep(0.01)
+    until(
+        lambda: not set(threading.enumerate()) - before,
+        story=lambda: str([thread.name for thread in set(threading.enumerate()) - before]),
+    )

@@ -36,7 +36,8 @@ from site_agents.config import load_agent_config
 from site_agents.policy import DataRule, policy_text
 from site_agents.setup import make_home
 from site_agents.status import Status, read_status
-from tests.contract.gateway_rig import Desk, eventually
+from tests.contract.gateway_rig import Desk
+from tests.patience import HANG_S, until
 from tests.sites.rig import Scripted
 
 SITE = "cesga"
@@ -112,7 +113,7 @@ class Hub:
 
     def ask(self, question: Question) -> Any:
         asked = SignedQuestion(question=question, signature=self.signer.sign(question))
-        return self.gateway.ask(SITE, asked, 10.0)
+        return self.gateway.ask(SITE, asked, HANG_S)
 
     def came(self, site: str) -> None:
         self.heard.append(("came", time.monotonic()))
@@ -169,14 +170,14 @@ class RunningAgent:
         return read_status(self.home)
 
     def until(self, state: str, timeout_s: float = 15.0) -> Status:
-        eventually(lambda: (s := self.status) is not None and s.connection == state, timeout_s)
+        until(lambda: (s := self.status) is not None and s.connection == state, timeout_s)
         status = self.status
         assert status is not None
         return status
 
     def close(self) -> None:
         self.agent.stop()
-        self.thread.join(20)
+        self.thread.join(HANG_S)
         assert not self.thread.is_alive(), "the agent did not end"
         assert not self.failed
         self.books.close()

@@ -15,7 +15,7 @@ from fedfactory.contracts.privacy import PrivacyPlan
 from fedfactory.contracts.questions import LogsWanted, Question, SignedLogsWanted
 from fedfactory.contracts.versions import own_version
 from site_agents.enrolling import enrol
-from tests.contract.gateway_rig import eventually
+from tests.patience import until
 from tests.sites.consortium import SITE, Hub, RunningAgent
 from tests.sites.rig import INITIAL, TRAINING
 
@@ -80,7 +80,7 @@ def test_it_enrols_itself_also_when_the_gateway_comes_up_later(make_hub, start) 
 def test_it_answers_questions(make_hub, start) -> None:
     hub = make_hub()
     start(hub).until("connected")
-    eventually(lambda: hub.gateway.connected() == [SITE])
+    until(lambda: hub.gateway.connected() == [SITE])
     signed = terms()
     plan = SignedPlan(terms=signed, signature=hub.operator.signer.sign(signed))
     answer = hub.ask(Question(site=SITE, plan=plan, receipt=None, logs=None))
@@ -99,11 +99,11 @@ def test_it_renews_its_certificate_and_never_seems_gone(make_hub, start) -> None
     agent = start(hub)
     first = agent.until("connected").certificate_ends
     began = time.monotonic()
-    eventually(lambda: agent.status.certificate_ends > first + 8, 30)
+    until(lambda: agent.status.certificate_ends > first + 8, 30)
     assert time.monotonic() - began > 4, "a certificate is used for a good part of its time"
     hub.heard.clear()
     second = agent.status.certificate_ends
-    eventually(lambda: agent.status.certificate_ends > second, 30)
+    until(lambda: agent.status.certificate_ends > second, 30)
     assert {what for what, _ in hub.heard} == {"came"}
     assert hub.gateway.connected() == [SITE]
     assert agent.status.connection == "connected"
@@ -112,11 +112,11 @@ def test_it_renews_its_certificate_and_never_seems_gone(make_hub, start) -> None
 def test_it_is_back_at_once_after_a_hang_up_and_a_restart(make_hub, start) -> None:
     hub = make_hub()
     start(hub).until("connected")
-    eventually(lambda: hub.gateway.connected() == [SITE])
+    until(lambda: hub.gateway.connected() == [SITE])
     time.sleep(5.1)  # a session that stood
     hub.heard.clear()
     hub.gateway.hang_up_all()
-    eventually(lambda: [what for what, _ in hub.heard] == ["went", "came"])
+    until(lambda: [what for what, _ in hub.heard] == ["went", "came"])
     (_, went), (_, came) = hub.heard
     assert 0.1 < came - went < 2.0, "0.2 to 0.4 s, and what a busy machine adds"
     hub.stop()
@@ -124,7 +124,7 @@ def test_it_is_back_at_once_after_a_hang_up_and_a_restart(make_hub, start) -> No
     hub.heard.clear()
     up = time.monotonic()
     hub.start()
-    eventually(lambda: hub.heard, 20)
+    until(lambda: hub.heard, 20)
     assert hub.heard[0][1] - up < 5.0
 
 

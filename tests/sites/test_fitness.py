@@ -15,6 +15,7 @@ from fedfactory.contracts.versions import own_version
 from site_agents import control
 from site_agents.executors.executor import NeverBegunError, NoDataError, WorkerLostError
 from site_agents.policy import Hours
+from tests.patience import HANG_S
 from tests.sites.asking import about_plan, fitness, questions_of
 from tests.sites.rig import OPEN, PRIVACY, TRAINING, Coordinator, Site, changed
 
@@ -155,7 +156,7 @@ def test_a_count_that_takes_long_is_not_waited_for_and_not_begun_twice(
 
     def describe(*arguments: object) -> object:
         begun.append(arguments)
-        release.wait(30)
+        release.wait(HANG_S)
         return site.executor.facts
 
     site.executor.describe = describe

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from fedfactory.identity.signing import fingerprint
 from site_agents.spool import KEEP_OF_RUN
+from tests.patience import HANG_S
 from tests.sites.rig import HUB, LINEAGE, OPEN, PRIVACY, Coordinator, Site, changed
 
 ROUNDS = 8
@@ -45,7 +46,7 @@ def test_two_coordinators_at_a_time(
                 order = who.order(site.base, terms, round=number, kind=kind)
                 asked += [who.delivery(order, terms), who.delivery(order, terms)]
     with ThreadPoolExecutor(8) as threads:
-        replies = list(threads.map(site.answer, asked, timeout=60))
+        replies = list(threads.map(site.answer, asked, timeout=HANG_S))
 
     assert [reply.refusal for reply in replies] == [None] * len(asked)
     for first, again in zip(replies[::2], replies[1::2], strict=True):
@@ -87,17 +88,17 @@ def test_asked_again_by_another_flower_run_while_it_works(site: Site) -> None:
 
     def fault(job: object) -> None:
         working.set()
-        assert go.wait(30)
+        assert go.wait(HANG_S)
 
     site.executor.fault = fault
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(site.answer, site.delivery())
-        assert working.wait(30)
+        assert working.wait(HANG_S)
         again = threads.submit(site.answer, site.delivery())
         time.sleep(0.2)
         assert not again.done()
         go.set()
-        replies = [first.result(30), again.result(30)]
+        replies = [first.result(HANG_S), again.result(HANG_S)]
     assert replies[0].update == replies[1].update is not None
     assert site.executions() == 1
     assert site.steps_spent() == STEPS

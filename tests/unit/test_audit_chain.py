@@ -25,6 +25,7 @@ from site_agents.audit import AuditChain
 from site_agents.audit.entries import administrative
 from site_agents.audit.line import Line
 from site_agents.audit.reading import Found, read, verify
+from tests.patience import HANG_S
 
 COUNT = 5
 
@@ -164,7 +165,7 @@ def test_two_processes_may_append_side_by_side(folder: Path) -> None:
         other = _appender(folder, 30)
         for n in range(30):
             mine.append({"event": "test", "n": n})
-        assert other.wait(60) == 0
+        assert other.wait(HANG_S) == 0
         assert other.stdout is not None
         other.stdout.close()
         mine.append({"event": "last"})

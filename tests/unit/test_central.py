@@ -23,6 +23,8 @@ from fedfactory.tasks.examples import SiteData
 from fedfactory.tasks.model_jobs import adopt_model, main
 from fedfactory.tasks.public_set import read_public
 from fedfactory.wire.arrays import file_ref, read_arrays, write_arrays
+from tests.owned_processes import runs
+from tests.patience import HANG_S, until
 
 MLP = {"model": "mlp"}
 
@@ -114,8 +116,8 @@ def test_closing_gives_up_what_another_thread_measures(
             time.sleep(0.01)
         evaluator.close()
         with pytest.raises(MeasuringError, match="closing"):
-            answer.result(timeout=10)
-    assert not _runs(pid)
+            answer.result(timeout=HANG_S)
+    assert not runs(pid)
     assert evaluator.pid is None
 
 
@@ -133,17 +135,7 @@ def test_it_dies_with_its_parent(folder: Path) -> None:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         parent.kill()
-    end = time.monotonic() + 10
-    while _runs(child) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert not _runs(child)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except OSError:  # it may go between open and read
-        return False
+    until(lambda: not runs(child), 10)
 
 
 def test_the_coordinators_own_process_imports_no_torch() -> None:

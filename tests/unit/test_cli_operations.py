@@ -21,6 +21,7 @@ from fedfactory.contracts.questions import SiteLogs
 from fedfactory.identity.roles import Role
 from fedfactory.rounds.log import decode_event
 from fedfactory.wire.operations import Finding, Submitted
+from tests.patience import HANG_S, until
 from tests.unit.operator_desk import DAY_S, NOW, DeskServer, after, member, row
 from tests.unit.operator_runs import MODEL, RUN_ID, SITES, events, lines
 
@@ -186,12 +187,9 @@ def test_ctrl_c_stops_watching_and_not_the_run(server, desk, tmp_path):
     )
     try:
         kept = tmp_path / "runs" / RUN_ID / "events.jsonl"
-        end = time.monotonic() + 30
-        while not (kept.exists() and len(kept.read_text().splitlines()) == 4):
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        until(lambda: kept.exists() and len(kept.read_text().splitlines()) == 4, 30)
         watcher.send_signal(signal.SIGINT)
-        _, errors = watcher.communicate(timeout=30)
+        _, errors = watcher.communicate(timeout=HANG_S)
     finally:
         watcher.kill()
         watcher.wait()

@@ -19,6 +19,7 @@ from site_agents.dispatch import Dispatcher
 from site_agents.flower_seam import Incoming, RunGoneError
 from site_agents.pipeline import Pending
 from site_agents.status import StatusBoard, read_status
+from tests.patience import HANG_S
 
 
 def incoming(text: str) -> Incoming:
@@ -70,7 +71,7 @@ class Bench:
 
     def settled(self, orders: int = 1) -> None:
         for _ in range(orders):
-            assert self.changes.acquire(timeout=10)
+            assert self.changes.acquire(timeout=HANG_S)
 
 
 def test_a_slow_order_does_not_hold_up_a_quick_one(tmp_path: Path):
@@ -78,7 +79,7 @@ def test_a_slow_order_does_not_hold_up_a_quick_one(tmp_path: Path):
 
     def answer(text: str) -> Reply:
         if text == "train":
-            assert slow.wait(10)
+            assert slow.wait(HANG_S)
         return reply_to(text)
 
     bench = Bench(tmp_path, answer)
@@ -181,7 +182,7 @@ def test_there_is_room_for_so_many_and_no_more(tmp_path: Path):
     end = threading.Event()
 
     def answer(text: str) -> Reply:
-        assert end.wait(10)
+        assert end.wait(HANG_S)
         return reply_to(text)
 
     bench = Bench(tmp_path, answer)

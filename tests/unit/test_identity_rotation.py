@@ -39,6 +39,7 @@ from fedfactory.wire.membership import Certified
 from fedfactory.wire.renewal import Renewal
 from fedfactory.wire.rpc.service import EnrolmentCalls
 from fedfactory.wire.tls import open_channel, server_credentials
+from tests.patience import HANG_S
 from tests.unit.identity_rig import MONTH, PASSPHRASE, seat
 
 DAY = timedelta(days=1)
@@ -75,7 +76,7 @@ def shake_hands(server: Identity, caller: Identity) -> bool:
     served.start()
     try:
         with open_channel(f"127.0.0.1:{port}", caller) as channel:
-            return channel.unary_unary("/a/b")(b"", timeout=5) == b"heard"
+            return channel.unary_unary("/a/b")(b"", timeout=HANG_S) == b"heard"
     except grpc.RpcError:
         return False
     finally:
@@ -240,7 +241,7 @@ def asking(channel: grpc.Channel) -> Callable[..., object]:
     from fedfactory.wire.membership import RenewWanted
 
     calls = EnrolmentCalls(channel)
-    return lambda request: calls.renew(RenewWanted(csr=request), timeout=10)
+    return lambda request: calls.renew(RenewWanted(csr=request), timeout=HANG_S)
 
 
 # ---- the root's file -----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from fedfactory.contracts.errors import EnvironmentFailedError, IntegrityError
 from fedfactory.coordinator.running.journal import Journal, read_events
 from fedfactory.rounds.events import DeadlinePassed, OrdersSent, SiteConnected, SiteLost
 from fedfactory.rounds.log import decode_event
+from tests.patience import HANG_S
 
 CAME = SiteConnected(at=1.0, site="cesga")
 WENT = SiteLost(at=2.0, site="cesga")
@@ -101,7 +102,7 @@ KILLED = """
 
 def test_what_a_killed_process_had_appended_is_read_and_gone_on_with(path):
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLED), str(path)], check=False, timeout=60
+        [sys.executable, "-c", textwrap.dedent(KILLED), str(path)], check=False, timeout=HANG_S
     )
     assert done.returncode == -signal.SIGKILL
     assert path.with_name("journal.sqlite-wal").stat().st_size > 0  # nobody tidied up

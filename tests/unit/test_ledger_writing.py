@@ -17,6 +17,7 @@ from ledger_parts import LINEAGE, admitted, charge, epsilon, make, make_used, ru
 from site_agents import ledger as ledger_module
 from site_agents import ledger_file
 from site_agents.ledger import Ledger, LedgerError
+from tests.patience import HANG_S
 
 HERE = Path(__file__).parent
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
@@ -35,7 +36,7 @@ def python(script, *words, wrap=()):
 
 
 def finish(process):
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, errors
     return output
 

@@ -17,6 +17,7 @@ from fedfactory.coordinator.link_server import LinkServer
 from fedfactory.coordinator.running import link as link_module
 from fedfactory.coordinator.running.link import Link, LinkClosedError, LinkRing
 from fedfactory.identity.roles import Peer, Role
+from tests.patience import HANG_S, prompt, until
 
 REF = BlobRef(
     digest="sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824", bytes=5
@@ -97,14 +98,7 @@ def model(tmp_path):
 
 
 def heard(link):
-    return link.events.get(timeout=10)
-
-
-def eventually(condition):
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    return link.events.get(timeout=HANG_S)
 
 
 def uploaded(gateway, site):
@@ -118,7 +112,7 @@ def test_hello_tells_which_of_the_runs_sites_are_here(tmp_path, server):
         assert link.roster() == {"cesga": 7, "lumi": 8}
         assert link.blob_path(REF.digest) == tmp_path / "blobs" / REF.digest[7:]
         assert server.pid == os.getpid()
-    eventually(lambda: server.pid is None)
+    until(lambda: server.pid is None)
 
 
 def test_calls_reach_the_gateway(link, gateway, model):
@@ -191,7 +185,7 @@ def test_what_was_asked_before_the_serverapp_came_is_told_to_each_that_comes(tmp
         with Client(tmp_path / "link.sock") as link:
             link.hello()
             told.append([heard(link), heard(link)])
-        eventually(lambda: server.pid is None)
+        until(lambda: server.pid is None)
     assert told[0] == told[1]  # the same time, so that it is known to be the same stop
     assert told[0][0].reason == "early"
     assert told[0][1] == LinkRing(event="site_left", site="lumi", code="offline")
@@ -202,7 +196,7 @@ def test_a_living_serverapp_beats_and_a_frozen_one_is_seen(tmp_path, server, mon
     with Client(tmp_path / "link.sock") as link:
         link.hello()
         before = server.alive_at
-        eventually(lambda: server.alive_at > before)
+        until(lambda: server.alive_at > before)
         link._over.set()  # the beats end
         link._threads[1].join()
         time.sleep(0.05)
@@ -216,14 +210,14 @@ def test_a_serverapp_whose_call_is_worked_on_is_alive(tmp_path, server, gateway)
 
     def ring(site):
         entered.set()
-        go.wait(10)
+        go.wait(HANG_S)
 
     gateway.ring = ring
     with Client(tmp_path / "link.sock") as link:
         link.hello()
         caller = threading.Thread(target=lambda: link.ring(["cesga"]))
         caller.start()
-        assert entered.wait(10)
+        assert entered.wait(HANG_S)
         first = server.alive_at
         time.sleep(0.02)
         assert server.alive_at > first
@@ -235,13 +229,12 @@ def test_the_gateway_never_waits_for_a_serverapp_that_does_not_read(tmp_path, se
     client = socket.socket(socket.AF_UNIX)
     client.connect(str(tmp_path / "link.sock"))
     client.sendall(b'{"call": "hello", "pid": 1}\n')
-    eventually(lambda: server.pid == 1)
-    begun = time.monotonic()
-    for _ in range(20_000):
-        server.replied("x" * 100)
-    assert time.monotonic() - begun < 5
+    until(lambda: server.pid == 1)
+    with prompt(5):
+        for _ in range(20_000):
+            server.replied("x" * 100)
     client.close()
-    eventually(lambda: server.ended)
+    until(lambda: server.ended)
 
 
 def test_calls_from_many_threads_get_their_own_answers(link, gateway):
@@ -267,7 +260,7 @@ def test_the_gateway_notices_when_the_serverapp_dies(tmp_path, server):
     link.hello()
     assert not server.ended
     link.close()
-    eventually(lambda: server.ended)
+    until(lambda: server.ended)
     with Client(tmp_path / "link.sock") as again:  # another may come
         again.hello()
         assert not server.ended
@@ -280,11 +273,10 @@ def test_the_serverapp_notices_when_the_gateway_dies(tmp_path, gateway):
         link.hello()
         server.close()
         assert heard(link).event == "closed"
-        start = time.monotonic()
-        for _ in range(2):
-            with pytest.raises(LinkClosedError):
-                link.traffic()
-        assert time.monotonic() - start < 5
+        with prompt(5):
+            for _ in range(2):
+                with pytest.raises(LinkClosedError):
+                    link.traffic()
 
 
 def test_one_client_at_a_time(tmp_path, link):
@@ -324,7 +316,7 @@ def test_garbage_ends_the_link_not_the_gateway(tmp_path, server):
     client.sendall(b"no json\n")
     assert client.recv(10) == b""
     client.close()
-    eventually(lambda: server.ended)
+    until(lambda: server.ended)
     with Client(tmp_path / "link.sock") as link:
         assert link.hello()
         with pytest.raises(queue.Empty):

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from fedfactory.systemd_notify import notify, watchdog_period_s
+from tests.patience import HANG_S
 
 
 @pytest.fixture
 def systemd(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
-        listener.settimeout(5)
+        listener.settimeout(HANG_S)
         yield listener
 
 
@@ -29,7 +30,7 @@ def test_an_abstract_socket_is_named_by_an_at_sign():
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         name = f"fedfactory-test-{os.getpid()}"
         listener.bind(f"\0{name}")
-        listener.settimeout(5)
+        listener.settimeout(HANG_S)
         notify("STOPPING=1", {"NOTIFY_SOCKET": f"@{name}"})
         assert listener.recv(100) == b"STOPPING=1"
 

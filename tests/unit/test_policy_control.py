@@ -15,6 +15,7 @@ from fedfactory.contracts.errors import EnvironmentFailedError
 from site_agents import control
 from site_agents.audit import AuditChain
 from site_agents.cli.main import main
+from tests.patience import prompt
 
 STATE = Path(control.CONTROL_FOLDER) / control.STATE_FILE
 
@@ -85,10 +86,9 @@ def test_something_else_in_its_place_counts_as_killed(home):
 
 def test_each_reading_takes_less_than_a_fraction_of_a_second(home):
     control.set(home, "paused", by="ada", reason="")
-    begun = time.perf_counter()
-    for _ in range(100):
-        control.state(home)
-    assert time.perf_counter() - begun < 1
+    with prompt(1):
+        for _ in range(100):
+            control.state(home)
 
 
 def test_it_is_on_the_disk_before_it_has_its_name_and_the_name_after(home, monkeypatch):

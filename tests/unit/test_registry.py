@@ -27,6 +27,7 @@ from fedfactory.coordinator.membership.registry_rows import Issued
 from fedfactory.identity.facts import CertificateFacts, public_key_text
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.identity.signing import fingerprint
+from tests.patience import HANG_S
 
 CESGA = Peer(role=Role.SITE, name="cesga")
 INVITED = Peer(role=Role.INVITED, name="cesga")
@@ -291,7 +292,7 @@ def test_one_token_and_several_processes(tmp_path: Path, clock: Clock) -> None:
     ]
     for process in processes:
         process.start()
-    winners = [won.get(timeout=30) for _ in processes]
+    winners = [won.get(timeout=HANG_S) for _ in processes]
     for process in processes:
         process.join()
     (winner,) = [number for number in winners if number is not None]

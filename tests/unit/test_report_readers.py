@@ -14,6 +14,7 @@ from report_runs import Story
 
 from fedfactory.contracts.errors import UsageError
 from fedfactory.report.saved import read_summary
+from tests.patience import HANG_S
 
 TALK = """
 import sys
@@ -51,7 +52,7 @@ def test_a_reader_that_goes_away_ends_nothing(kind: str) -> None:
     child = _talk(writer)
     os.close(writer)
     os.close(reader)
-    _, errors = child.communicate(b"\n", timeout=60)
+    _, errors = child.communicate(b"\n", timeout=HANG_S)
     assert (child.returncode, errors) == (7, b"")
 
 

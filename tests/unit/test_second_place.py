@@ -13,6 +13,7 @@ from fedfactory.contracts.errors import EnvironmentFailedError, IntegrityError
 from fedfactory.contracts.plans import Anchor
 from site_agents import second_place
 from site_agents.second_place import SYSLOG, SecondPlace
+from tests.patience import HANG_S
 
 ANCHOR = Anchor(
     site="lumi",
@@ -78,7 +79,7 @@ def test_a_full_disk_is_said() -> None:
 def test_the_systems_log_gets_every_anchor(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
         log.bind(str(tmp_path / "log"))
-        log.settimeout(5)
+        log.settimeout(HANG_S)
         place = SecondPlace(SYSLOG, syslog_socket=str(tmp_path / "log"))
         place.record(ANCHOR)
         text = log.recv(65536).decode()

@@ -11,6 +11,7 @@ import pytest
 
 import site_agents.cli
 from site_agents.cli.main import COMMANDS, main
+from tests.patience import HANG_S
 
 
 def test_the_table_names_every_command_there_is() -> None:
@@ -34,7 +35,7 @@ def test_help_loads_no_command() -> None:
     code = "import sys; from site_agents.cli.main import main; main(['--help']); \
 print(*sorted(m for m in sys.modules if m == 'numpy' or m.startswith('site_agents.')))"
     said = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=HANG_S
     ).stdout
     assert all(f"  {command} " in said for command in COMMANDS)
     assert said.splitlines()[-1] == "site_agents.cli site_agents.cli.main"

@@ -18,6 +18,7 @@ from site_agents.control import ControlName
 from site_agents.executors.executor import WorkStoppedError
 from site_agents.executors.local import LocalExecutor
 from site_agents.watch import Watch
+from tests.patience import HANG_S, prompt
 
 
 class Bench:
@@ -47,21 +48,21 @@ def test_killing_ends_a_running_job_within_a_second(bench: Bench):
     base = bench.home / "base"
     load_task("digits").write_initial({"model": "mlp"}, 1, base)
     bench.executor.run(job_of(base), bench.home / "0", 120)
-    ended: list[float] = []
+    ended = threading.Event()
 
     def work() -> None:
         with pytest.raises(WorkStoppedError):
             bench.executor.run(job_of(base, epochs=LONG_EPOCHS), bench.home / "1", 120)
-        ended.append(time.monotonic())
+        ended.set()
 
     thread = threading.Thread(target=work)
     thread.start()
     time.sleep(0.5)
-    assert not ended
-    said = time.monotonic()
-    bench.say("killed")
-    thread.join(10)
-    assert ended[0] - said < 1.0
+    assert not ended.is_set()
+    with prompt(1.0):
+        bench.say("killed")
+        assert ended.wait(HANG_S)
+    thread.join()
 
 
 def test_a_job_that_slips_in_after_the_word_is_ended_too(bench: Bench):
@@ -69,19 +70,17 @@ def test_a_job_that_slips_in_after_the_word_is_ended_too(bench: Bench):
     load_task("digits").write_initial({"model": "mlp"}, 1, base)
     bench.executor.run(job_of(base), bench.home / "0", 120)
     bench.say("killed")
-    assert bench.decided.wait(1)
-    began = time.monotonic()
-    with pytest.raises(WorkStoppedError):
+    assert bench.decided.wait(HANG_S)
+    with prompt(2.0), pytest.raises(WorkStoppedError):
         bench.executor.run(job_of(base, epochs=LONG_EPOCHS), bench.home / "1", 120)
-    assert time.monotonic() - began < 2.0
 
 
 def test_draining_lets_the_agent_end(bench: Bench):
     bench.say("paused")
-    assert bench.decided.wait(1)
+    assert bench.decided.wait(HANG_S)
     assert not bench.draining.is_set()
     bench.say("draining")
-    assert bench.draining.wait(1)
+    assert bench.draining.wait(HANG_S)
 
 
 def test_a_decision_wakes_the_agent_and_a_request_does_not(bench: Bench):
@@ -90,7 +89,7 @@ def test_a_decision_wakes_the_agent_and_a_request_does_not(bench: Bench):
     (folder / "w.request.json").write_text("{}")
     assert not bench.decided.wait(3 * watch.LOOK_S)
     (folder / "w.decision.json").write_text("{}")
-    assert bench.decided.wait(1)
+    assert bench.decided.wait(HANG_S)
 
 
 def test_the_watchdog_hears_an_agent_that_moves_and_no_other(
@@ -103,7 +102,7 @@ def test_the_watchdog_hears_an_agent_that_moves_and_no_other(
         monkeypatch.setenv("NOTIFY_SOCKET", systemd.getsockname())
         monkeypatch.setenv("WATCHDOG_USEC", "100000")
         bench = Bench(tmp_path)
-        systemd.settimeout(1)
+        systemd.settimeout(HANG_S)
         assert systemd.recv(100) == b"WATCHDOG=1"
         time.sleep(0.5)  # it has not moved
         systemd.setblocking(False)
@@ -114,6 +113,6 @@ def test_the_watchdog_hears_an_agent_that_moves_and_no_other(
         with pytest.raises(BlockingIOError):
             systemd.recv(100)
         bench.watch.moves()
-        systemd.settimeout(1)
+        systemd.settimeout(HANG_S)
         assert systemd.recv(100) == b"WATCHDOG=1"
         bench.watch.close()
