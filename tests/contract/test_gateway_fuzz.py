@@ -176,7 +176,7 @@ with grpc.secure_channel(address, mine, OPTIONS) as channel:
     call = channel.stream_stream(path)
     for _ in range(6):
         try:
-            list(call(iter([bytes(20 << 20)]), metadata=((VERSION, own_version()),), timeout=HANG_S))
+            list(call(iter([bytes(20 << 20)]), metadata=((VERSION, own_version()),), timeout=120))
         except grpc.RpcError as error:
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, error
         else:
