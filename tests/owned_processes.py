@@ -66,7 +66,8 @@ def end_left(folder: Path, seconds: float = 10) -> list[str]:
     with suppress(AssertionError):
         until(lambda: not owned(folder), seconds)
     left = owned(folder)
+    commands = [command(process) or f"process {process.pid}" for process in left]
     for process in left:
         with suppress(psutil.Error):
             process.kill()
-    return [command(process) or f"process {process.pid}" for process in left]
+    return commands

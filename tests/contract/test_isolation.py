@@ -206,7 +206,9 @@ here = ctypes.create_string_buffer(8)
 ours, theirs = (ctypes.c_size_t * 2)(ctypes.addressof(here), 8), (ctypes.c_size_t * 2)(8, 8)
 words = {0: (16, agent, 0, 0), 1: (agent, ours, 1, theirs, 1, 0), 2: (os.pidfd_open(agent), 0, 0)}
 for place, name in enumerate(("ptrace", "process_vm_readv", "pidfd_getfd")):
-    result = libc.syscall(numbers[place], *words[place])
+    # As long: ctypes passes an int as 32 bits and leaves what is above them.
+    whole = [ctypes.c_long(word) if isinstance(word, int) else word for word in words[place]]
+    result = libc.syscall(ctypes.c_long(numbers[place]), *whole)
     found[name] = "reached" if result >= 0 else errno.errorcode[ctypes.get_errno()]
 print(json.dumps(found))
 """
