@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
 
 from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.errors import FedfactoryError
@@ -21,12 +21,13 @@ from site_agents.books import Books, BooksError, BudgetError
 from site_agents.executors.executor import Executor
 from site_agents.jobs.settings import SourceFacts
 from site_agents.ledger import LedgerError
-from site_agents.permission import Count, Permission
+from site_agents.permission import AsksWorker, Permission
 from site_agents.receipts import check_receipt
 from site_agents.refused import RefusedError
 
 # A question is answered at once: data that take longer to count are judged when the order comes.
 COUNT_PATIENCE_S: Final = 4.0
+T = TypeVar("T")
 
 
 def judge_fitness(
@@ -37,7 +38,7 @@ def judge_fitness(
     *,
     permission: Permission,
     books: Books,
-    count: Count,
+    worker: AsksWorker,
 ) -> None:
     """Ask of a plan what its first order would be asked.
 
@@ -56,7 +57,7 @@ def judge_fitness(
         )
         books.check(receipt)
         check_receipt(books, order.coordinator, receipt)
-        permission.begin(asked, count)
+        permission.begin(asked, worker)
         books.admits(order, terms, asked.policy, asked.rule)
     except (BooksError, LedgerError) as error:
         raise RefusedError("books_broken", str(error)) from error
@@ -85,40 +86,44 @@ def first_sending(site: str, plan: SignedPlan, receipt: Anchor | None) -> Sendin
 
 
 class BriefCount:
-    """Has an executor count, one source at a time, and waits no longer than a question may take.
+    """Asks an executor, one question at a time, and waits no longer than a question may take.
 
-    What is not known by then is None; the worker counts on, for nobody, and until it is done no
-    other question has it count: questions cannot pile up work.
+    What is not known by then is None; the worker works on, for nobody, and until it is done no
+    other question is put to it: questions cannot pile up work.
     """
 
     def __init__(self, executor: Executor, patience_s: float = COUNT_PATIENCE_S) -> None:
         self._executor = executor
         self._patience_s = patience_s
-        self._counting = threading.Lock()
+        self._asking = threading.Lock()
 
-    def __call__(
+    def describe(
         self, source: str, task: str, task_parameters: Mapping[str, Scalar]
     ) -> SourceFacts | None:
         """Return what the source holds. Raises what Executor.describe raises."""
-        if not self._counting.acquire(blocking=False):
+        return self._ask(lambda: self._executor.describe(source, task, task_parameters))
+
+    def check_form(self, source: str, task: str, task_parameters: Mapping[str, Scalar]) -> None:
+        """Check the source's form. Raises what Executor.check_form raises."""
+        self._ask(lambda: self._executor.check_form(source, task, task_parameters))
+
+    def _ask(self, question: Callable[[], T]) -> T | None:
+        if not self._asking.acquire(blocking=False):
             return None
-        found: list[SourceFacts | FedfactoryError] = []
+        found: list[T] = []
+        failed: list[FedfactoryError] = []
 
-        def count() -> None:
+        def ask() -> None:
             try:
-                found.append(self._executor.describe(source, task, task_parameters))
+                found.append(question())
             except FedfactoryError as error:
-                found.append(error)
+                failed.append(error)
             finally:
-                self._counting.release()
+                self._asking.release()
 
-        counting = threading.Thread(target=count, name="count", daemon=True)
-        counting.start()
-        counting.join(self._patience_s)
-        match found:
-            case [SourceFacts() as facts]:
-                return facts
-            case [FedfactoryError() as error]:
-                raise error
-            case _:
-                return None
+        asking = threading.Thread(target=ask, name="count", daemon=True)
+        asking.start()
+        asking.join(self._patience_s)
+        if failed:
+            raise failed[0]
+        return found[0] if found else None

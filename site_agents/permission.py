@@ -7,9 +7,10 @@ spent or changed, and no record is touched before the policy has agreed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from fedfactory.contracts.errors import IdentityError, IntegrityError, ProtocolError, UsageError
 from fedfactory.contracts.orders import Order, Scalar, WorkKey
@@ -57,8 +58,16 @@ class Asked:
         return self.order.privacy is not None
 
 
-# Says what a source holds for a task and its parameters; None if that cannot be known now.
-Count = Callable[[str, str, Mapping[str, Scalar]], SourceFacts | None]
+class AsksWorker(Protocol):
+    """What is asked of a worker before work begins. Both raise what an Executor's methods raise."""
+
+    def describe(
+        self, source: str, task: str, task_parameters: Mapping[str, Scalar]
+    ) -> SourceFacts | None:
+        """Say what a source holds for a task; None if that cannot be known now."""
+
+    def check_form(self, source: str, task: str, task_parameters: Mapping[str, Scalar]) -> None:
+        """Check that a source has the form that a task wants, as far as that is known now."""
 
 
 def signed_by(value: object, signature: Signature) -> str:
@@ -123,7 +132,7 @@ class Permission:
         _judge(asked, asked.facts)
         return asked
 
-    def begin(self, asked: Asked, count: Count) -> None:
+    def begin(self, asked: Asked, worker: AsksWorker) -> None:
         """Check what stands against new work, though not against sending what is done.
 
         Raises:
@@ -143,9 +152,8 @@ class Permission:
             raise RefusedError("no_data", f"agent.yaml has no data source {asked.source!r}")
         if asked.private:
             self._begin_privately(asked, task)
-            return  # private data is not touched, not even to count it, before it is paid for
         if reads_data:
-            _judge_count(asked, count)
+            _look_at_data(asked, worker)
 
     def _begin_privately(self, asked: Asked, task: Task) -> None:
         """Check that work could not fail, seen by all, because of a record that somebody chose."""
@@ -172,11 +180,20 @@ def judge_base(asked: Asked, path: Path) -> None:
     _judge(asked, replace(asked.facts, base=base))
 
 
-def _judge_count(asked: Asked, count: Count) -> None:
-    """Hold the work against what its data holds, if that can be known."""
+def _look_at_data(asked: Asked, worker: AsksWorker) -> None:
+    """Check that the data can be worked on, as far as that can be known.
+
+    Under differential privacy no record is read, not even to count it, before it is paid for: only
+    the form of the data is looked at, which no record can change.
+    """
     assert asked.source is not None
+    about = (asked.source, asked.order.task, asked.order.task_parameters)
+    found = None
     try:
-        found = count(asked.source, asked.order.task, asked.order.task_parameters)
+        if asked.private:
+            worker.check_form(*about)
+        else:
+            found = worker.describe(*about)
     except NoDataError as error:
         raise RefusedError("no_data", str(error)) from error
     except (WorkerLostError, JobTimeoutError) as error:

@@ -124,7 +124,7 @@ class Pipeline:
             fresh = update is None
             if update is None:
                 take_receipt(books, delivery.sending)
-                self._permission.begin(asked, self._executor.describe)
+                self._permission.begin(asked, self._executor)
                 update = self._working.work(asked, folder)
                 self._spool.prune()
             return self._release.release(asked, update, folder, fresh=fresh)

@@ -111,7 +111,7 @@ class Questions:
                 signed_by(signed.question, signed.signature),
                 permission=self._permission,
                 books=self._books,
-                count=self._count,
+                worker=self._count,
             )
         except RefusedError as error:
             log.info("asked whether this site would take part: %s", error)

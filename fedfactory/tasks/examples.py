@@ -6,14 +6,16 @@ unit: (examples,) int64, which privacy unit an example belongs to.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedfactory.contracts.errors import DataError
 from fedfactory.tasks.columns import Categorical, Classes, Column, Label
+from fedfactory.tasks.faults import Fault
 
 Labels = NDArray[np.int64] | NDArray[np.float32]
 
@@ -91,55 +93,103 @@ class DataSchema:
             DataError: a wrong dtype, shape, length or range, or a value that is not finite. It
                 counts what is wrong and never shows a value.
         """
-        _check_form(self, x, y, where)
-        return Examples(
-            x=np.ascontiguousarray(_checked_features(self, x, where), dtype=np.float32),
-            y=_checked_labels(self.label, y, where),
+        self.check_form(x, y, where)
+        found = self.sift(x, y)
+        for fault in found.faults:
+            raise DataError(f"{where}: {fault.sentence}")
+        return found.examples
+
+    def check_form(self, x: HasForm, y: HasForm, where: str) -> None:
+        """Check dtypes and shapes; no value is looked at.
+
+        Raises:
+            DataError: a wrong dtype, shape or length.
+        """
+        if x.dtype.kind not in "fiu":
+            raise DataError(f"{where}: x has dtype {x.dtype}, expected numbers (float32)")
+        if not x.shape or x.shape[1:] != self.features:
+            wanted = ", ".join(str(n) for n in self.features)
+            raise DataError(f"{where}: x has shape {x.shape}, expected (examples, {wanted})")
+        if y.dtype.kind not in "fiu":
+            raise DataError(f"{where}: y has dtype {y.dtype}, expected numbers")
+        if y.shape != x.shape[:1]:
+            raise DataError(f"{where}: y has shape {y.shape}, expected {x.shape[:1]} as x has")
+
+    def sift(self, x: NDArray[Any], y: NDArray[Any]) -> Sifted:
+        """Return the examples that fit, of arrays of the right form, and what is wrong with others.
+
+        Classes that come as floats are whole numbers, or none: one missing label makes an array of
+        integers one of floats.
+        """
+        fits = np.ones(len(x), np.bool_)
+        faults = []
+        for what, wrong in (*_wrong_features(self, x), *_wrong_labels(self.label, y)):
+            if count := int(wrong.sum()):
+                fault = Fault(
+                    before=f"{what} in ", after=" examples", count=count, total=len(wrong)
+                )
+                faults.append(fault)
+                fits &= ~wrong
+        if faults:
+            x, y = x[fits], y[fits]
+        examples = Examples(
+            x=np.ascontiguousarray(x, dtype=np.float32), y=_labels_of(self.label, y)
         )
+        return Sifted(examples=examples, fits=fits, faults=tuple(faults))
 
 
-def _check_form(schema: DataSchema, x: NDArray[Any], y: NDArray[Any], where: str) -> None:
-    if x.dtype.kind not in "fiu":
-        raise DataError(f"{where}: x has dtype {x.dtype}, expected numbers (float32)")
-    if x.shape[1:] != schema.features:
-        wanted = ", ".join(str(n) for n in schema.features)
-        raise DataError(f"{where}: x has shape {x.shape}, expected (examples, {wanted})")
-    wanted_kinds, wanted = ("iu", "whole numbers (int64)") if schema.classes else ("fiu", "numbers")
-    if y.dtype.kind not in wanted_kinds:
-        raise DataError(f"{where}: y has dtype {y.dtype}, expected {wanted}")
-    if y.shape != (len(x),):
-        raise DataError(f"{where}: y has shape {y.shape}, expected ({len(x)},) as x has")
+class HasForm(Protocol):
+    """An array, or what is known of one that was not read."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of its entries."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its lengths."""
 
 
-def _checked_features(schema: DataSchema, x: NDArray[Any], where: str) -> NDArray[Any]:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sifted:
+    """The examples that fit; `fits` (all of them,) says which they are."""
+
+    examples: Examples
+    fits: NDArray[np.bool_]
+    faults: tuple[Fault, ...]
+
+
+def _wrong_features(schema: DataSchema, x: NDArray[Any]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Yield, for each thing that can be wrong with a column, with which examples it is."""
     rest = tuple(range(1, x.ndim - 1))  # of one column's values (examples, *rest)
     for number, column in enumerate(schema.columns):
-        values, named = x[:, number], f"{where}: column '{column.name}'"
-        _refuse(~np.isfinite(values).all(axis=rest), f"{named} is not finite")
+        values, named = x[:, number], f"column '{column.name}'"
+        finite = np.isfinite(values)
+        yield f"{named} is not finite", ~finite.all(axis=rest)
         if isinstance(column, Categorical):
             low, high = 0.0, len(column.categories) - 1.0
             wrong = (values != np.floor(values)) | (values < low) | (values > high)
         else:
             low, high = column.low, column.high
             wrong = (values < low) | (values > high)
-        _refuse(wrong.any(axis=rest), f"{named} is outside {low:g} to {high:g}")
-    return x
+        yield f"{named} is outside {low:g} to {high:g}", (wrong & finite).any(axis=rest)
 
 
-def _checked_labels(label: Label, y: NDArray[Any], where: str) -> Labels:
+def _wrong_labels(label: Label, y: NDArray[Any]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    finite = np.isfinite(y)
+    yield f"label '{label.name}' is not finite", ~finite
     if isinstance(label, Classes):
-        top = len(label.names) - 1
-        _refuse((y < 0) | (y > top), f"{where}: label '{label.name}' is outside 0 to {top}")
+        low, high = 0.0, float(len(label.names) - 1)
+        wrong = (y != np.floor(y)) | (y < low) | (y > high)
+    else:
+        low, high = label.low, label.high
+        wrong = (y < low) | (y > high)
+    yield f"label '{label.name}' is outside {low:g} to {high:g}", wrong & finite
+
+
+def _labels_of(label: Label, y: NDArray[Any]) -> Labels:
+    """Return labels that fit as a task takes them: indices, or scaled numbers."""
+    if isinstance(label, Classes):
         return np.ascontiguousarray(y, dtype=np.int64)
-    _refuse(~np.isfinite(y), f"{where}: label '{label.name}' is not finite")
-    _refuse(
-        (y < label.low) | (y > label.high),
-        f"{where}: label '{label.name}' is outside {label.low:g} to {label.high:g}",
-    )
     scaled = (y.astype(np.float64) - label.centre) / label.scale
     return np.ascontiguousarray(scaled, dtype=np.float32)
-
-
-def _refuse(wrong: NDArray[np.bool_], what: str) -> None:
-    if wrong.any():
-        raise DataError(f"{what} in {int(wrong.sum())} of {len(wrong)} examples")

@@ -75,6 +75,9 @@ class ExecutorContract:
         """NoDataError, and the executor lives on."""
         with pytest.raises(NoDataError):
             executor.describe("other", "digits", {"model": "mlp"})
+        with pytest.raises(NoDataError):
+            executor.check_form("other", "digits", {"model": "mlp"})
+        executor.check_form(SOURCE, "digits", {"model": "mlp"})
         assert executor.describe(SOURCE, "digits", {"model": "mlp"}).train > 0
 
     def test_the_same_job_gives_the_same_bytes(

@@ -121,6 +121,34 @@ class SourceContract:
                 ask()
             assert case.missing in caught.value.public_message
 
+    def test_a_record_that_fits_nothing_counts_as_null_with_privacy(self, case: SourceCase) -> None:
+        """It is counted, the form is as good as before, and no other record moves."""
+        whole = _load(case)
+        case.spoil(MARKER)
+        source, task = _open(case), load_task(case.task)
+        schema = task.data_schema(case.parameters)
+        assert schema is not None
+        source.check_form(schema)
+        found = source.load_privately(task, case.parameters, by_unit=False)
+        for before, after in (
+            (whole.train, found.data.train),
+            (whole.test, found.data.test),
+        ):
+            assert _rows(after) <= _rows(before)
+            assert len(_rows(before) - _rows(after)) <= 1
+        assert len(found.data.train) + len(found.data.test) == case.records - 1
+        assert sum(fault.count for fault in found.faults) >= 1
+        assert all(MARKER not in fault.sentence for fault in found.faults)
+
+    def test_the_form_is_looked_at_before_any_record(self, case: SourceCase) -> None:
+        """Data that are gone are found without reading one."""
+        fits = load_task(case.task).data_schema(case.parameters)
+        assert fits is not None
+        _open(case).check_form(fits)
+        case.lose()
+        with pytest.raises(DataError):
+            _open(case).check_form(fits)
+
     def test_no_error_shows_a_value(self, case: SourceCase) -> None:
         """Not in its message, and not in its diagnostic."""
         case.spoil(MARKER)

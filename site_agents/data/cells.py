@@ -1,56 +1,82 @@
 """Cells of one column of a table, as numbers, names or moments. Works on pyarrow arrays.
 
-Every function returns as many entries as there are cells, and which of them are missing: nulls, and
-numbers that are NaN. Errors name the column and count what is wrong; they show no cell.
+Every cell is read by itself: whatever one holds, it changes how no other is read. What is missing
+(nulls, and numbers that are NaN) is kept apart from what is wrong; both are counted, never shown.
+A column whose type cannot hold what is asked for is a DataError, also where it holds no cell.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedfactory.contracts.errors import DataError
+from fedfactory.tasks.faults import Fault
 
 Floats = NDArray[np.float64]
-Missing = NDArray[np.bool_]
+Mask = NDArray[np.bool_]
+_NUMBER: Final = r"^(?i:[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity))$"
+_ZONED: Final = r"\d[Tt ].*([Zz]|[-+]\d\d(:?\d\d)?)$"
 
 
-def numbers(cells: Any, where: str, decimal: str | None) -> tuple[Floats, Missing]:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Cells:
+    """`values` are 0 where cells are missing or wrong. `dates` says which cells were dates."""
+
+    values: Floats
+    missing: Mask
+    wrong: Mask
+    faults: tuple[Fault, ...]
+    dates: Mask | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Names:
+    """`codes` into `names`, -1 where cells are missing or wrong."""
+
+    codes: NDArray[np.int64]
+    names: list[str]
+    missing: Mask
+    wrong: Mask
+    faults: tuple[Fault, ...]
+
+
+def numbers(cells: Any, column: str, where: str, decimal: str | None) -> Cells:
     """Return cells as float64; texts are read as numbers with the sign `decimal` (None: refused).
 
+    `column` names the column in faults, `where` the table in errors.
+
     Raises:
-        DataError: cells that are no numbers, or not finite.
+        DataError: a type that holds no numbers.
     """
     import pyarrow as pa
     from pyarrow import compute as pc
 
     kind = cells.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if _is_text(kind):
         if decimal is None:
-            raise DataError(f"{where} holds texts, expected numbers")
-        cells = _parsed(cells, where, decimal)
-    elif not (
+            raise DataError(f"{where}: {column} holds texts, expected numbers")
+        cells, wrong = _parsed(cells, decimal)
+        return _finite(cells, wrong, column)
+    if not (
         pa.types.is_integer(kind)
         or pa.types.is_floating(kind)
         or pa.types.is_decimal(kind)
         or pa.types.is_boolean(kind)
         or pa.types.is_null(kind)
     ):
-        raise DataError(f"{where} has type {kind}, expected numbers")
+        raise DataError(f"{where}: {column} has type {kind}, expected numbers")
     if pa.types.is_boolean(kind):
         cells = pc.cast(cells, pa.int8())
     found = pc.cast(cells, pa.float64(), safe=False)
-    values: Floats = np.array(pc.fill_null(found, float("nan")), dtype=np.float64)
-    infinite = int(np.isinf(values).sum())
-    if infinite:
-        raise DataError(f"{where}: {infinite} of {len(values)} values are not finite")
-    return values, np.isnan(values)
+    return _finite(found, np.zeros(len(found), np.bool_), column)
 
 
-def named(cells: Any, where: str) -> tuple[NDArray[np.int64], list[str], Missing]:
-    """Return codes into a list of names, -1 where missing. Whole numbers are their digits.
+def named(cells: Any, column: str, where: str) -> Names:
+    """Return cells as codes into a list of names. Whole numbers are their digits.
 
     Raises:
         DataError: a type that has no names.
@@ -58,91 +84,130 @@ def named(cells: Any, where: str) -> tuple[NDArray[np.int64], list[str], Missing
     import pyarrow as pa
     from pyarrow import compute as pc
 
-    encoded = pc.dictionary_encode(_as_text(cells, where))
+    text, wrong = _as_text(cells, column, where)
+    encoded = pc.dictionary_encode(pc.utf8_trim_whitespace(text))
     codes = np.array(pc.fill_null(pc.cast(encoded.indices, pa.int64()), -1), dtype=np.int64)
-    return codes, encoded.dictionary.to_pylist(), codes < 0
+    return Names(
+        codes=codes,
+        names=encoded.dictionary.to_pylist(),
+        missing=(codes < 0) & ~wrong,
+        wrong=wrong,
+        faults=_faults(wrong, f"{column}: ", " values are no text"),
+    )
 
 
-def texts(cells: Any, where: str) -> tuple[list[str], Missing]:
-    """Return cells as texts; a missing one is the empty text.
-
-    Raises:
-        DataError: a type that has no names.
-    """
-    codes, names, missing = named(cells, where)
-    table = np.array([*names, ""], dtype=object)
-    return table[codes].tolist(), missing
-
-
-def moments(
-    cells: Any, where: str, decimal: str | None, *, is_number: bool | None
-) -> tuple[Floats, Missing, bool]:
+def moments(cells: Any, column: str, where: str, decimal: str | None) -> Cells:
     """Return when things were: numbers as they are, dates and times in microseconds since 1970.
 
-    Texts are numbers if they all are, else ISO dates; `is_number` says which the column was so far.
+    A text is a number if it reads as one, else an ISO date.
 
     Raises:
-        DataError: neither numbers nor dates, or first one and then the other.
+        DataError: a type that holds neither.
     """
     import pyarrow as pa
     from pyarrow import compute as pc
 
     kind = cells.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        if is_number is not False:
-            try:
-                return *numbers(cells, where, decimal), True
-            except DataError:
-                if is_number:
-                    raise
-        cells = _dates(cells, where)
-    elif not pa.types.is_temporal(kind):
-        return *numbers(cells, where, decimal), True
-    else:
-        cells = pc.cast(cells, pa.timestamp("us"), safe=False)
-    values, missing = numbers(pc.cast(cells, pa.int64()), where, None)
-    return values, missing, False
+    if _is_text(kind) and decimal is not None:
+        return _written_moments(cells, column, decimal)
+    if not pa.types.is_temporal(kind):
+        return numbers(cells, column, where, decimal)
+    try:
+        since = pc.cast(pc.cast(cells, pa.timestamp("us"), safe=False), pa.int64())
+    except pa.ArrowNotImplementedError:
+        raise DataError(f"{where}: {column} has type {kind}, expected dates") from None
+    return replace(numbers(since, column, where, None), dates=np.ones(len(cells), np.bool_))
 
 
-def _parsed(cells: Any, where: str, decimal: str) -> Any:
+def cast_each(cells: Any, kind: Any) -> tuple[Any, Mask]:
+    """Cast cell by cell: return the cells, null where that fails, and where it failed."""
+    import pyarrow as pa
+    from pyarrow import compute as pc
+
+    try:
+        return pc.cast(cells, kind), np.zeros(len(cells), np.bool_)
+    except pa.ArrowInvalid:
+        if len(cells) == 1:
+            return pa.nulls(1, kind), np.ones(1, np.bool_)
+    half = len(cells) // 2
+    parts = [cast_each(part, kind) for part in (cells.slice(0, half), cells.slice(half))]
+    return pa.concat_arrays([part for part, _ in parts]), np.concatenate([w for _, w in parts])
+
+
+def _finite(found: Any, wrong: Mask, column: str) -> Cells:
+    from pyarrow import compute as pc
+
+    values: Floats = np.array(pc.fill_null(found, float("nan")), dtype=np.float64)
+    infinite, missing = np.isinf(values), np.isnan(values) & ~wrong
+    values[~np.isfinite(values)] = 0.0
+    return Cells(
+        values=values,
+        missing=missing,
+        wrong=wrong | infinite,
+        faults=(
+            *_faults(wrong, f"{column}: ", " values are no numbers"),
+            *_faults(infinite, f"{column}: ", " values are not finite"),
+        ),
+    )
+
+
+def _parsed(cells: Any, decimal: str) -> tuple[Any, Mask]:
     import pyarrow as pa
     from pyarrow import compute as pc
 
     cells = pc.utf8_trim_whitespace(cells)
     if decimal != ".":
         cells = pc.replace_substring(cells, decimal, ".")
-    try:
-        return pc.cast(cells, pa.float64())
-    except pa.ArrowInvalid:
-        wrong = sum(not _is_number(cell) for cell in cells.to_pylist() if cell is not None)
-        raise DataError(f"{where}: {wrong} of {len(cells)} values are no numbers") from None
+    return cast_each(cells, pa.float64())
 
 
-def _dates(cells: Any, where: str) -> Any:
+def _written_moments(cells: Any, column: str, decimal: str) -> Cells:
     import pyarrow as pa
     from pyarrow import compute as pc
 
-    for zone in (None, "UTC"):  # all without an offset from UTC, or all with one
-        try:
-            return pc.cast(cells, pa.timestamp("us", zone))
-        except pa.ArrowInvalid:
-            continue
-    raise DataError(
-        f"{where}: neither numbers nor all dates of one form, as in 2026-01-31T12:00:00"
+    cells = pc.utf8_trim_whitespace(cells)
+    plain = pc.replace_substring(cells, decimal, ".") if decimal != "." else cells
+    is_number, is_zoned = _matches(plain, _NUMBER), _matches(cells, _ZONED)
+    there = np.array(pc.is_valid(cells))
+    values, wrong = np.full(len(cells), np.nan), np.zeros(len(cells), np.bool_)
+    dates = there & ~is_number
+    for chosen, texts, kind in (
+        (is_number, plain, pa.float64()),
+        (dates & ~is_zoned, cells, pa.timestamp("us")),
+        (dates & is_zoned, cells, pa.timestamp("us", "UTC")),
+    ):
+        found, failed = cast_each(texts.filter(pa.array(chosen)), kind)
+        if kind != pa.float64():
+            found = pc.cast(pc.cast(found, pa.int64()), pa.float64(), safe=False)
+        values[chosen] = np.array(pc.fill_null(found, float("nan")), dtype=np.float64)
+        wrong[chosen] = failed
+    infinite = np.isinf(values)
+    missing = np.isnan(values) & ~wrong
+    values[~np.isfinite(values)] = 0.0
+    return Cells(
+        values=values,
+        missing=missing,
+        wrong=wrong | infinite,
+        faults=(
+            *_faults(
+                wrong,
+                f"{column}: ",
+                " values are neither numbers nor dates, as in 2026-01-31T12:00:00",
+            ),
+            *_faults(infinite, f"{column}: ", " values are not finite"),
+        ),
+        dates=dates,
     )
 
 
-def _is_number(text: str) -> bool:
-    import pyarrow as pa
+def _matches(cells: Any, pattern: str) -> Mask:
+    from pyarrow import compute as pc
 
-    try:
-        pa.array([text]).cast(pa.float64())
-    except pa.ArrowInvalid:
-        return False
-    return True
+    return np.array(pc.fill_null(pc.match_substring_regex(cells, pattern), False), np.bool_)
 
 
-def _as_text(cells: Any, where: str) -> Any:
+def _as_text(cells: Any, column: str, where: str) -> tuple[Any, Mask]:
+    """Return cells as texts, and which of them are no text: a file's bytes need not be UTF-8."""
     import pyarrow as pa
     from pyarrow import compute as pc
 
@@ -150,9 +215,22 @@ def _as_text(cells: Any, where: str) -> Any:
     if pa.types.is_dictionary(kind):
         cells = cells.dictionary_decode()
         kind = cells.type
-    if pa.types.is_floating(kind):
-        cells = pc.if_else(pc.is_nan(cells), pa.scalar(None, kind), cells)
     try:
-        return pc.utf8_trim_whitespace(pc.cast(cells, pa.string()))
+        if _is_text(kind):
+            return cast_each(pc.cast(cells, pa.binary()), pa.string())
+        if pa.types.is_floating(kind):
+            cells = pc.if_else(pc.is_nan(cells), pa.scalar(None, kind), cells)
+        return cast_each(cells, pa.string())
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
-        raise DataError(f"{where} has type {kind}, expected names") from None
+        raise DataError(f"{where}: {column} has type {kind}, expected names") from None
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _faults(which: Mask, before: str, after: str) -> tuple[Fault, ...]:
+    count = int(which.sum())
+    return (Fault(before=before, after=after, count=count, total=len(which)),) if count else ()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BufferedReader
 from typing import Any, Final
 
 from fedfactory.contracts.errors import DataError, ValueRangeError
 from fedfactory.tasks.examples import DataSchema
+from site_agents.data.csv_lines import CsvForm, CsvLines
 from site_agents.data.file_source import FileSource
 from site_agents.data.files import file_starts_with, open_file
 from site_agents.data.options import absolute_path, read_options
@@ -59,99 +59,62 @@ class Csv(FileSource):
         """See Source."""
         return file_starts_with(self.path, earlier)
 
+    @property
+    def by_unit(self) -> bool:
+        """See Source."""
+        return self._options.unit is not None
+
+    def check_form(self, schema: DataSchema) -> None:
+        """See Source: its header, and no row."""
+        import pyarrow as pa
+
+        with self._opened() as lines:
+            form = self._table_form(schema, lines)
+            form.check_form(pa.schema([(name, pa.string()) for name in form.columns]))
+
     def pieces(self, schema: DataSchema) -> Iterator[Piece]:
         """See Source."""
-        options = self._options
-        roles = Roles(
-            columns=options.columns, map=options.map, missing=options.missing, unit=options.unit
-        )
-        form = TableForm(schema, roles, self._header(), str(self.path), decimal=options.decimal)
-        first = 1
-        with self._batches(form.columns, form.columns) as batches:
-            for batch in batches:
-                if batch.num_rows:
-                    yield form.piece(batch, first)
-                first += batch.num_rows
+        return self._pieces(schema, one_line=False)
+
+    def null_pieces(self, schema: DataSchema) -> Iterator[Piece]:
+        """See Source: a quote that one record opens ends with its line."""
+        return self._pieces(schema, one_line=True)
 
     def profile(self) -> Profile:
         """See Source."""
-        names = self._header()
-        records, missing = 0, [0] * len(names)
-        with self._batches(names, None) as batches:
-            for batch in batches:
-                records += batch.num_rows
-                for i in range(len(names)):
-                    missing[i] += batch.column(i).null_count
+        with self._opened() as lines:
+            records, missing = 0, [0] * len(lines.names)
+            columns = list(dict.fromkeys(lines.names))
+            if len(columns) < len(lines.names):
+                raise DataError(f"{self.path}: two columns of one name")
+            for found in lines.batches(columns, self.piece_bytes, one_line=False):
+                records += found.records
+                for i, name in enumerate(columns):
+                    missing[i] += found.batch.column(name).null_count
         return Profile(
             records=records,
             columns=tuple(
                 ColumnProfile(name=name, form="text", missing=count)
-                for name, count in zip(names, missing, strict=True)
+                for name, count in zip(columns, missing, strict=True)
             ),
         )
 
-    def _header(self) -> list[str]:
-        with self._batches([], None) as batches:
-            return list(batches.schema.names)
+    def _pieces(self, schema: DataSchema, *, one_line: bool) -> Iterator[Piece]:
+        with self._opened() as lines:
+            form = self._table_form(schema, lines)
+            for found in lines.batches(form.columns, self.piece_bytes, one_line=one_line):
+                yield form.piece(found.batch).among(found.good, found.faults)
+
+    def _table_form(self, schema: DataSchema, lines: CsvLines) -> TableForm:
+        options = self._options
+        roles = Roles(
+            columns=options.columns, map=options.map, missing=options.missing, unit=options.unit
+        )
+        return TableForm(schema, roles, lines.names, str(self.path), decimal=options.decimal)
 
     @contextmanager
-    def _batches(self, texts: list[str], columns: list[str] | None) -> Iterator[Any]:
-        """Open the file, for `columns` (None: all), of which `texts` stay as they are written.
-
-        What is wrong with it while it is read is a DataError without values.
-        """
-        import pyarrow as pa
-
-        wrong: list[str] = []
-
-        def note(row: Any) -> str:
-            place = "" if row.number is None else f" {row.number}"
-            wrong.append(
-                f"row{place} has {row.actual_columns} cells, expected {row.expected_columns}"
-            )
-            return "error"
-
+    def _opened(self) -> Iterator[CsvLines]:
         options = self._options
-        try:
-            with open_file(self.path) as file:
-                yield self._open(file, texts, columns, note)
-        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-            if "Empty CSV" in str(error):
-                found = "holds no table, expected a header and rows"
-            else:
-                found = wrong[0] if wrong else f"not the text of a table in {options.encoding}"
-            raise DataError(
-                f"{self.path}: {found}; its delimiter is '{options.delimiter}' and its encoding"
-                f" {options.encoding} by the site's configuration"
-            ) from None
-
-    def _open(
-        self,
-        file: BufferedReader,
-        texts: list[str],
-        columns: list[str] | None,
-        on_wrong_row: Callable[[Any], str],
-    ) -> Any:
-        import pyarrow as pa
-        from pyarrow import csv
-
-        options = self._options
-        return csv.open_csv(
-            file,
-            # One thread: rows are numbered in errors, and a worker's threads are counted.
-            read_options=csv.ReadOptions(
-                use_threads=False, block_size=self.piece_bytes, encoding=options.encoding
-            ),
-            parse_options=csv.ParseOptions(
-                delimiter=options.delimiter,
-                newlines_in_values=True,
-                invalid_row_handler=on_wrong_row,
-            ),
-            convert_options=csv.ConvertOptions(
-                column_types=dict.fromkeys(texts, pa.string()),
-                include_columns=columns,
-                null_values=list(options.null),
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=True,
-            ),
-        )
+        form = CsvForm(delimiter=options.delimiter, encoding=options.encoding, null=options.null)
+        with open_file(self.path) as file:
+            yield CsvLines(file, form, str(self.path))

@@ -1,15 +1,18 @@
 """`images`: a folder with a sub-folder of image files for each class.
 
 Images become channels from 0 to 1 of one declared size. Files lie directly in their class's folder;
-names that begin with a dot are skipped, anything else that is no image is an error.
+names that begin with a dot are skipped, anything else that is no image does not fit.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -20,10 +23,11 @@ from numpy.typing import NDArray
 from fedfactory.contracts.errors import DataError, UsageError, ValueRangeError
 from fedfactory.tasks.columns import Classes
 from fedfactory.tasks.examples import DataSchema
+from fedfactory.tasks.faults import Fault
 from site_agents.data.files import Stamp, open_file, stamp_of_file
 from site_agents.data.labels import LabelMap, shown
 from site_agents.data.options import absolute_path, read_options
-from site_agents.data.pieces import Piece, whole_piece
+from site_agents.data.pieces import Piece
 from site_agents.data.profile import ColumnProfile, Profile
 from site_agents.data.source import Source
 from site_agents.data.versions import Version
@@ -72,12 +76,18 @@ class Images(Source):
         """See Source."""
         return str(self._path)
 
-    def version(self) -> Version:
+    @property
+    def by_unit(self) -> bool:
         """See Source."""
+        return self._unit is not None
+
+    def version(self) -> Version:
+        """See Source; of what cannot be read it is that it cannot."""
         digest = hashlib.sha256()
         size = files = 0
         for folder, path in self._files():
-            with open_file(path) as file:
+            content = "unreadable"
+            with suppress(DataError, OSError), _open_regular(path) as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
                 size += file.tell()
             digest.update(f"{folder}\0{path.name}\0{content}\n".encode(errors="surrogateescape"))
@@ -86,10 +96,46 @@ class Images(Source):
 
     def stamp(self) -> Stamp:
         """See Source."""
-        return tuple(entry for _, path in self._files() for entry in stamp_of_file(path))
+        found: list[tuple[str, int, int, int]] = []
+        for _, path in self._files():
+            try:
+                found += stamp_of_file(path)
+            except DataError:
+                found.append((str(path), 0, 0, 0))
+        return tuple(found)
+
+    def check_form(self, schema: DataSchema) -> None:
+        """See Source: the folder is there, and images are what the task takes; none is opened."""
+        self._classes(schema)
+        _listed(self._path)
 
     def pieces(self, schema: DataSchema) -> Iterator[Piece]:
         """See Source."""
+        classes = self._classes(schema)
+        if faults := self._other_folders(schema, classes):
+            yield replace(self._piece([], schema, classes), faults=faults)
+        files = self._files()
+        while some := list(islice(files, PIECE_IMAGES)):
+            yield self._piece(some, schema, classes)
+
+    def _other_folders(self, schema: DataSchema, classes: LabelMap) -> tuple[Fault, ...]:
+        """Count the folders of no class, also empty ones."""
+        assert isinstance(schema.label, Classes)
+        folders = [path for path in _listed(self._path) if path.is_dir()]
+        others = [path for path in folders if classes.index_of(path.name) < 0]
+        if not others:
+            return ()
+        after = (
+            f" folders are of no class; expected {shown(schema.label.names)};"
+            f" map its name under labels of data '{self.name}'"
+        )
+        example = f"; {others[0]}"
+        return (
+            Fault(before="", after=after, count=len(others), total=len(folders), example=example),
+        )
+
+    def _classes(self, schema: DataSchema) -> LabelMap:
+        """Return the map of folders to classes, once a schema is one of images of this form."""
         if not isinstance(schema.label, Classes):
             raise DataError(f"{self._path}: holds classes, and the task predicts a number")
         shape = (self._options.channels, *self._options.size)
@@ -98,27 +144,65 @@ class Images(Source):
                 f"{self._path}: images of (channels, height, width) {shape}, expected"
                 f" {schema.features}: see size and channels of data '{self.name}'"
             )
-        classes = LabelMap(schema.label, self._options.labels, self.where)
-        for folder in _class_folders(self._path):
-            if classes.index_of(folder.name) < 0:
-                raise DataError(
-                    f"{folder}: is the folder of no class; expected {shown(schema.label.names)};"
-                    f" map its name under labels of data '{self.name}'"
-                )
-        files = self._files()
-        while some := list(islice(files, PIECE_IMAGES)):
-            x = np.stack([self._read(path).reshape(schema.features) for _, path in some])
-            y = np.array([classes.index_of(folder) for folder, _ in some], np.int64)
-            unit = [self._unit_of(path) for _, path in some] if self._unit else None
+        return LabelMap(schema.label, self._options.labels, self.where)
+
+    def _piece(
+        self, files: Sequence[tuple[str, Path]], schema: DataSchema, classes: LabelMap
+    ) -> Piece:
+        x = np.zeros((len(files), *schema.features), np.float32)
+        y = np.array([classes.index_of(folder) for folder, _ in files], np.int64)
+        keep = np.zeros(len(files), np.bool_)
+        wrong: dict[str, list[Path]] = {}
+        for i, (folder, path) in enumerate(files):
+            found = self._image(folder, path, is_class=y[i] >= 0)
+            if isinstance(found, str):
+                wrong.setdefault(found, []).append(path)
+            else:
+                x[i], keep[i] = found.reshape(schema.features), True
+        return Piece(
+            x=x,
+            y=y,
+            unit=[self._unit_of(path) or "" for _, path in files] if self._unit else None,
             # A new file may come between others, whose numbers then change.
-            identity = [f"{folder}/{path.name}" for folder, path in some]
-            yield whole_piece(x, y, unit, identity)
+            identity=[f"{folder}/{path.name}" for folder, path in files],
+            order=None,
+            keep=keep,
+            faults=tuple(
+                Fault(
+                    before="",
+                    after=what,
+                    count=len(paths),
+                    total=len(files),
+                    example=f"; {paths[0]}{self._hint(what)}",
+                )
+                for what, paths in wrong.items()
+            ),
+        )
+
+    def _hint(self, what: str) -> str:
+        if self._unit is None or "unit" not in what:
+            return ""
+        return f": its name does not begin as unit of data '{self.name}' says"
+
+    def _image(self, folder: str, path: Path, *, is_class: bool) -> NDArray[np.float32] | str:
+        """Return a record's image, or what is wrong with it."""
+        if not folder:
+            return " files lie beside the folders of the classes, or in one that cannot be read"
+        if not is_class:
+            return " files are in the folder of no class"
+        if self._unit and self._unit_of(path) is None:
+            return f" files have a name that tells no unit ({self._unit.pattern})"
+        return self._read(path)
 
     def profile(self) -> Profile:
         """Each class's folder as a column: how many files it has."""
-        counts: dict[str, int] = {folder.name: 0 for folder in _class_folders(self._path)}
+        counts: dict[str, int] = {}
+        for path in _listed(self._path):
+            if path.is_dir():
+                counts[path.name] = 0
         for folder, _ in self._files():
-            counts[folder] += 1
+            if folder:
+                counts[folder] += 1
         return Profile(
             records=sum(counts.values()),
             columns=tuple(
@@ -128,43 +212,57 @@ class Images(Source):
         )
 
     def _files(self) -> Iterator[tuple[str, Path]]:
-        """Yield the name of the class's folder and the file, in the order of their names."""
-        for folder in _class_folders(self._path):
-            for path in _listed(folder):
-                if path.is_dir():
-                    raise DataError(f"{path}: is a folder in a class's folder, expected images")
-                yield folder.name, path
+        """Yield the name of the class's folder and the entry in it, in the order of their names.
 
-    def _unit_of(self, path: Path) -> str:
-        assert self._unit is not None
-        found = self._unit.match(path.name)
-        if not found:
-            raise DataError(
-                f"{path}: its name does not begin as unit of data '{self.name}' says:"
-                f" {self._unit.pattern}"
-            )
-        return found.group(1)
+        What lies beside the folders comes with the name "".
+        """
+        for folder in _listed(self._path):
+            if not folder.is_dir():
+                yield "", folder
+                continue
+            try:
+                files = _listed(folder)
+            except DataError:
+                yield "", folder
+                continue
+            yield from ((folder.name, path) for path in files)
 
-    def _read(self, path: Path) -> NDArray[np.float32]:
-        """Return (channels, height, width) from 0 to 1."""
-        from PIL import Image, UnidentifiedImageError
+    def _unit_of(self, path: Path) -> str | None:
+        """Return the name of a file's unit; None if its own does not begin as declared."""
+        found = self._unit.match(path.name) if self._unit else None
+        return found.group(1) if found else None
+
+    def _read(self, path: Path) -> NDArray[np.float32] | str:
+        """Return (channels, height, width) from 0 to 1, or what is wrong with a file."""
+        try:
+            if path.is_dir():
+                return " files are folders in a class's folder, expected images"
+            with _open_regular(path) as file:
+                return self._pixels(file)
+        except Exception:  # noqa: BLE001  whatever a damaged file does to its decoder
+            return f" files are no images that can be read whole ({', '.join(FORMATS)})"
+
+    def _pixels(self, file: BufferedReader) -> NDArray[np.float32] | str:
+        from PIL import Image
 
         height, width = self._options.size
-        try:
-            with open_file(path) as file, Image.open(file, formats=FORMATS) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is odd in a file, some of its text
+            with Image.open(file, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise DataError(
-                        f"{path}: is larger than {MAX_PIXELS} pixels; make it smaller first"
-                    )
+                    return f" files are larger than {MAX_PIXELS} pixels; make them smaller first"
                 pixels = image.convert(MODES[self._options.channels])
                 if pixels.size != (width, height):
                     pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
-        except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-            raise _unreadable(path) from error
-        except (OSError, ValueError, EOFError) as error:
-            raise _unreadable(path) from error
         array = np.asarray(pixels).astype(np.float32) / np.float32(255)
         return array.reshape(height, width, -1).transpose(2, 0, 1)
+
+
+def _open_regular(path: Path) -> BufferedReader:
+    """Open a file; a pipe in its place would hold up the worker for ever."""
+    if not path.is_file():
+        raise DataError(f"{path}: is no file")
+    return open_file(path)
 
 
 def _pattern(name: str, text: str | None) -> re.Pattern[str] | None:
@@ -179,17 +277,6 @@ def _pattern(name: str, text: str | None) -> re.Pattern[str] | None:
     return found
 
 
-def _class_folders(root: Path) -> list[Path]:
-    folders = []
-    for path in _listed(root):
-        if not path.is_dir():
-            raise DataError(f"{path}: expected a folder for each class here, and nothing else")
-        folders.append(path)
-    if not folders:
-        raise DataError(f"{root}: is empty, expected a folder for each class")
-    return folders
-
-
 def _listed(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -197,7 +284,3 @@ def _listed(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: there is no such folder") from error
     except OSError as error:
         raise DataError(f"{folder}: cannot be read as a folder ({error.strerror})") from error
-
-
-def _unreadable(path: Path) -> DataError:
-    return DataError(f"{path}: is no image that can be read whole ({', '.join(FORMATS)})")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedfactory.contracts.errors import DataError
 from fedfactory.tasks.columns import Categorical, Classes
+from fedfactory.tasks.faults import Fault
 
 
 class LabelMap:
@@ -39,24 +42,32 @@ class LabelMap:
         """Return a name's index, -1 if neither task nor map knows it."""
         return self._index.get(name, -1)
 
-    def indices(self, found: Sequence[str], where: str) -> NDArray[np.int64]:
-        """Return each name's index, (len(found),).
-
-        Raises:
-            DataError: names that neither task nor map know; it counts them and shows none.
-        """
+    def indices(self, found: Sequence[str]) -> NDArray[np.int64]:
+        """Return each name's index, (len(found),), -1 where neither task nor map knows it."""
         distinct = {name: self.index_of(name) for name in set(found)}
-        result = np.fromiter((distinct[name] for name in found), np.int64, len(found))
-        self.refuse_unknown(int((result < 0).sum()), len(found), where)
-        return result
+        return np.fromiter((distinct[name] for name in found), np.int64, len(found))
 
-    def refuse_unknown(self, wrong: int, total: int, where: str) -> None:
-        """Raise DataError if any of `total` names was not known."""
-        if wrong:
-            raise DataError(
-                f"{where}: {wrong} of {total} values are none of '{self._name}':"
-                f" expected {self._expected}; map your own names onto these"
-            )
+    def unknown(self, count: int, total: int, what: str) -> Fault:
+        """Return the fault of names that neither task nor map knows; `what` they are in."""
+        return Fault(
+            before=f"{what}: ",
+            after=f" values are none of '{self._name}': expected {self._expected}; map your own"
+            " names onto these",
+            count=count,
+            total=total,
+        )
+
+
+def is_missing(value: Any) -> bool:
+    """Whether an array's entry is none, or no number."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def name_of(value: Any) -> str:
+    """Return an array's entry as a name: a whole number is its digits, whatever its type."""
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        return str(int(value))
+    return str(value)
 
 
 def shown(names: Iterable[str]) -> str:

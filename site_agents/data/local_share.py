@@ -23,7 +23,7 @@ from site_agents.data.files import Stamp, stamp_of_file, version_of_file
 from site_agents.data.npz import NpzOptions, npz_pieces
 from site_agents.data.options import read_options
 from site_agents.data.partition import Indices, split, train_and_test
-from site_agents.data.pieces import Piece
+from site_agents.data.pieces import Piece, PrivateData
 from site_agents.data.profile import Profile
 from site_agents.data.source import Source, schema_of
 from site_agents.data.versions import Version
@@ -75,10 +75,27 @@ class LocalShare(Source):
         path = self._options.path
         return stamp_of_file(Path(path)) if path else ()
 
+    def check_form(self, schema: DataSchema) -> None:
+        """See Source. A share of a file serves no private work: its ledger ends with the run."""
+        del schema
+        if self._options.path is not None:
+            raise DataError(
+                f"data '{self.name}' is a share of {self._options.path}: under differential privacy"
+                " local mode serves bundled or generated data only"
+            )
+
     def pieces(self, schema: DataSchema) -> Iterator[Piece]:
         """Not for a share: it is cut from the whole."""
         del schema
         raise DataError(f"data '{self.name}' is a share of a run in local mode: it has no pieces")
+
+    def load_privately(
+        self, task: Task, parameters: Mapping[str, Scalar], *, by_unit: bool
+    ) -> PrivateData:
+        """See Source. Bundled and generated data are public, and fit."""
+        del by_unit
+        self.check_form(schema_of(task, parameters))
+        return PrivateData(data=self.load(task, parameters), faults=())
 
     def profile(self) -> Profile:
         """A share has no form of its own."""
@@ -157,8 +174,10 @@ def _whole(options: PartitionOptions, task: Task, parameters: Mapping[str, Scala
     pieces = list(npz_pieces(NpzOptions(path=options.path, unit=unit), schema))
     if not pieces:
         raise DataError(f"{options.path}: holds no examples")
+    for fault in (fault for piece in pieces for fault in piece.faults):
+        raise DataError(f"{options.path}: {fault.sentence}")
     parts = [schema.check(piece.x, piece.y, options.path) for piece in pieces]
-    names = [name for piece in pieces for name in piece.unit or ()]
+    names = [str(name) for piece in pieces for name in piece.unit or ()]
     return Examples(
         x=np.concatenate([part.x for part in parts]),
         y=np.concatenate([part.y for part in parts]),

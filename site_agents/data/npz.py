@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from fedfactory.contracts.errors import DataError
 from fedfactory.tasks.columns import Classes
 from fedfactory.tasks.examples import DataSchema
+from fedfactory.tasks.faults import Fault
 from site_agents.data.file_source import FileSource
 from site_agents.data.files import open_file
-from site_agents.data.labels import LabelMap
+from site_agents.data.labels import LabelMap, is_missing, name_of
 from site_agents.data.options import absolute_path, read_options
 from site_agents.data.pieces import Piece, whole_piece
 from site_agents.data.profile import ColumnProfile, Profile
@@ -50,6 +51,16 @@ class Npz(FileSource):
         self._options = read_options(NpzOptions, self.name, options)
         self.path = absolute_path(self.name, self._options.path)
 
+    @property
+    def by_unit(self) -> bool:
+        """See Source."""
+        return self._options.unit is not None
+
+    def check_form(self, schema: DataSchema) -> None:
+        """See Source: the arrays' headers, and none of their entries."""
+        with _arrays(self.path) as arrays:
+            _Chosen(self._options, schema, arrays, self.path)
+
     def pieces(self, schema: DataSchema) -> Iterator[Piece]:
         """See Source."""
         return npz_pieces(self._options, schema)
@@ -69,34 +80,106 @@ def npz_pieces(options: NpzOptions, schema: DataSchema) -> Iterator[Piece]:
     """Read the arrays of a file, some records at a time.
 
     Raises:
-        DataError: not an NPZ file, an array that is missing, or of another length.
+        DataError: not an NPZ file, an array that is missing, or of another form.
     """
     path = Path(options.path)
     with _arrays(path) as arrays:
-        x, y = _named(arrays, options.x, path), _named(arrays, options.y, path)
-        unit = _named(arrays, options.unit, path) if options.unit else None
-        count = x.shape[0] if x.shape else 0
-        for other in filter(None, (y, unit)):
-            if other.shape != (count,):
+        chosen = _Chosen(options, schema, arrays, path)
+        yield from chosen.pieces()
+
+
+class _Chosen:
+    """The arrays of a file that serve a schema; their entries are read by `pieces`.
+
+    Raises:
+        DataError: one that is missing, or of another type or shape.
+    """
+
+    def __init__(
+        self,
+        options: NpzOptions,
+        schema: DataSchema,
+        arrays: Mapping[str, _Array],
+        path: Path,
+    ) -> None:
+        self._x, self._y = _named(arrays, options.x, path), _named(arrays, options.y, path)
+        self._unit = _named(arrays, options.unit, path) if options.unit else None
+        self._mapped = bool(options.labels)
+        self._labels = None
+        if isinstance(schema.label, Classes):
+            self._labels = LabelMap(schema.label, options.labels, str(path))
+        for other in filter(None, (self._y, self._unit)):
+            if len(other.shape) != 1:
                 raise DataError(
-                    f"{path}: array '{other.name}' has shape {other.shape}, expected ({count},),"
-                    f" an entry for each record of '{x.name}'"
+                    f"{path}: array '{other.name}' has shape {other.shape}, expected"
+                    f" {self._x.shape[:1]}, an entry for each record of '{self._x.name}'"
                 )
-        step = max(1, PIECE_BYTES // max(1, x.row_bytes))
+        if self._y.dtype.kind not in ("fiubU" if self._labels else "fiub"):
+            expected = "numbers or names" if self._labels else "numbers"
+            raise DataError(f"{path}: y has dtype {self._y.dtype}, expected {expected}")
+        schema.check_form(self._x, _Indices(self._x.shape[:1]), str(path))
+
+    def pieces(self) -> Iterator[Piece]:
+        """Read all records; where arrays are of different lengths, those that are in each."""
+        lengths = [a.shape[0] for a in (self._x, self._y, self._unit) if a is not None]
+        most, count = max(lengths), min(lengths)
+        if most != count:
+            yield self._without_entry(most, count)
+        step = max(1, PIECE_BYTES // max(1, self._x.row_bytes))
         for start in range(0, count, step):
             rows = min(step, count - start)
-            names = None if unit is None else [str(value) for value in unit.read(rows).tolist()]
-            labels = _labels(y.read(rows), options.labels, schema, f"{path}: array '{y.name}'")
-            yield whole_piece(x.read(rows), labels, names)
+            unit = None if self._unit is None else _names(self._unit.read(rows))
+            x, y = self._x.read(rows), self._y.read(rows)
+            if self._labels is None or (y.dtype.kind in "iubf" and not self._mapped):
+                yield whole_piece(x, y.astype(np.int64) if y.dtype.kind == "b" else y, unit)
+                continue
+            found = self._labels.indices([name or "" for name in _names(y)])
+            piece = whole_piece(x, found, unit)
+            yield piece.without(found < 0, self._labels.unknown, f"array '{self._y.name}'")
+
+    def _without_entry(self, most: int, count: int) -> Piece:
+        """Return no records, and that some are not in every array."""
+        shapes = [
+            f"array '{other.name}' has shape {other.shape}, expected {self._x.shape[:1]}"
+            for other in (self._y, self._unit)
+            if other is not None and other.shape != self._x.shape[:1]
+        ]
+        fault = Fault(
+            before=f"{'; '.join(shapes)}, an entry for each record of '{self._x.name}': ",
+            after=" records have none",
+            count=most - count,
+            total=most,
+        )
+        none = whole_piece(
+            np.empty((0, *self._x.shape[1:]), self._x.dtype),
+            np.empty(0, np.int64),
+            None if self._unit is None else [],
+        )
+        return replace(none, faults=(fault,))
 
 
-def _labels(
-    found: NDArray[Any], mapped: Mapping[str, str | int], schema: DataSchema, where: str
-) -> NDArray[Any]:
-    """Whole numbers are indices of classes, unless the site maps them; texts are names."""
-    if not isinstance(schema.label, Classes) or (found.dtype.kind in "iub" and not mapped):
-        return found.astype(np.int64) if found.dtype.kind == "b" else found
-    return LabelMap(schema.label, mapped, where).indices([str(v) for v in found.tolist()], where)
+@dataclass(frozen=True, slots=True)
+class _Indices:
+    """The form of labels once they are indices of classes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.int64))
+
+
+def _names(values: NDArray[Any]) -> list[str | None]:
+    """Return entries as names: None for NaN and for what is no text."""
+    try:
+        found = values.tolist()
+    except ValueError:  # code points that no text has
+        found = [_entry(value) for value in values]
+    return [None if is_missing(value) else name_of(value) for value in found]
+
+
+def _entry(value: Any) -> Any:
+    try:
+        return value.item()
+    except ValueError:
+        return None
 
 
 class _Array:

@@ -41,22 +41,33 @@ class Parquet(FileSource):
         self._options = read_options(ParquetOptions, self.name, options)
         self.path = absolute_path(self.name, self._options.path)
 
+    @property
+    def by_unit(self) -> bool:
+        """See Source."""
+        return self._options.unit is not None
+
+    def check_form(self, schema: DataSchema) -> None:
+        """See Source: its footer, and no row."""
+        with self._opened() as file:
+            self._table_form(schema, file).check_form(file.schema_arrow)
+
     def pieces(self, schema: DataSchema) -> Iterator[Piece]:
         """See Source."""
-        options = self._options
-        roles = Roles(
-            columns=options.columns, map=options.map, missing=options.missing, unit=options.unit
-        )
         with self._opened() as file:
-            names = list(file.schema_arrow.names)
-            form = TableForm(schema, roles, names, str(self.path), decimal=None)
-            first = 1
+            form = self._table_form(schema, file)
             for batch in file.iter_batches(
                 self.piece_rows, columns=form.columns, use_threads=False
             ):
                 if batch.num_rows:
-                    yield form.piece(batch, first)
-                first += batch.num_rows
+                    yield form.piece(batch)
+
+    def _table_form(self, schema: DataSchema, file: Any) -> TableForm:
+        options = self._options
+        roles = Roles(
+            columns=options.columns, map=options.map, missing=options.missing, unit=options.unit
+        )
+        names = list(file.schema_arrow.names)
+        return TableForm(schema, roles, names, str(self.path), decimal=None)
 
     def profile(self) -> Profile:
         """See Source."""

@@ -14,14 +14,16 @@ from importlib import import_module
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedfactory.contracts.errors import DataError, FedfactoryError, ValueRangeError
 from fedfactory.contracts.orders import Scalar
 from fedfactory.tasks.columns import Classes
 from fedfactory.tasks.examples import DataSchema
-from site_agents.data.labels import LabelMap
+from fedfactory.tasks.faults import Fault
+from site_agents.data.labels import LabelMap, is_missing, name_of
 from site_agents.data.options import read_options
-from site_agents.data.pieces import Piece, whole_piece
+from site_agents.data.pieces import Piece
 from site_agents.data.profile import ColumnProfile, Profile
 from site_agents.data.source import Source
 from site_agents.data.versions import Version
@@ -66,43 +68,67 @@ class PythonDataset(Source):
                 digest.update(str(own()).encode())
         else:
             for number in range(size):
-                for part in self._record(records, number):
-                    array = np.asarray(part)
-                    digest.update(f"{array.dtype} {array.shape}\n".encode())
-                    digest.update(np.ascontiguousarray(array).tobytes())
+                found = self._record(records, number)
+                for part in found if isinstance(found, tuple) else (found.detail,):
+                    digest.update(_content(part))
         return Version(fingerprint=f"sha256:{digest.hexdigest()}", bytes=0, files=0)
+
+    def check_form(self, schema: DataSchema) -> None:
+        """See Source: it can be made and has a length; no record is asked for."""
+        if isinstance(schema.label, Classes):
+            LabelMap(schema.label, self._options.labels, self.where)
+        self._length(self._records())
 
     def pieces(self, schema: DataSchema) -> Iterator[Piece]:
         """See Source."""
         records = self._records()
         size = self._length(records)
+        labels = None
+        if isinstance(schema.label, Classes):
+            labels = LabelMap(schema.label, self._options.labels, self.where)
         for start in range(0, size, PIECE_RECORDS):
             numbers = range(start, min(size, start + PIECE_RECORDS))
-            some = [self._record(records, number) for number in numbers]
-            if len({len(record) for record in some}) != 1:
-                raise DataError(f"{self.where}: some records have a unit and others have none")
-            with self._told(f"records {numbers[0]} to {numbers[-1]}"):
-                x = np.stack([np.asarray(record[0]) for record in some])
-                y = np.asarray([np.asarray(record[1]).item() for record in some])
-            unit = (
-                [str(np.asarray(record[2]).item()) for record in some]
-                if len(some[0]) == 3
-                else None
-            )
-            mapped = isinstance(schema.label, Classes) and (
-                y.dtype.kind not in "iub" or self._options.labels
-            )
-            if mapped:
-                assert isinstance(schema.label, Classes)
-                labels = LabelMap(schema.label, self._options.labels, self.where)
-                y = labels.indices([str(v) for v in y.tolist()], self.where)
-            yield whole_piece(x, y.astype(np.int64) if y.dtype.kind == "b" else y, unit)
+            found = [self._record(records, number) for number in numbers]
+            parts = [_parts(record, schema, self._options.labels, labels) for record in found]
+            yield self._piece(parts, schema, start)
+
+    def _piece(self, parts: Sequence[_Parts | _Wrong], schema: DataSchema, start: int) -> Piece:
+        """Put records together; those that are none keep their numbers."""
+        count = len(parts)
+        x = np.zeros((count, *schema.features), np.float64)
+        y = np.zeros(count, np.float64)
+        keep = np.zeros(count, np.bool_)
+        units: list[str | None] = [None] * count
+        wrong: dict[str, list[str]] = {}
+        for i, found in enumerate(parts):
+            if isinstance(found, _Wrong):
+                wrong.setdefault(found.what, []).append(f"; record {start + i} {found.detail}")
+            else:
+                x[i], y[i], units[i], keep[i] = found.x, found.y, found.unit, True
+        faults = [
+            Fault(before="", after=what, count=len(which), total=count, example=which[0])
+            for what, which in wrong.items()
+        ]
+        with_unit = sum(unit is not None for unit in units)
+        if 0 < with_unit < int(keep.sum()):
+            after = " records have a unit: some records have a unit and others have none"
+            faults.append(Fault(before="", after=after, count=with_unit, total=count))
+        return Piece(
+            x=x,
+            y=y,
+            unit=units if with_unit else None,
+            identity=None,
+            order=None,
+            keep=keep,
+            faults=tuple(faults),
+        )
 
     def profile(self) -> Profile:
         """See Source; the columns are the parts of the first record."""
         records = self._records()
         size = self._length(records)
-        first = self._record(records, 0) if size else ()
+        record = self._record(records, 0) if size else ()
+        first = record if isinstance(record, tuple) else ()
         return Profile(
             records=size,
             columns=tuple(
@@ -128,14 +154,15 @@ class PythonDataset(Source):
         with self._told("its length"):
             return len(records)
 
-    def _record(self, records: Any, number: int) -> Sequence[Any]:
-        with self._told(f"record {number}"):
+    def _record(self, records: Any, number: int) -> tuple[Any, ...] | _Wrong:
+        """Return a record's two or three parts, or what is wrong with it."""
+        try:
             record = tuple(records[number])
+        except Exception as error:  # noqa: BLE001  whatever a site's own code raises
+            return _raised(error)
         if len(record) not in (2, 3):
-            raise DataError(
-                f"{self.where}: record {number} has {len(record)} parts, expected (x, y) or"
-                " (x, y, unit)"
-            )
+            what = " records are not (x, y) or (x, y, unit)"
+            return _Wrong(what=what, detail=f"has {len(record)} parts")
         return record
 
     @contextmanager
@@ -146,6 +173,71 @@ class PythonDataset(Source):
             raise
         except Exception as error:  # noqa: BLE001  whatever a site's own code raises
             raise DataError(f"{self.where}: {doing}: {_place(error)}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Parts:
+    """One record in the task's form: `y` is the index of a class, or a number."""
+
+    x: NDArray[Any]
+    y: float
+    unit: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wrong:
+    """What is wrong with a record, as with others of its kind, and in detail."""
+
+    what: str
+    detail: str
+
+
+def _raised(error: Exception) -> _Wrong:
+    return _Wrong(what=" records raise an error", detail=f"raises {_place(error)}")
+
+
+def _parts(
+    record: tuple[Any, ...] | _Wrong,
+    schema: DataSchema,
+    mapped: Mapping[str, str | int],
+    labels: LabelMap | None,
+) -> _Parts | _Wrong:
+    """Return a record in the task's form, or what is wrong with it."""
+    if isinstance(record, _Wrong):
+        return record
+    try:
+        x, y = np.asarray(record[0]), np.asarray(record[1]).item()
+        unit = np.asarray(record[2]).item() if len(record) == 3 else None
+        if labels is not None and (mapped or not isinstance(y, int | float)):
+            y = labels.index_of(name_of(y))
+            if y < 0:
+                return _Wrong(what=labels.unknown(1, 1, "").after, detail="has another")
+        if detail := _misfit(x, y, schema):
+            return _Wrong(what=" records are not in the task's form", detail=detail)
+        return _Parts(x=x, y=float(y), unit=None if is_missing(unit) else name_of(unit))
+    except Exception as error:  # noqa: BLE001  objects of a site's own may do anything
+        return _raised(error)
+
+
+def _misfit(x: NDArray[Any], y: object, schema: DataSchema) -> str | None:
+    if x.dtype.kind not in "fiu":
+        return f"gives TypeError: x has dtype {x.dtype}, expected numbers (float32)"
+    if x.shape != schema.features:
+        return f"gives ValueError: x has shape {x.shape}, expected {schema.features}"
+    if not isinstance(y, int | float):
+        return f"gives TypeError: y is a {type(y).__name__}, expected a number"
+    return None
+
+
+def _content(part: Any) -> bytes:
+    """Return what tells a record's part from another; of one that is no array, that it is none."""
+    try:
+        array = np.asarray(part)
+        if array.dtype.hasobject:
+            return repr(part).encode(errors="replace")
+        return f"{array.dtype} {array.shape}\n".encode() + np.ascontiguousarray(array).tobytes()
+    except Exception as error:  # noqa: BLE001  objects of a site's own may do anything
+        return type(error).__name__.encode()
 
 
 def _form(part: Any) -> str:

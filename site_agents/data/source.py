@@ -16,7 +16,7 @@ from fedfactory.tasks.examples import DataSchema, SiteData
 from fedfactory.tasks.growing import MEMORY_BYTES
 from fedfactory.tasks.task import Task
 from site_agents.data.files import Stamp
-from site_agents.data.pieces import Piece, gather
+from site_agents.data.pieces import Piece, PrivateData, gather, gather_privately
 from site_agents.data.profile import Profile
 from site_agents.data.split import Split
 from site_agents.data.versions import Version
@@ -73,13 +73,39 @@ class Source(ABC):
         del earlier
         return False
 
-    @abstractmethod
-    def pieces(self, schema: DataSchema) -> Iterator[Piece]:
-        """Read all records in the source's order, a piece at a time.
+    @property
+    def by_unit(self) -> bool | None:
+        """Whether records name their units; None: only the records tell."""
+        return None
+
+    def check_form(self, schema: DataSchema) -> None:
+        """Check what can be checked of the data without reading a record of them.
+
+        That they are there, their columns or arrays, and the types of these: nothing that one
+        record could change. It comes before an order's budget is reserved, and its answer is seen.
 
         Raises:
             DataError: missing, unreadable, or of another form; it says what was expected.
         """
+        del schema
+
+    @abstractmethod
+    def pieces(self, schema: DataSchema) -> Iterator[Piece]:
+        """Read all records in the source's order, a piece at a time.
+
+        A record that does not fit keeps its place and number: its piece does not `keep` it, and
+        counts it among the `faults`.
+
+        Raises:
+            DataError: missing, unreadable, or of another form; it says what was expected.
+        """
+
+    def null_pieces(self, schema: DataSchema) -> Iterator[Piece]:
+        """As `pieces`, where no record may change how another is read.
+
+        By default they are the same.
+        """
+        return self.pieces(schema)
 
     @abstractmethod
     def profile(self) -> Profile:
@@ -107,6 +133,25 @@ class Source(ABC):
         schema = schema_of(task, parameters)
         split = Split(self.lineage)
         return gather(self.pieces(schema), schema, split, self.where, self.memory_bytes)
+
+    def load_privately(
+        self, task: Task, parameters: Mapping[str, Scalar], *, by_unit: bool
+    ) -> PrivateData:
+        """Return the data as `load` does, for work under differential privacy.
+
+        A record that does not fit counts as null, and is counted; there may be none that does.
+        `by_unit`: whether the site's policy has a unit other than the row.
+
+        Raises:
+            DataError: missing, unreadable, or of another form: what `check_form` finds.
+        """
+        schema = schema_of(task, parameters)
+        self.check_form(schema)
+        split = Split(self.lineage)
+        pieces = self.null_pieces(schema)
+        return gather_privately(
+            pieces, schema, split, self.where, self.memory_bytes, by_unit=by_unit
+        )
 
     def sizes(self, task: Task, parameters: Mapping[str, Scalar]) -> Sizes:
         """Return how many examples `load` would give."""

@@ -1,7 +1,7 @@
 """Batches of a table into pieces: a site's own columns in the roles that a task's schema has.
 
 Missing values are dropped with their row, or filled by a constant that the site declares; nothing
-is computed from records.
+is computed from records. A row that does not fit is lost and counted, and changes no other.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from fedfactory.contracts.errors import DataError, UsageError
 from fedfactory.tasks.columns import Categorical, Classes
 from fedfactory.tasks.examples import DataSchema
-from site_agents.data.cells import moments, named, numbers, texts
+from fedfactory.tasks.faults import Fault
+from site_agents.data.cells import Cells, Mask, Names, moments, named, numbers
 from site_agents.data.labels import LabelMap, shown
 from site_agents.data.pieces import Piece
 
 DROP: Final = "drop"
 UNIT: Final = "the unit"
 Floats = NDArray[np.float64]
-Missing = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,7 @@ class TableForm:
         ]
         self._maps = {c.name: LabelMap(c, roles.map.get(c.name, {}), where) for c in choices}
         self._stand_ins = {c.name: self._stand_in(c.name) for c in schema.columns}
-        self._is_number: bool | None = None  # of the column that orders rows, as first seen
+        self._dates = self._ordered = 0  # cells of the column that orders rows
 
     @property
     def columns(self) -> list[str]:
@@ -83,85 +83,109 @@ class TableForm:
         unit = self._roles.unit
         return list(dict.fromkeys([*self._own.values(), *([unit] if unit else [])]))
 
-    def piece(self, batch: Any, first: int) -> Piece:
-        """Return a pyarrow record batch as a piece; `first` is its first record's number, from 1.
+    def piece(self, batch: Any) -> Piece:
+        """Return a pyarrow record batch as a piece, one record for each row.
 
         Raises:
-            DataError: a column of another type, a missing value without a rule, a name that is in
-                no map.
+            DataError: a column of a type that cannot hold what the schema asks for.
         """
-        where = f"{self._where}, records {first} to {first + batch.num_rows - 1}"
-        keep = np.ones(batch.num_rows, np.bool_)
+        rows = _Rows(batch.num_rows)
         x = np.empty((batch.num_rows, len(self._schema.columns)))
         for i, column in enumerate(self._schema.columns):
-            values, missing = self._values(column.name, batch, where)
-            x[:, i] = self._filled(column.name, values, missing, keep, where)
-        label = self._schema.label.name
-        y, missing = self._values(label, batch, where)
-        self._drop(label, y, missing, keep, where)
+            found = self._cells(column.name, batch)
+            if (stand_in := self._stand_ins[column.name]) is not None:
+                found.values[found.missing] = stand_in
+                rows.lose(found.wrong, found.faults)
+            else:
+                self._lose(rows, column.name, found)
+            x[:, i] = found.values
+        label = self._cells(self._schema.label.name, batch)
+        self._lose(rows, self._schema.label.name, label)
+        y = label.values
         return Piece(
             x=x,
             y=y.astype(np.int64) if isinstance(self._schema.label, Classes) else y,
-            unit=self._units(batch, keep, where),
+            unit=self._units(batch, rows),
             identity=None,
-            order=self._order(batch, keep, where),
-            keep=keep,
+            order=self._order(batch, rows),
+            keep=rows.keep,
+            faults=tuple(rows.faults),
         )
 
-    def _values(self, name: str, batch: Any, where: str) -> tuple[Floats, Missing]:
-        where = f"{where}: column '{self._own[name]}'"
-        cells = batch.column(self._own[name])
+    def check_form(self, kinds: Any) -> None:
+        """Check the types of a pyarrow schema's columns, by reading no rows of it. See `piece`."""
+        import pyarrow as pa
+
+        empty = pa.schema([kinds.field(name) for name in self.columns]).empty_table()
+        self.piece(pa.RecordBatch.from_arrays([c.combine_chunks() for c in empty], self.columns))
+
+    def _cells(self, name: str, batch: Any) -> Cells:
+        own = self._own[name]
+        column = f"column '{own}'"
         if name not in self._maps:
-            return numbers(cells, where, self._decimal)
-        codes, names, missing = named(cells, where)
-        found = self._maps[name]
-        index = np.array([found.index_of(own) for own in names] + [0], np.int64)
-        values = index[codes]  # code -1, a missing value, takes the last
-        found.refuse_unknown(int((values < 0).sum()), len(values), where)
-        return values.astype(np.float64), missing
+            return numbers(batch.column(own), column, self._where, self._decimal)
+        found, known = named(batch.column(own), column, self._where), self._maps[name]
+        index = np.append(known.indices(found.names), 0)
+        values = index[found.codes]  # code -1, a missing value, takes the last
+        unknown = values < 0
+        faults = found.faults
+        if count := int(unknown.sum()):
+            faults = (*faults, known.unknown(count, len(values), column))
+        return Cells(
+            values=np.where(unknown, 0, values).astype(np.float64),
+            missing=found.missing,
+            wrong=found.wrong | unknown,
+            faults=faults,
+        )
 
-    def _filled(
-        self, name: str, values: Floats, missing: Missing, keep: Missing, where: str
-    ) -> Floats:
-        stand_in = self._stand_ins[name]
-        if stand_in is None:
-            self._drop(name, values, missing, keep, where)
-        else:
-            values[missing] = stand_in
-        return values
-
-    def _drop(self, name: str, values: Floats, missing: Missing, keep: Missing, where: str) -> None:
-        if not missing.any():
+    def _lose(self, rows: _Rows, name: str, found: Cells | Names) -> None:
+        """Lose the rows whose cell is wrong, or is missing without a rule or by the rule `drop`."""
+        rows.lose(found.wrong, found.faults)
+        missing = int(found.missing.sum())
+        if not missing:
             return
-        if self._roles.missing.get(name) != DROP:
-            own = self._own.get(name, name)
-            raise DataError(
-                f"{where}: column '{own}': {int(missing.sum())} of {len(missing)} values are"
-                f" missing; say what stands for them under missing: {{{name}: drop}}, which leaves"
-                " the row out, or a value in place of drop (features only)"
-            )
-        keep &= ~missing
-        values[missing] = 0
+        if self._roles.missing.get(name) == DROP:
+            rows.lose(found.missing, ())
+            return
+        fault = Fault(
+            before=f"column '{self._own.get(name, name)}': ",
+            after=" values are missing; say what stands for them under missing:"
+            f" {{{name}: drop}}, which leaves the row out, or a value in place of drop (features"
+            " only)",
+            count=missing,
+            total=len(rows.keep),
+        )
+        rows.lose(found.missing, (fault,))
 
-    def _units(self, batch: Any, keep: Missing, where: str) -> Sequence[str] | None:
+    def _units(self, batch: Any, rows: _Rows) -> Sequence[str] | None:
         own = self._roles.unit
         if own is None:
             return None
-        names, missing = texts(batch.column(own), f"{where}: column '{own}'")
-        self._drop(own, np.zeros(len(names)), missing, keep, where)
-        return names
+        found = named(batch.column(own), f"column '{own}'", self._where)
+        self._lose(rows, own, found)
+        table = np.array([*found.names, ""], dtype=object)
+        units: list[str] = table[found.codes].tolist()  # code -1, no name, takes the last
+        return units
 
-    def _order(self, batch: Any, keep: Missing, where: str) -> Floats | None:
+    def _order(self, batch: Any, rows: _Rows) -> Floats | None:
         if self._schema.windows is None:
             return None
         name = self._schema.windows.order
-        named_here = f"{where}: column '{self._own[name]}'"
-        values, missing, is_number = moments(
-            batch.column(self._own[name]), named_here, self._decimal, is_number=self._is_number
-        )
-        self._is_number = is_number
-        self._drop(name, values, missing, keep, where)
-        return values
+        own = self._own[name]
+        found = moments(batch.column(own), f"column '{own}'", self._where, self._decimal)
+        self._lose(rows, name, found)
+        self._dates += int((rows.keep & found.dates).sum()) if found.dates is not None else 0
+        self._ordered += int(rows.keep.sum())
+        if 0 < self._dates < self._ordered:
+            rows.faults.append(
+                Fault(
+                    before=f"column '{own}': ",
+                    after=" values are dates, and the others are numbers",
+                    count=self._dates,
+                    total=self._ordered,
+                )
+            )
+        return found.values
 
     def _stand_in(self, name: str) -> float | None:
         rule = self._roles.missing.get(name)
@@ -177,6 +201,19 @@ class TableForm:
             f"{self._where}: missing.{name}={rule}: expected drop, or"
             f" {'a category of the task' if name in self._maps else 'a number'}"
         )
+
+
+class _Rows:
+    """Which rows of a batch are kept, and what is wrong with others."""
+
+    def __init__(self, count: int) -> None:
+        self.keep: Mask = np.ones(count, np.bool_)
+        self.faults: list[Fault] = []
+
+    def lose(self, which: Mask, faults: Sequence[Fault]) -> None:
+        """Keep those rows no more."""
+        self.keep &= ~which
+        self.faults += faults
 
 
 def _wanted(schema: DataSchema) -> list[str]:

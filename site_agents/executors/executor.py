@@ -48,6 +48,14 @@ class Executor(Protocol):
             WorkerLostError, JobTimeoutError, WorkStoppedError, NeverBegunError: as `run`.
         """
 
+    def check_form(self, source: str, task: str, task_parameters: Mapping[str, Scalar]) -> None:
+        """Check that a source has the form that a task wants, now; no record of it is read.
+
+        Raises:
+            NoDataError: it has not; the executor's log says why.
+            WorkerLostError, JobTimeoutError, WorkStoppedError, NeverBegunError: as `run`.
+        """
+
     def run(self, job: Job, folder: Path, timeout_s: float) -> JobResult:
         """Run a job in its folder, when there is room for it.
 

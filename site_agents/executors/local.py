@@ -89,13 +89,27 @@ class LocalExecutor:
         self, source: str, task: str, task_parameters: Mapping[str, Scalar]
     ) -> SourceFacts:
         """See Executor."""
-        request = {"describe": source, "task": task, "parameters": dict(task_parameters)}
+        return SourceFacts(**self._ask_of_source("facts", source, task, task_parameters))
+
+    def check_form(self, source: str, task: str, task_parameters: Mapping[str, Scalar]) -> None:
+        """See Executor."""
+        self._ask_of_source("form", source, task, task_parameters)
+
+    def _ask_of_source(
+        self, ask: str, source: str, task: str, task_parameters: Mapping[str, Scalar]
+    ) -> Any:
+        request = {
+            "ask": ask,
+            "source": source,
+            "task": task,
+            "parameters": dict(task_parameters),
+        }
         answer = self._ask(request, DESCRIBE_TIMEOUT_S, needs_device=False)
         if "failure" in answer:
             raise NoDataError(
                 f"data source '{source}' cannot be read for task '{task}': see {self._log}"
             )
-        return SourceFacts(**answer["facts"])
+        return answer[ask]
 
     def run(self, job: Job, folder: Path, timeout_s: float) -> JobResult:
         """See Executor."""

@@ -1,8 +1,8 @@
 """The process that sees data and GPU, and no network: `python -m site_agents.worker`.
 
 Its first line of standard input is its settings, each later one a request in JSON: a job's folder,
-or a source to describe. It answers on standard output, when a job's result lies in the folder.
-Ends when its input closes, also in the middle of a job: its agent is gone.
+or a source whose form, or counts, are asked for. It answers on standard output, when a job's result
+lies in the folder. Ends when its input closes, also in the middle of a job: its agent is gone.
 """
 
 from __future__ import annotations
@@ -49,9 +49,13 @@ def _answer(worker: Worker, request: Mapping[str, Any]) -> Mapping[str, Any]:
         folder = Path(request["job"])
         worker.work(folder)
         return {"done": folder.name}
-    source = request["describe"]
+    source = request["source"]
+    asked = (source, request["task"], request["parameters"])
     try:
-        facts = worker.describe(source, request["task"], request["parameters"])
+        if request["ask"] == "form":
+            worker.check_form(*asked)
+            return {"form": "fits"}
+        facts = worker.describe(*asked)
     except FedfactoryError as error:
         log.error("source '%s': %s", source, error)
         return {"failure": "no_data"}

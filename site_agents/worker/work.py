@@ -21,8 +21,9 @@ from fedfactory.contracts.orders import Scalar
 from fedfactory.tasks.examples import DataSchema, SiteData
 from fedfactory.tasks.seeds import derive_seed
 from fedfactory.tasks.table import load_task
-from fedfactory.tasks.task import ModelMismatchError, Outcome, Workload
+from fedfactory.tasks.task import ModelMismatchError, Outcome, Task, Workload
 from site_agents.data.files import Stamp
+from site_agents.data.pieces import WINDOWS_NEED_A_UNIT
 from site_agents.data.source import Source, schema_of
 from site_agents.data.sources import open_source
 from site_agents.data.versions import Version, compare
@@ -64,9 +65,28 @@ class Worker:
         self._settings = settings
         self._sources: dict[str, Source] = {}
         self._versions: dict[str, tuple[Stamp | None, Version]] = {}
-        self._data = _Held[tuple[str, DataSchema], SiteData]()
-        self._workloads = _Held[tuple[str | None, str, str], Workload]()
+        self._forms = _Held[tuple[str, DataSchema], Stamp | None]()
+        self._data = _Held[tuple[str, DataSchema, bool], SiteData]()
+        self._workloads = _Held[tuple[str | None, str, str, bool], Workload]()
         self._ready = False
+
+    def check_form(self, source: str, task: str, parameters: Mapping[str, Scalar]) -> None:
+        """Check that a source is there and has the form that a task wants; no record is read.
+
+        Raises:
+            UsageError: no such source, or its options do not fit its kind.
+            DataError: missing, unreadable, or of another form.
+        """
+        found, schema = self._source(source), schema_of(load_task(task), parameters)
+        unit = self._settings.sources[source].unit
+        if schema.windows is not None and unit == "row":
+            raise DataError(f"data '{source}': {WINDOWS_NEED_A_UNIT}, and in policy.yaml")
+        if found.by_unit is not None:
+            _check_unit(source, by_unit=found.by_unit, unit=unit)
+        key, stamp = (source, schema), found.stamp()
+        if stamp is None or self._forms.get(key) != stamp:
+            found.check_form(schema)
+            self._forms.put(key, stamp)
 
     def describe(self, source: str, task: str, parameters: Mapping[str, Scalar]) -> SourceFacts:
         """Read a source as a task wants it, again if it changed, and say what it holds.
@@ -76,7 +96,7 @@ class Worker:
             DataError: missing, unreadable, of another form, or too few. No value of a record.
         """
         stamp = self._notice_change(source)
-        data = self._data_for(source, task, parameters)
+        data = self._data_for(source, task, parameters, private=False)
         if stamp != self._source(source).stamp():
             del self._versions[source]
             raise DataError(f"data '{source}' changed while it was read; ask again")
@@ -107,27 +127,48 @@ class Worker:
     def _workload(self, job: Job) -> Workload:
         if job.source is not None:
             self._notice_change(job.source)
-        key = (job.source, job.task, to_json(job.task_parameters))
+        private = job.mechanism is not None or job.measurement is not None
+        key = (job.source, job.task, to_json(job.task_parameters), private)
         found = self._workloads.get(key)
         if found is None:
             task, parameters = load_task(job.task), job.task_parameters
             if job.source is None:
                 found = task.open(parameters, None, "none")
             else:
-                data = self._data_for(job.source, job.task, parameters)
+                data = self._data_for(job.source, job.task, parameters, private=private)
                 found = task.open(parameters, data, self._device())
             self._workloads.put(key, found)
         return found
 
-    def _data_for(self, source: str, task: str, parameters: Mapping[str, Scalar]) -> SiteData:
+    def _data_for(
+        self, source: str, task: str, parameters: Mapping[str, Scalar], *, private: bool
+    ) -> SiteData:
         found_task = load_task(task)
-        key = (source, schema_of(found_task, parameters))
+        key = (source, schema_of(found_task, parameters), private)
         data = self._data.get(key)
         if data is None:
-            data = self._source(source).load(found_task, parameters)
-            _check_unit(source, data, self._settings.sources[source].unit)
+            load = self._load_privately if private else self._load
+            data = load(source, found_task, parameters)
             self._data.put(key, data)
         return data
+
+    def _load(self, source: str, task: Task, parameters: Mapping[str, Scalar]) -> SiteData:
+        """Read a source; without differential privacy a record that does not fit is an error."""
+        data = self._source(source).load(task, parameters)
+        by_unit, unit = data.train.unit is not None, self._settings.sources[source].unit
+        _check_unit(source, by_unit=by_unit, unit=unit)
+        return data
+
+    def _load_privately(
+        self, source: str, task: Task, parameters: Mapping[str, Scalar]
+    ) -> SiteData:
+        """Read a source; a record that does not fit counts as null, here and in the log alone."""
+        self.check_form(source, task.name, parameters)
+        by_unit = self._settings.sources[source].unit != "row"
+        found = self._source(source).load_privately(task, parameters, by_unit=by_unit)
+        for fault in found.faults:
+            log.warning("data '%s' counts as null: %s", source, fault.sentence)
+        return found.data
 
     def _source(self, name: str) -> Source:
         if name not in self._sources:
@@ -166,10 +207,10 @@ class Worker:
         return device
 
 
-def _check_unit(source: str, data: SiteData, unit: str) -> None:
+def _check_unit(source: str, *, by_unit: bool, unit: str) -> None:
     """Noise is for one unit: accounted per unit and sampled per row, it would hide no unit."""
-    read = "in units" if data.train.unit is not None else "row by row"
-    if (read == "in units") != (unit != "row"):
+    read = "in units" if by_unit else "row by row"
+    if by_unit != (unit != "row"):
         raise DataError(
             f"data '{source}' is read {read}, and policy.yaml says unit: {unit}; give the source"
             " a unit column in agent.yaml, or correct data.unit in policy.yaml"

@@ -117,12 +117,19 @@ class Scripted:
     fault: Callable[[Job], None] = lambda job: None
     jobs: list[Job] = field(default_factory=list)
     described: int = 0
+    forms_checked: int = 0
+    misfit: Exception | None = None
 
     def describe(
         self, source: str, task: str, task_parameters: Mapping[str, Scalar]
     ) -> SourceFacts:
         self.described += 1
         return self.facts
+
+    def check_form(self, source: str, task: str, task_parameters: Mapping[str, Scalar]) -> None:
+        self.forms_checked += 1
+        if self.misfit is not None:
+            raise self.misfit
 
     def run(self, job: Job, folder: Path, timeout_s: float) -> JobResult:
         self.jobs.append(job)
