@@ -100,6 +100,21 @@ class _TunnelInterceptor:
         return httpx.Response(status, content=body, request=context.request)
 
 
+class _TunnelClient(FleetHttpClient):
+    """Flower's client of the Fleet API, whose calls all go through the tunnel.
+
+    Its base class would make an HTTP client that is never used, which reads the user's proxies and
+    certificate files from the environment and fails on those that it cannot use.
+    """
+
+    def __init__(self, tunnel: _TunnelInterceptor) -> None:
+        self._base_url = "https://tunnel.invalid"
+        self._interceptors = (tunnel,)
+        self._retry_invoker = None
+        # Builds requests; the interceptor answers before anything is sent.
+        self._client = httpx.Client(transport=httpx.BaseTransport(), trust_env=False)
+
+
 def _snake_upper(name: str) -> str:
     return "".join("_" + c if c.isupper() and i else c for i, c in enumerate(name)).upper()
 
@@ -117,9 +132,7 @@ class FleetNode:
         self._public_key = key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
-        self._client = FleetHttpClient(
-            "https://tunnel.invalid", interceptors=[_TunnelInterceptor(tunnel, key)]
-        )
+        self._client = _TunnelClient(_TunnelInterceptor(tunnel, key))
         self._node = Node()
 
     def activate(self) -> int:

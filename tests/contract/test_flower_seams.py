@@ -8,7 +8,7 @@ import socket
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from io import BytesIO
 from pathlib import Path
@@ -56,6 +56,22 @@ from tests.patience import prompt, until
 
 PEM = serialization.Encoding.PEM
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
+
+
+@pytest.mark.parametrize("name", ["ALL_PROXY", "https_proxy", "SSL_CERT_FILE"])
+def test_a_node_does_not_look_at_the_users_proxies_and_certificates(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "socks5://127.0.0.1:9")
+    asked: list[str] = []
+
+    def tunnel(method: str, *_: object) -> tuple[int, bytes]:
+        asked.append(method)
+        return 200, PullMessagesResponse().SerializeToString()
+
+    with closing(FleetNode(tunnel, _key()[0])) as node:
+        assert node.pull() is None
+    assert asked == ["PULL_MESSAGES"]
 
 
 @pytest.fixture(scope="module")

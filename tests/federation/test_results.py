@@ -17,8 +17,9 @@ OVERRIDES = ("rounds=3", "local_epochs=1", "seed=7")
 
 @pytest.fixture(scope="module")
 def finished(launch_shared: Launcher) -> Federation:
-    # A proxy that answers nobody: loopback traffic must not see it.
+    # Proxies that answer nobody: loopback traffic must not see them.
     dead = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy"), "http://127.0.0.1:9")
+    dead |= {"ALL_PROXY": "socks5://127.0.0.1:9", "SSL_CERT_FILE": "/nowhere", "HOME": "/nowhere"}
     federation = launch_shared(*OVERRIDES, "baselines=true", env=dead)
     assert federation.wait() == 0, federation.output()
     return federation
