@@ -92,7 +92,15 @@ def _check(asked: Namespace, settings: Sequence[str]) -> int:
     source = open_source(asked.name, config.data[asked.name], rule.lineage if rule else asked.name)
     found = source.version()
     change = compare(asked.name, read_version(home, asked.name), found, source.starts_with)
-    fits = tuple(examine(source, *_task(name, settings, pinned)) for name, pinned in tasks.items())
+    fits = tuple(
+        examine(
+            source,
+            *_task(name, settings, pinned),
+            unit=rule.unit if rule else "row",
+            private=policy.dp_required,
+        )
+        for name, pinned in tasks.items()
+    )
     checked = _Checked(
         name=asked.name,
         lineage=source.lineage,
@@ -173,19 +181,17 @@ def _lines(found: _Checked) -> list[str]:
 
 
 def _fit(fit: Fit) -> list[str]:
+    lines = [f"fits task '{fit.task}'"]
     if fit.problem is not None:
-        return [
-            f"does not fit task '{fit.task}': {fit.problem}",
-            f"task '{fit.task}' wants",
-            *(f"  {line}" for line in fit.wants),
-        ]
-    assert fit.train is not None
-    assert fit.test is not None
-    parts = (("train", fit.train), ("test", fit.test))
-    return [
-        f"fits task '{fit.task}'",
-        *(f"  {name}: {_counted(part, by_unit=fit.by_unit)}" for name, part in parts),
-    ]
+        lines = [f"does not fit task '{fit.task}': {fit.problem}", f"task '{fit.task}' wants"]
+        lines += [f"  {line}" for line in fit.wants]
+    elif fit.nulls:
+        lines.append("under differential privacy these records would count as null:")
+        lines += [f"  {line}" for line in fit.nulls]
+    for name, part in (("train", fit.train), ("test", fit.test)):
+        if part is not None:
+            lines.append(f"  {name}: {_counted(part, by_unit=fit.by_unit)}")
+    return lines
 
 
 def _counted(part: Part, *, by_unit: bool) -> str:

@@ -19,6 +19,7 @@ from site_agents.doctor.house import (
     examine_versions,
     examine_worker,
 )
+from site_agents.doctor.records import examine_records
 
 
 def examine(home: Path) -> Iterator[Finding]:
@@ -42,3 +43,4 @@ def examine(home: Path) -> Iterator[Finding]:
     yield from examine_gpus(config.worker.devices, config.worker.threads)
     yield from examine_worker(config)
     yield from examine_data(config)
+    yield from examine_records(config, policy)

@@ -20,7 +20,7 @@ from fedfactory.contracts.updates import Reply
 from fedfactory.privacy.accounting import epsilon_of
 from fedfactory.privacy.sampling import sampling
 from site_agents import control
-from site_agents.executors.executor import NeverBegunError, WorkerLostError
+from site_agents.executors.executor import NeverBegunError, NoDataError, WorkerLostError
 from site_agents.failures import FAILURES, MOST_FAILURES
 from site_agents.jobs.job import Job
 from site_agents.policy import DataRule, OneOf, Range, TaskRule
@@ -120,8 +120,18 @@ def test_a_run_of_plans_over_windows_learns_nothing(
         }
 
 
-@pytest.mark.parametrize("name", ["label", "sensors", "order", "window", "stride"])
-@pytest.mark.parametrize("rule", ["open", "two", "range"])
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        *(
+            (n, rule)
+            for n in ("label", "sensors", "order", "window", "stride")
+            for rule in ("open", "two")
+        ),
+        ("window", "range"),
+        ("stride", "range"),
+    ],
+)
 def test_a_data_parameter_that_is_not_fixed_is_refused_and_what_to_write_is_said(
     make_site: Callable[..., Site],
     coordinator: Coordinator,
@@ -137,10 +147,8 @@ def test_a_data_parameter_that_is_not_fixed_is_refused_and_what_to_write_is_said
         del fixed[name]
     elif rule == "two":
         fixed[name] = OneOf((SERIES[name], "other"))
-    elif isinstance(SERIES[name], int):
-        fixed[name] = Range(1, 4096)
     else:
-        pytest.skip("a text has no range")
+        fixed[name] = Range(1, 4096)
     site = make_site(tasks={"timeseries": pinned(**fixed)})
     terms = coordinator.terms(task="timeseries", task_parameters=SERIES)
     assert site.code(terms) == "policy_parameters"
@@ -149,6 +157,29 @@ def test_a_data_parameter_that_is_not_fixed_is_refused_and_what_to_write_is_said
     assert (site.executions(), site.steps_spent()) == (0, 0)
     site.write_policy(tasks={"timeseries": pinned(**whole)})
     assert site.code(terms) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (NoDataError("a column is gone"), "no_data"),
+        (WorkerLostError("gone"), "worker_lost"),
+        (NeverBegunError("no room"), "paused"),
+    ],
+)
+def test_data_of_another_form_are_refused_before_anything_is_paid(
+    site: Site, error: Exception, code: str
+) -> None:
+    """The form is looked at, no record is counted, and the ledger is as it was."""
+    site.executor.misfit = error
+    for _ in range(MOST_FAILURES + 1):
+        assert site.code() == code
+    assert site.executor.forms_checked == MOST_FAILURES + 1
+    assert (site.executions(), site.steps_spent(), site.executor.described) == (0, 0, 0)
+    assert not site.books._ledger.budget.runs
+    site.executor.misfit = None
+    assert site.code() is None  # and none of it was counted as a failure
+    assert site.executor.described == 0
 
 
 def test_what_describes_the_model_alone_may_be_left_open(
@@ -300,7 +331,7 @@ def test_each_round_is_executed_with_the_noise_rate_and_steps_that_it_was_charge
         TRAINING,
         dataclasses.replace(TRAINING, local_epochs=1),
         dataclasses.replace(TRAINING, max_steps=3),
-        dataclasses.replace(TRAINING, lr=1.0, momentum=0.99, proximal_mu=1e6),
+        dataclasses.replace(TRAINING, lr=0.01, momentum=0.99, proximal_mu=1e6),
     ]
     for number, training in enumerate(shapes, 1):
         before = site.steps_spent()
