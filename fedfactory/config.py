@@ -199,7 +199,9 @@ def _strategy_options(name: str, options: Mapping[str, Any]) -> Mapping[str, Any
         )
     for key, value in options.items():
         items = value if isinstance(value, list) else [value]
-        if not all(isinstance(item, Scalar) and _finite(item) for item in items):
+        if not all(
+            isinstance(item, str | int | float | bool | None) and _finite(item) for item in items
+        ):
             raise ValueRangeError(
                 f"strategy.{key}", value, "a text, a finite number, true, false, null, or a list"
             )

@@ -34,6 +34,7 @@ def accepted(
     return ReplyAccepted(
         at=at, round=round, kind=kind, site=site, order_digest="", payload=payload,
         examples=examples, metrics={"loss": 1.0}, seconds=0.5, privacy=None,
+        norm_l2=1.0 if kind == "train" else None,
     )  # fmt: skip
 
 

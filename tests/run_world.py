@@ -173,6 +173,7 @@ class World:
             at=self.at, round=number, kind=kind, site=site, order_digest="",
             payload=Payload(form="delta", blob=update) if kind == "train" else None,
             examples=1, metrics={}, seconds=0.1, privacy=None,
+            norm_l2=1.0 if kind == "train" else None,
         )  # fmt: skip
         self.feed(self.answered[key])
 

@@ -1,7 +1,8 @@
 """Strict JSON forms of frozen dataclasses: every field present, none unknown, every type checked.
 
 One codec serves orders, updates, events and job files, so that what is written is what is read.
-Floats must be finite: NaN has no JSON form and no place in an order.
+Floats must be finite: NaN has no JSON form and no place in an order. Bounds stand in the types
+(bounds.py) and are checked here.
 """
 
 from __future__ import annotations
@@ -13,13 +14,25 @@ import json
 import math
 import types
 from collections.abc import Mapping
-from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from fedfactory.contracts.errors import ProtocolError
+from fedfactory.contracts.bounds import forbidden
+from fedfactory.contracts.errors import FedfactoryError, FieldError, ProtocolError
 
 T = TypeVar("T")
 _MOST_NAMES: Final = 8
 _MOST_NAME: Final = 64  # characters
+_MOST_DIGITS: Final = 32  # of a whole number; any type that is bounded allows fewer
 
 
 def encode(value: Any) -> Any:
@@ -47,10 +60,11 @@ def from_json(cls: type[T], text: str | bytes) -> T:
     """Parse JSON into `cls`.
 
     Raises:
-        ProtocolError: not JSON, a missing or unknown field, or a value of the wrong type.
+        FieldError: a missing or unknown field, or a value of the wrong type or out of its bound.
+        ProtocolError: not JSON.
     """
     try:
-        raw = json.loads(text, parse_constant=_refuse_constant)
+        raw = json.loads(text, parse_int=_whole)  # NaN is refused by its field
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"{cls.__name__}: not JSON", diagnostic=str(error)) from error
     return decode(cls, raw)
@@ -60,22 +74,29 @@ def decode(cls: type[T], raw: Any) -> T:
     """Build `cls` from its JSON-ready form, checking names and types of every field.
 
     Raises:
-        ProtocolError: a missing or unknown field, or a value of the wrong type.
+        FieldError: a missing or unknown field, or a value of the wrong type or out of its bound.
     """
     result: T = _decode(cls, raw, cls.__name__)
     return result
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not allowed")
+def decode_field(cls: type, name: str, raw: Any) -> Any:
+    """Return the value of one field of `cls` from its JSON-ready form. Raises FieldError."""
+    return _decode(_hints(cls)[name], raw, f"{cls.__name__}.{name}")
 
 
-def _fail(where: str, found: Any, expected: str) -> ProtocolError:
-    return ProtocolError(f"{where}: expected {expected}, found {type(found).__name__}")
+def _whole(digits: str) -> int | float:
+    """Read a whole number; of one that no field takes only the size is read, whatever its length.
+
+    Reading n digits exactly costs n squared, and Python refuses above 4,300 without naming a field.
+    """
+    return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
 
 
 def _decode(kind: Any, raw: Any, where: str) -> Any:
     origin = get_origin(kind)
+    if origin is Annotated:
+        return _decode_bounded(kind, raw, where)
     if dataclasses.is_dataclass(kind):
         return _decode_dataclass(kind, raw, where)
     if origin in (Union, types.UnionType):
@@ -83,38 +104,64 @@ def _decode(kind: Any, raw: Any, where: str) -> Any:
     if origin is Literal:
         if any(raw == option and type(raw) is type(option) for option in get_args(kind)):
             return raw
-        raise _fail(where, raw, f"one of {get_args(kind)}")
-    if origin is tuple:
+        raise forbidden(where, f"one of {get_args(kind)}", raw)
+    return _decode_many(kind, raw, where) if origin else _decode_scalar(kind, raw, where)
+
+
+def _decode_many(kind: Any, raw: Any, where: str) -> Any:
+    if get_origin(kind) is tuple:
         if not isinstance(raw, list):
-            raise _fail(where, raw, "a list")
+            raise forbidden(where, "a list", raw)
         item = get_args(kind)[0]
         return tuple(_decode(item, value, f"{where}[{i}]") for i, value in enumerate(raw))
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(raw, dict):
-            raise _fail(where, raw, "an object")
-        if not all(map(_is_text, raw)):
-            raise _fail(where, raw, "keys of Unicode text")
-        item = get_args(kind)[1]
-        return {key: _decode(item, value, f"{where}.{key}") for key, value in raw.items()}
-    return _decode_scalar(kind, raw, where)
+    assert issubclass(get_origin(kind), Mapping), f"{where}: no form for {kind}"
+    if not isinstance(raw, dict):
+        raise forbidden(where, "an object", raw)
+    name, item = get_args(kind)
+    return {
+        _decode(name, key, where): _decode(item, value, f"{where}.{_shown(key)}")
+        for key, value in raw.items()
+    }
+
+
+def _decode_bounded(kind: Any, raw: Any, where: str) -> Any:
+    inner, *bounds = get_args(kind)
+    if inner in (int, float, str) and not _is_of(inner, raw):
+        raise forbidden(where, f"{bounds[0]}", raw)
+    value = _decode(inner, raw, where)
+    for bound in bounds:
+        if not bound.admits(value):
+            raise forbidden(where, str(bound), raw)
+    return value
+
+
+def _is_of(kind: type, raw: Any) -> bool:
+    return type(raw) is kind or (kind is float and type(raw) is int)
+
+
+def _shown(key: str) -> str:
+    """Return a name of the sender's choice, so that it cannot write a line of its own in a log."""
+    return ascii(key[:_MOST_NAME])[1:-1]
 
 
 def _decode_scalar(kind: Any, raw: Any, where: str) -> Any:
+    if isinstance(raw, float) and not math.isfinite(raw):
+        raise forbidden(where, "a finite number", raw)
     if kind is float and isinstance(raw, int | float) and not isinstance(raw, bool):
         try:
             number = float(raw)
         except OverflowError:
             number = math.inf
         if not math.isfinite(number):
-            raise _fail(where, raw, "a finite number")
+            raise forbidden(where, "a finite number", raw)
         return number
     if kind is type(None) and raw is None:
         return None
     if kind is str and type(raw) is str and not _is_text(raw):
-        raise _fail(where, raw, "Unicode text")
+        raise forbidden(where, "Unicode text", raw)
     if kind is Any or (kind in (str, int, bool) and type(raw) is kind):
         return raw
-    raise _fail(where, raw, getattr(kind, "__name__", str(kind)))
+    raise forbidden(where, getattr(kind, "__name__", str(kind)), raw)
 
 
 def _is_text(text: str) -> bool:
@@ -129,30 +176,38 @@ def _is_text(text: str) -> bool:
 def _decode_union(options: tuple[Any, ...], raw: Any, where: str) -> Any:
     # Exact scalar types first, so that 1 stays an int under `int | float`.
     for option in options:
-        if type(raw) is option:
+        core = get_args(option)[0] if get_origin(option) is Annotated else option
+        if type(raw) is core:
             return _decode(option, raw, where)
+    others = [option for option in options if option is not type(None)]
+    if len(others) == 1:  # an optional value: say what its own type expects
+        return _decode(others[0], raw, where)
     for option in options:
         try:
             return _decode(option, raw, where)
         except ProtocolError:
             continue
-    raise _fail(where, raw, " or ".join(getattr(o, "__name__", str(o)) for o in options))
+    raise forbidden(where, " or ".join(getattr(o, "__name__", str(o)) for o in options), raw)
 
 
 # Told once for each class: a ledger's thousands of entries are of eight.
-_hints = functools.cache(get_type_hints)
+_hints = functools.cache(functools.partial(get_type_hints, include_extras=True))
 
 
 def _decode_dataclass(cls: Any, raw: Any, where: str) -> Any:
     if not isinstance(raw, dict):
-        raise _fail(where, raw, "an object")
+        raise forbidden(where, "an object", raw)
     hints = _hints(cls)
-    names = {field.name for field in dataclasses.fields(cls)}
-    if missing := sorted(names - raw.keys()):
-        raise ProtocolError(f"{where}: missing {', '.join(missing)}")
-    if unknown := sorted(raw.keys() - names):
-        # Whoever wrote them may want a line of their own in somebody's log.
-        told = ", ".join(ascii(name[:_MOST_NAME])[1:-1] for name in unknown[:_MOST_NAMES])
-        raise ProtocolError(f"{where}: unknown {told}")
+    names = dict.fromkeys(field.name for field in dataclasses.fields(cls))
+    if missing := sorted(names.keys() - raw.keys()):
+        raise FieldError(f"{where}: missing {', '.join(missing)}")
+    if unknown := sorted(raw.keys() - names.keys()):
+        told = ", ".join(map(_shown, unknown[:_MOST_NAMES]))
+        raise FieldError(f"{where}: expected its own fields alone", f"unknown {told}")
     values = {name: _decode(hints[name], raw[name], f"{where}.{name}") for name in names}
-    return cls(**values)
+    try:
+        return cls(**values)
+    except FieldError:
+        raise
+    except FedfactoryError as error:  # what its fields must be together
+        raise FieldError(f"{where}: {error.public_message}") from error

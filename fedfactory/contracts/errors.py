@@ -61,6 +61,18 @@ class ProtocolError(FedfactoryError):
     """A message that does not have the agreed form."""
 
 
+class FieldError(ProtocolError):
+    """A value of a message that its field's type forbids.
+
+    `finding` says which field and what its type allows, in our own words: it repeats nothing that
+    the sender chose. `found` follows it in the message.
+    """
+
+    def __init__(self, finding: str, found: str = "") -> None:
+        self.finding = finding
+        super().__init__(finding + (f", found {found}" if found else ""))
+
+
 class IdentityError(FedfactoryError):
     """A peer that is not who it must be to ask for this."""
 

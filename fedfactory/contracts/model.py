@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
+from fedfactory.contracts.bounds import MAX_AXES, MOST, Count, Entries, check_fields
 from fedfactory.contracts.errors import ProtocolError
 
 # safetensors dtype code -> (numpy dtype, bytes per element). Only what numpy can compute with.
@@ -24,6 +25,10 @@ DTYPES: Final[dict[str, tuple[str, int]]] = {
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
+def _is_extent(extent: object) -> bool:
+    return type(extent) is int and 0 <= extent <= MOST
+
+
 def check_digest(digest: str) -> str:
     """Return `digest` if it has the form 'sha256:<64 hex>'; raise ProtocolError otherwise."""
     if not _DIGEST.fullmatch(digest):
@@ -36,12 +41,11 @@ class BlobRef:
     """A file by content: its digest and its length in bytes."""
 
     digest: str
-    bytes: int
+    bytes: Count
 
     def __post_init__(self) -> None:
         check_digest(self.digest)
-        if self.bytes < 0:
-            raise ProtocolError("a blob cannot have a negative length")
+        check_fields(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +53,16 @@ class TensorSpec:
     """One tensor: its name, shape (elements per axis) and safetensors dtype code."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[Count, ...], Entries(MAX_AXES)]
     dtype: str
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ProtocolError(f"tensor {self.name}: dtype {self.dtype} is not one of {[*DTYPES]}")
-        if any(extent < 0 for extent in self.shape):
-            raise ProtocolError(f"tensor {self.name}: negative extent in shape {self.shape}")
+        if len(self.shape) > MAX_AXES or not all(map(_is_extent, self.shape)):
+            raise ProtocolError(f"tensor {self.name}: expected up to {MAX_AXES} extents, 0 to 2^53")
+        if math.prod(self.shape) > MOST:
+            raise ProtocolError(f"tensor {self.name}: more than 2^53 elements")
 
     @property
     def elements(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from fedfactory.contracts.bounds import Count, Ordinal, Real, Seed, Whole
 from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.errors import ValueRangeError
 from fedfactory.contracts.model import BlobRef
@@ -16,7 +17,7 @@ from fedfactory.contracts.privacy import PrivacyPlan
 MESSAGE_RECORD: Final = "fedfactory"
 MESSAGE_FIELD: Final = "json"
 
-Scalar = str | int | float | bool | None
+Scalar = str | Whole | Real | bool | None
 WorkKind = Literal["train", "evaluate"]
 
 
@@ -28,12 +29,12 @@ class TrainParameters:
     `proximal_mu` is FedProx's mu (Li et al. 2020, section 3.2); 0 is plain local SGD.
     """
 
-    local_epochs: int
-    batch_size: int
-    lr: float
-    momentum: float
-    proximal_mu: float
-    max_steps: int | None
+    local_epochs: Ordinal
+    batch_size: Ordinal
+    lr: Real
+    momentum: Real
+    proximal_mu: Real
+    max_steps: Ordinal | None
 
     def __post_init__(self) -> None:
         for key in ("local_epochs", "batch_size"):
@@ -61,14 +62,14 @@ class Order:
 
     coordinator: str
     run_id: str
-    round: int
+    round: Count
     kind: WorkKind
     site: str
     task: str
     task_parameters: Mapping[str, Scalar]
     training: TrainParameters | None
     base: BlobRef
-    seed: int
+    seed: Seed
     privacy: PrivacyPlan | None
     plan_digest: str
 
@@ -90,7 +91,7 @@ class WorkKey:
 
     coordinator: str
     run_id: str
-    round: int
+    round: Count
     kind: WorkKind
     site: str
     order_digest: str

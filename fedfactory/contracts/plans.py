@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from fedfactory.contracts.bounds import Count, Ordinal, Positive, UnixTime
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import Order, Scalar, TrainParameters
 from fedfactory.contracts.privacy import PrivacyPlan
@@ -43,13 +44,13 @@ class RunTerms:
     strategy_options: Mapping[str, Scalar | tuple[Scalar, ...]]
     mode: Mode
     training: TrainParameters
-    rounds: int
+    rounds: Ordinal
     evaluate: bool
     privacy: PrivacyPlan | None
-    max_model_bytes: int
-    max_update_norm_l2: float | None
+    max_model_bytes: Count
+    max_update_norm_l2: Positive | None
     nonce: str
-    not_after: float
+    not_after: UnixTime
 
     @property
     def strategy_name(self) -> str:
@@ -84,9 +85,9 @@ class Anchor:
 
     site: str
     ledger: str
-    ledger_sequence: int
+    ledger_sequence: Count
     ledger_head: str
-    audit_length: int
+    audit_length: Count
     audit_head: str
 
 
@@ -100,8 +101,8 @@ class Sending:
 
     order: Order
     plan: SignedPlan
-    number: int
-    expires_at: float
+    number: Ordinal
+    expires_at: UnixTime
     receipt: Anchor | None
 
 

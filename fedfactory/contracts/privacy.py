@@ -10,17 +10,27 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
+from fedfactory.contracts.bounds import (
+    Count,
+    Fraction,
+    Label,
+    Ordinal,
+    Positive,
+    Range,
+    check_fields,
+)
 from fedfactory.contracts.errors import ProtocolError, ValueRangeError
 
 GradSampleMode = Literal["hooks", "ghost"]
 MAX_NOISE: Final = 1000.0
-MOST_EPSILON: Final = 1e12
-MOST_UPDATES: Final = 2**53
 MAX_NAME: Final = 200
 _DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
 LEAST_CLIP: Final = 1e-6  # far below it, float32 rounds a gradient to more than its bound
+MAX_EVALUATION_NOISE: Final = 1e6
+Epsilon = Annotated[float, Range(0, 1e12)]
+Noise = Annotated[float, Range(0, MAX_EVALUATION_NOISE, above=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +43,13 @@ class PrivacyPlan:
     0..`evaluation_loss_clip`, with Gaussian noise.
     """
 
-    target_epsilon: float | None
-    noise_multiplier: float | None
-    delta: float
-    clip_norm_l2: float
+    target_epsilon: Positive | None
+    noise_multiplier: Positive | None
+    delta: Fraction
+    clip_norm_l2: Positive
     grad_sample_mode: GradSampleMode
-    evaluation_noise_multiplier: float | None
-    evaluation_loss_clip: float
+    evaluation_noise_multiplier: Positive | None
+    evaluation_loss_clip: Positive
 
     def __post_init__(self) -> None:
         if (self.target_epsilon is None) == (self.noise_multiplier is None):
@@ -50,7 +60,9 @@ class PrivacyPlan:
             )
         _check("target_epsilon", self.target_epsilon, 1000.0)
         _check("noise_multiplier", self.noise_multiplier, MAX_NOISE)
-        _check("evaluation_noise_multiplier", self.evaluation_noise_multiplier, 1e6)
+        _check(
+            "evaluation_noise_multiplier", self.evaluation_noise_multiplier, MAX_EVALUATION_NOISE
+        )
         _check("clip_norm_l2", self.clip_norm_l2, 1e6, LEAST_CLIP)
         _check("evaluation_loss_clip", self.evaluation_loss_clip, 1e6)
         if not 0 < self.delta < 1:
@@ -65,11 +77,11 @@ class Mechanism:
     clipped gradients is divided by `expected_batch` = sample_rate x public units to train on.
     """
 
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
-    expected_batch: float
-    clip_norm_l2: float
+    noise_multiplier: Positive
+    sample_rate: Fraction
+    steps: Ordinal
+    expected_batch: Positive
+    clip_norm_l2: Positive
     grad_sample_mode: GradSampleMode
 
 
@@ -82,9 +94,9 @@ class Measurement:
     noise_multiplier x sqrt(2).
     """
 
-    noise_multiplier: float
-    loss_clip: float
-    public_examples: int
+    noise_multiplier: Positive
+    loss_clip: Positive
+    public_examples: Ordinal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,13 +106,13 @@ class PrivacySpent:
     `epsilon_run` composes all the site did for this run so far, at `delta`.
     """
 
-    epsilon_run: float
-    delta: float
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
-    unit: str
-    accountant: str
+    epsilon_run: Epsilon
+    delta: Fraction
+    noise_multiplier: Noise
+    sample_rate: Fraction
+    steps: Ordinal
+    unit: Literal["row", "unit"]
+    accountant: Label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,25 +128,20 @@ class PrivacyStanding:
         ProtocolError: a value is out of range.
     """
 
-    epsilon_run: float
-    delta: float
+    epsilon_run: Epsilon
+    delta: Fraction
     unit: str
     accountant: str
-    unprotected_updates: int
+    unprotected_updates: Count
     unprotected_on: str | None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.epsilon_run <= MOST_EPSILON:
-            raise ProtocolError(f"PrivacyStanding.epsilon_run: expected 0 to {MOST_EPSILON:g}")
+        check_fields(self)
         if not 0 < self.delta < 1:
             raise ProtocolError("PrivacyStanding.delta: expected a number between 0 and 1")
         for name in (self.unit, self.accountant):
             if not (len(name) <= MAX_NAME and name.isprintable()):
                 raise ProtocolError("PrivacyStanding: expected short printable names")
-        if not 0 <= self.unprotected_updates <= MOST_UPDATES:
-            raise ProtocolError(
-                f"PrivacyStanding.unprotected_updates: expected 0 to {MOST_UPDATES}"
-            )
         on = self.unprotected_on
         if (on is None) != (self.unprotected_updates == 0) or (on and not _DATE.fullmatch(on)):
             raise ProtocolError("PrivacyStanding.unprotected_on: expected a date where updates are")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fedfactory.contracts.bounds import Count, Seconds, UnixTime
 from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.orders import WorkKind
 from fedfactory.contracts.plans import Anchor, Signature, SignedPlan
@@ -24,7 +25,7 @@ class LogsWanted:
     run_id: str
     site: str
     nonce: str
-    not_after: float
+    not_after: UnixTime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +84,11 @@ class LogLine:
     ones under differential privacy, None where it has not ended.
     """
 
-    at: float
-    round: int
+    at: UnixTime
+    round: Count
     kind: WorkKind
     outcome: str
-    seconds: float | None
+    seconds: Seconds | None
 
     def __post_init__(self) -> None:
         if self.outcome not in ("begun", "update", *REFUSALS):

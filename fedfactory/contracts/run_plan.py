@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fedfactory.contracts.bounds import Count, Ordinal, Real, Seconds, Seed
 from fedfactory.contracts.privacy import PrivacyPlan
 
 Mode = Literal["sync", "async"]
@@ -28,15 +29,15 @@ class RoundRules:
     """
 
     mode: Mode
-    quorum: int
+    quorum: Ordinal
     required: tuple[str, ...]
-    deadline_s: float
-    lateness_s: float
-    retries: int
+    deadline_s: Seconds
+    lateness_s: Seconds
+    retries: Count
     select: Selection
-    per_round: int | None
-    extra: int
-    buffer: int | None
+    per_round: Ordinal | None
+    extra: Count
+    buffer: Ordinal | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +54,8 @@ class EvaluationRules:
     central: bool
     metric: str
     higher_is_better: bool
-    patience: int | None
-    min_delta: float
+    patience: Ordinal | None
+    min_delta: Real
     keep: Literal["last", "best"]
 
 
@@ -70,10 +71,10 @@ class RunPlan:
     run_id: str
     task: str
     strategy: str
-    seed: int
-    rounds: int
+    seed: Seed
+    rounds: Ordinal
     sites: tuple[str, ...]
     rules: RoundRules
     evaluation: EvaluationRules
     privacy: PrivacyPlan | None
-    checkpoints: int
+    checkpoints: Ordinal

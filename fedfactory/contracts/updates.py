@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from fedfactory.contracts.bounds import Count, Metrics, Seconds, check_fields
 from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import WorkKey
@@ -33,16 +33,13 @@ class Update:
 
     work: WorkKey
     payload: Payload | None
-    examples: int | None
-    metrics: Mapping[str, float]
-    seconds: float
+    examples: Count | None
+    metrics: Metrics
+    seconds: Seconds
     privacy: PrivacySpent | None
 
     def __post_init__(self) -> None:
-        if self.examples is not None and self.examples < 0:
-            raise ProtocolError("Update.examples: expected a count from 0")
-        if self.seconds < 0:
-            raise ProtocolError("Update.seconds: expected a duration from 0")
+        check_fields(self)
         if (self.payload is None) != (self.work.kind == "evaluate"):
             raise ProtocolError("Update.payload: present exactly when the work is 'train'")
 

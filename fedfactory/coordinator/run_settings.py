@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedfactory.contracts.bounds import Seconds
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.plans import SignedPlan
 from fedfactory.contracts.run_plan import RunPlan
@@ -30,7 +31,7 @@ class RunSettings:
     any_strategy_class: bool
     central: str | None
     run_folder: str
-    start_timeout_s: float
+    start_timeout_s: Seconds
 
     def write(self, path: Path) -> None:
         """Write the settings as JSON, 0600, durably and in one piece."""

@@ -74,7 +74,9 @@ def reply_refused(state: RunState, event: ReplyRefused) -> Step:
         state, commands = _try_again(state, order, event.at)
         state, more = go_on(state, event.at)
         return state, (*commands, *more)
-    return go_on(_left_alone(state, order, event.code), event.at)
+    state = _left_alone(state, order, event.code)
+    state = replace(state, out_detail={**state.out_detail, order.site: event.detail})
+    return go_on(state, event.at)
 
 
 def _try_again(state: RunState, order: UnderWay, at: float) -> Step:
@@ -86,7 +88,8 @@ def _try_again(state: RunState, order: UnderWay, at: float) -> Step:
 def _left_alone(state: RunState, order: UnderWay, code: str) -> RunState:
     """Give an order up; its site is asked for the next when its agent connects again."""
     missed = {**state.missed, order.site: state.missed.get(order.site, 0) + 1}
-    state = replace(_without(state, order), missed=missed)
+    detail = {site: found for site, found in state.out_detail.items() if site != order.site}
+    state = replace(_without(state, order), missed=missed, out_detail=detail)
     return replace(state, out={**state.out, order.site: code})
 
 

@@ -6,10 +6,10 @@ Times (`at`, Unix seconds) arrive in events; nothing here reads a clock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from fedfactory.contracts.bounds import Count, Metrics, Norm, Seconds, SharedMetrics, UnixTime
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import WorkKind
 from fedfactory.contracts.privacy import PrivacySpent, PrivacyStanding
@@ -26,7 +26,7 @@ Status = Literal["completed", "failed", "stopped"]
 class RunStarted:
     """The first event of a run: its initial model, and which sites are connected."""
 
-    at: float
+    at: UnixTime
     plan: RunPlan
     model: BlobRef
     connected: tuple[str, ...]
@@ -36,8 +36,8 @@ class RunStarted:
 class OrdersSent:
     """Orders of one kind went to `sites` (a first sending, or again to a site that came back)."""
 
-    at: float
-    round: int
+    at: UnixTime
+    round: Count
     kind: WorkKind
     sites: tuple[str, ...]
 
@@ -47,20 +47,22 @@ class ReplyAccepted:
     """A site's answer arrived, its bytes whole and durable, its form and values checked.
 
     `seconds` is the site's own working time. `payload` is None for `evaluate`. `round` is the
-    order's: in async mode the site's own count of orders. `standing` is what the site says holds
-    for the run so far, None without differential privacy.
+    order's: in async mode the site's own count of orders. `norm_l2` is the update's L2 norm as the
+    coordinator took it and held it against the signed bound; None for `evaluate`. `standing` is
+    what the site says holds for the run so far, None without differential privacy.
     """
 
-    at: float
-    round: int
+    at: UnixTime
+    round: Count
     kind: WorkKind
     site: str
     order_digest: str
     payload: Payload | None
-    examples: int | None
-    metrics: Mapping[str, float]
-    seconds: float
+    examples: Count | None
+    metrics: Metrics
+    seconds: Seconds
     privacy: PrivacySpent | None
+    norm_l2: Norm | None
     standing: PrivacyStanding | None = None
 
 
@@ -72,8 +74,8 @@ class ReplyRefused:
     a run whose work was charged and failed.
     """
 
-    at: float
-    round: int
+    at: UnixTime
+    round: Count
     kind: WorkKind
     site: str
     code: str
@@ -85,7 +87,7 @@ class ReplyRefused:
 class SiteConnected:
     """A site's agent is connected (again)."""
 
-    at: float
+    at: UnixTime
     site: str
 
 
@@ -93,7 +95,7 @@ class SiteConnected:
 class SiteLost:
     """A site's agent is no longer connected."""
 
-    at: float
+    at: UnixTime
     site: str
 
 
@@ -101,7 +103,7 @@ class SiteLost:
 class SiteLeft:
     """A site will not come back to this run: `code` (of REFUSALS) says why, as in 'revoked'."""
 
-    at: float
+    at: UnixTime
     site: str
     code: str
 
@@ -110,8 +112,8 @@ class SiteLeft:
 class DeadlinePassed:
     """The deadline set for (round, kind) passed."""
 
-    at: float
-    round: int
+    at: UnixTime
+    round: Count
     kind: WorkKind
 
 
@@ -122,8 +124,8 @@ class ModelAggregated:
     `state` is what the strategy remembers from now on (None: nothing).
     """
 
-    at: float
-    round: int
+    at: UnixTime
+    round: Count
     model: BlobRef
     state: BlobRef | None
 
@@ -132,8 +134,8 @@ class ModelAggregated:
 class AggregationFailed:
     """The strategy could not make a model (too few replies for it, a non-finite result)."""
 
-    at: float
-    round: int
+    at: UnixTime
+    round: Count
     reason: str
 
 
@@ -141,18 +143,18 @@ class AggregationFailed:
 class MetricsAggregated:
     """The round's metrics of the shared model, from the sites' evaluations."""
 
-    at: float
-    round: int
-    metrics: Mapping[str, float]
+    at: UnixTime
+    round: Count
+    metrics: SharedMetrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CentralMeasured:
     """The coordinator measured the round's model on its public set."""
 
-    at: float
-    round: int
-    metrics: Mapping[str, float]
+    at: UnixTime
+    round: Count
+    metrics: SharedMetrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +164,7 @@ class StopRequested:
     `after_round` lets the round under way finish first; a second request does not.
     """
 
-    at: float
+    at: UnixTime
     reason: str
     after_round: bool
 
@@ -171,7 +173,7 @@ class StopRequested:
 class RunResumed:
     """The run's process is here again after it died. `connected` are the sites that are here."""
 
-    at: float
+    at: UnixTime
     connected: tuple[str, ...]
 
 
@@ -179,7 +181,7 @@ class RunResumed:
 class RunReopened:
     """An operator lets an ended run go on from its last finished round. `by` is their name."""
 
-    at: float
+    at: UnixTime
     by: str
 
 
@@ -187,9 +189,23 @@ class RunReopened:
 class UpdateLost:
     """An update that had been accepted can no longer be read: its site is asked again."""
 
-    at: float
-    round: int
+    at: UnixTime
+    round: Count
     site: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateRefused:
+    """An accepted update could not be folded: it counts as its site's refusal.
+
+    `round` is its order's. `detail` is the coordinator's own finding.
+    """
+
+    at: UnixTime
+    round: Count
+    site: str
+    code: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,8 +215,8 @@ class CheckpointLost:
     `round` is the finished round that it falls back to (0: the initial model).
     """
 
-    at: float
-    round: int
+    at: UnixTime
+    round: Count
     reason: str
 
 
@@ -208,7 +224,7 @@ class CheckpointLost:
 class RunFailed:
     """Something outside the rounds broke (SuperLink died, disk full). The run ends."""
 
-    at: float
+    at: UnixTime
     reason: str
 
 
@@ -229,6 +245,7 @@ Event = (
     | RunResumed
     | RunReopened
     | UpdateLost
+    | UpdateRefused
     | CheckpointLost
     | RunFailed
 )
@@ -244,7 +261,7 @@ class SendOrders:
     `again` means that the sites had been asked before and came back without having answered.
     """
 
-    round: int
+    round: Count
     kind: WorkKind
     sites: tuple[str, ...]
     model: BlobRef
@@ -255,9 +272,9 @@ class SendOrders:
 class SetDeadline:
     """Feed DeadlinePassed(round, kind) `after_s` seconds from now, replacing any earlier one."""
 
-    round: int
+    round: Count
     kind: WorkKind
-    after_s: float
+    after_s: Seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,8 +286,8 @@ class Taken:
     """
 
     site: str
-    order_round: int
-    staleness: int
+    order_round: Count
+    staleness: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,7 +297,7 @@ class Aggregate:
     Answer with ModelAggregated or AggregationFailed.
     """
 
-    round: int
+    round: Count
     updates: tuple[Taken, ...]
 
 
@@ -288,7 +305,7 @@ class Aggregate:
 class AggregateMetrics:
     """Combine the accepted evaluations of `sites`; answer with MetricsAggregated."""
 
-    round: int
+    round: Count
     sites: tuple[str, ...]
 
 
@@ -296,7 +313,7 @@ class AggregateMetrics:
 class MeasureCentrally:
     """Measure the round's new model on the public set; answer with CentralMeasured."""
 
-    round: int
+    round: Count
     model: BlobRef
 
 
@@ -307,7 +324,7 @@ class RecordRound:
     `drop` are models and strategy states of earlier rounds that are no longer kept.
     """
 
-    round: int
+    round: Count
     drop: tuple[BlobRef, ...]
 
 

@@ -25,6 +25,7 @@ from fedfactory.rounds.events import (
     SiteLeft,
     SiteLost,
     StopRequested,
+    UpdateRefused,
 )
 from fedfactory.rounds.history import History, append
 
@@ -114,6 +115,9 @@ class Reading:
             else:
                 counts = before.awaits(event.round, "train", event.site)
                 self._read_answer(seen, event, self.facts(number, event.site), counts=counts)
+        elif isinstance(event, UpdateRefused):
+            number = before.round if self._is_async else event.round
+            self.facts(number, event.site).refused.append(seen)
         elif isinstance(event, ModelAggregated):
             self.closed.setdefault(event.round, seen)
         if before.phase == "training" and state.phase != "training":

@@ -152,7 +152,7 @@ def _interruption(before: RunState, event: Event) -> str:
             assert before.ended is not None
             return f"{by} let it go on; it had {before.ended.status}: {before.ended.reason}"
         case UpdateLost(site=site):
-            return f"the update of {site} could not be read any more; it was asked again"
+            return f"the update of {site} could not be used any more; it was asked again"
         case CheckpointLost(round=back, reason=reason):
             where = f"round {back}" if back else "the initial model"
             return f"fell back to {where}: {reason}"

@@ -91,7 +91,8 @@ def async_parts(state: RunState, number: int, entered: tuple[Waiting, ...]) -> d
             found[site] = _missing("refused", state.left[site])
         elif site in state.out:
             silent = state.out[site] in ("offline", "no_answer")
-            found[site] = _missing("no_answer" if silent else "refused", state.out[site])
+            status: PartStatus = "no_answer" if silent else "refused"
+            found[site] = _missing(status, state.out[site], state.out_detail.get(site, ""))
         elif site in state.offline and site not in busy:
             found[site] = _missing("no_answer", "offline")
         else:

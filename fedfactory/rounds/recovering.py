@@ -21,6 +21,7 @@ from fedfactory.rounds.events import (
     RunResumed,
     RunStarted,
     UpdateLost,
+    UpdateRefused,
 )
 from fedfactory.rounds.finishing import measure, next_round
 from fedfactory.rounds.keeping import needed, with_stored
@@ -223,6 +224,20 @@ def update_lost(state: RunState, event: UpdateLost) -> Step:
     return state, (*again(state, "train", (event.site,)), bound(state, "train"))
 
 
+def update_refused(state: RunState, event: UpdateRefused) -> Step:
+    """Turn an accepted update that could not be folded into its site's refusal, and close anew."""
+    record = state.train.get(event.site)
+    if event.round != state.round or record is None or record.status != "accepted":
+        return state, ()  # refused already
+    state = replace(state, phase="training", taking=())
+    refused = replace(
+        record, status="refused", code=event.code, detail=event.detail, answer=None, at=event.at
+    )
+    state = with_records(state, "train", {event.site: refused})
+    state, commands = close_if_answered(state, event.at)
+    return state, commands or (bound(state, "train"),)
+
+
 def update_lost_async(state: RunState, event: UpdateLost) -> Step:
     """Ask a site again for an update that was in no model yet and can no longer be read."""
     key = (event.site, event.round)
@@ -243,3 +258,22 @@ def update_lost_async(state: RunState, event: UpdateLost) -> Step:
     state, commands = send_again(state, (order,), event.at)
     state, more = go_on(state, event.at)
     return state, (*commands, *more)
+
+
+def update_refused_async(state: RunState, event: UpdateRefused) -> Step:
+    """Drop an update that could not be folded; its site is left alone until it reconnects."""
+    key = (event.site, event.round)
+    found = next((w for w in state.waiting if (w.answer.site, w.answer.round) == key), None)
+    if found is None:
+        return state, ()  # refused already
+    retaken = any((taken.site, taken.order_round) == key for taken in state.taking)
+    state = replace(
+        state,
+        waiting=tuple(w for w in state.waiting if w is not found),
+        missed={**state.missed, event.site: state.missed.get(event.site, 0) + 1},
+        out={**state.out, event.site: event.code},
+        out_detail={**state.out_detail, event.site: event.detail},
+        phase="serving" if retaken else state.phase,
+        taking=() if retaken else state.taking,
+    )
+    return go_on(state, event.at)

@@ -153,9 +153,10 @@ class RunState:
     since; `attempt` counts the training phase's new beginnings, `overtime` says that it is past its
     deadline. In async mode (`evaluate` apart) `under_way` are the orders that are out, `given`
     counts each site's, `waiting` are the updates in no model, by arrival; `out` are sites left
-    alone until they reconnect, and why; `armed_for` is when the timer rings, `idle_until` how long
-    the run waits while no order is out (Unix seconds). `taking` are the updates that the aggregate
-    under way is made from, `entered` those in an async run's newest model.
+    alone until they reconnect, and why (`out_detail`: what the coordinator found); `armed_for` is
+    when the timer rings, `idle_until` how long the run waits while no order is out (Unix seconds).
+    `taking` are the updates that the aggregate under way is made from, `entered` those in an async
+    run's newest model.
     """
 
     phase: Phase = "new"
@@ -195,6 +196,7 @@ class RunState:
     entered: tuple[Waiting, ...] = ()
     given: Mapping[str, int]
     out: Mapping[str, str]
+    out_detail: Mapping[str, str]
     armed_for: float | None = None
     idle_until: float | None = None
 
@@ -203,7 +205,7 @@ class RunState:
         """Return the state before the first event."""
         return cls(
             train={}, evaluate={}, left={}, examples={}, gave={}, missed={}, metrics={},
-            central={}, given={}, out={},
+            central={}, given={}, out={}, out_detail={},
         )  # fmt: skip
 
     def records(self, kind: WorkKind) -> Mapping[str, SiteRecord]:

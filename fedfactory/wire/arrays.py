@@ -18,15 +18,22 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from fedfactory.contracts.bounds import MOST
 from fedfactory.contracts.errors import IntegrityError, ProtocolError
 from fedfactory.contracts.model import DTYPES, BlobRef, ModelSpec, TensorSpec
+from fedfactory.contracts.norms import LANES, NormL2
 
 MAX_HEADER_BYTES: Final = 16 * 1024 * 1024
 CHUNK_BYTES: Final = 1024 * 1024
 VALUES_CHUNK_BYTES: Final = 256 * 1024  # stays in the second-level cache
+_NORM_ELEMENTS: Final = 4 * LANES  # 256 KiB of float32
 WRITE_BACK_BYTES: Final = 8 * 1024 * 1024
 
 Array = NDArray[Any]
+
+
+class NotFiniteError(IntegrityError):
+    """A tensor holds NaN, infinity or numbers whose squares overflow a float64."""
 
 
 def spec_of(tensors: Mapping[str, Array]) -> ModelSpec:
@@ -247,6 +254,28 @@ def max_abs(pieces: Iterable[Array]) -> float:
     return float(largest)
 
 
+def norm_l2(file: ArrayFile) -> float:
+    """Return the L2 norm over all float tensors, read once, in the order of contracts/norms.py.
+
+    Raises:
+        NotFiniteError: names the tensor.
+    """
+    norm = NormL2()
+    for tensor in file.spec.tensors:
+        if not tensor.is_float:
+            continue
+        buffer = np.empty(min(tensor.elements, _NORM_ELEMENTS), dtype=DTYPES[tensor.dtype][0])
+        for start in range(0, tensor.elements, _NORM_ELEMENTS):
+            piece = buffer[: tensor.elements - start]
+            file.read_into(tensor.name, start, piece)
+            norm.add(piece)
+        if not norm.is_finite:
+            raise NotFiniteError(
+                f"tensor '{tensor.name}' holds NaN, infinity or numbers too large for a norm"
+            )
+    return norm.value()
+
+
 def _read_header(file: Any, path: Path) -> tuple[ModelSpec, dict[str, int]]:
     size = os.fstat(file.fileno()).st_size
     prefix = file.read(8)
@@ -257,12 +286,12 @@ def _read_header(file: Any, path: Path) -> tuple[ModelSpec, dict[str, int]]:
         entries = json.loads(file.read(length))
         entries.pop("__metadata__", None)
         placed = sorted(
-            (int(entry["data_offsets"][0]), int(entry["data_offsets"][1]), name)
+            (_offset(entry["data_offsets"][0]), _offset(entry["data_offsets"][1]), name)
             for name, entry in entries.items()
         )
         tensors = [
             TensorSpec(
-                name=name, shape=tuple(int(n) for n in entry["shape"]), dtype=str(entry["dtype"])
+                name=name, shape=tuple(map(_offset, entry["shape"])), dtype=str(entry["dtype"])
             )
             for name, entry in sorted(entries.items())
         ]
@@ -272,6 +301,13 @@ def _read_header(file: Any, path: Path) -> tuple[ModelSpec, dict[str, int]]:
     sizes = {tensor.name: tensor.bytes for tensor in tensors}
     _check_layout(placed, sizes, size - 8 - length, path)
     return spec, {name: 8 + length + start for start, _, name in placed}
+
+
+def _offset(found: Any) -> int:
+    """Return a whole number of a header; one that is none, or beyond any file, is a bad header."""
+    if type(found) is not int or not 0 <= found <= MOST:
+        raise ValueError("expected a whole number from 0 to 2^53")
+    return found
 
 
 def _check_layout(

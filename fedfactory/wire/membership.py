@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from fedfactory.contracts.bounds import Seconds, UnixTime
 from fedfactory.contracts.errors import ProtocolError
 
 MAX_PEM: Final = 64 * 1024
@@ -20,7 +21,7 @@ class InviteWanted:
 
     role: str
     name: str
-    lifetime_s: float
+    lifetime_s: Seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,7 @@ class Invitation:
     authority: str
     coordinator_key: str
     operator_keys: Mapping[str, str]
-    expires_at: float
+    expires_at: UnixTime
     version: str
 
 
@@ -63,9 +64,9 @@ class Member:
     status: Literal["invited", "enrolled", "expired", "revoked"]
     fingerprint: str | None
     version: str | None
-    valid_until: float | None
+    valid_until: UnixTime | None
     connected: bool
-    seen_at: float | None
+    seen_at: UnixTime | None
     reason: str
 
 

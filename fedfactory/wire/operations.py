@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fedfactory.contracts.bounds import Count, Ordinal, UnixTime
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.plans import SignedPlan
 from fedfactory.contracts.questions import SignedLogsWanted, SiteLogs
@@ -56,7 +57,7 @@ class Submitted:
 class RunsWanted:
     """The coordinator's runs, newest first; `limit` of them."""
 
-    limit: int
+    limit: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +69,11 @@ class RunRow:
     strategy: str
     operator: str
     status: RunStatus
-    round: int
-    rounds: int
+    round: Count
+    rounds: Ordinal
     sites: tuple[str, ...]
-    submitted_at: float
-    ended_at: float | None
+    submitted_at: UnixTime
+    ended_at: UnixTime | None
     reason: str
 
 
@@ -92,7 +93,7 @@ class WatchWanted:
     """
 
     run_id: str
-    after: int
+    after: Count
     follow: bool
 
 
@@ -103,7 +104,7 @@ class Watched:
     `number` is what to ask for `after` it to go on from here. `status` is the run's.
     """
 
-    number: int
+    number: Count
     status: RunStatus
     event: str | None
     summary: str | None
@@ -143,7 +144,7 @@ class ModelWanted:
     """A run's model of a round, None for the one that the run keeps."""
 
     run_id: str
-    round: int | None
+    round: Count | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,8 +152,8 @@ class ModelFound:
     """Where to download it (Gateway.Download), and which rounds' models are still kept."""
 
     model: BlobRef | None
-    round: int | None
-    kept: tuple[int, ...]
+    round: Count | None
+    kept: tuple[Count, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

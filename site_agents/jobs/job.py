@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from fedfactory.contracts.bounds import Count, Metrics, Seconds, Seed
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.model import BlobRef, ModelSpec
 from fedfactory.contracts.orders import Scalar, TrainParameters, WorkKey, WorkKind
@@ -35,9 +36,9 @@ class Job:
     task: str
     task_parameters: Mapping[str, Scalar]
     training: TrainParameters | None
-    seed: int
+    seed: Seed
     site: str
-    round: int
+    round: Count
     base: str
     source: str | None
     mechanism: Mechanism | None
@@ -53,9 +54,9 @@ class JobResult:
     """
 
     failure: str | None
-    examples: int | None
-    metrics: Mapping[str, float]
-    seconds: float
+    examples: Count | None
+    metrics: Metrics
+    seconds: Seconds
     declared: ModelSpec | None
     update: BlobRef | None
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Final, Literal
 
+from fedfactory.contracts.bounds import MOST
 from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.errors import ValueRangeError
 from fedfactory.contracts.orders import Scalar, TrainParameters
@@ -309,8 +310,8 @@ def _name(key: str, name: str) -> None:
 
 
 def _whole(key: str, value: int, low: int) -> None:
-    if value < low:
-        raise ValueRangeError(key, value, f"a whole number from {low}")
+    if not low <= value <= MOST:  # as the numbers that leave are bounded
+        raise ValueRangeError(key, value, f"a whole number from {low}, at most 2^53")
 
 
 def _above_zero(key: str, value: float) -> None:

@@ -7,6 +7,7 @@ sites survive the death of a ServerApp.
 
 import hashlib
 import itertools
+import json
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -66,6 +67,7 @@ class Sites:
         self.deliveries = Counter()
         self.numbers = {}  # (round, kind, site) -> number of the last sending
         self.refuse = {}
+        self.hostile = {}  # site -> (order, its honest reply as JSON) -> the text it sends
         self.ended = []
         self.elements = elements
 
@@ -101,6 +103,12 @@ class Sites:
             if offset < blob.bytes:
                 store.receive(peer, blob, offset, [self.files[blob.digest][offset:]])
         return Reply(update=update, refusal=None, anchor=None)
+
+    def text(self, delivery, store):
+        """Return the reply as it travels; a hostile site's is what `hostile` makes of it."""
+        text = to_json(self.answer(delivery, store))
+        spoil = self.hostile.get(delivery.sending.order.site)
+        return text if spoil is None else spoil(delivery.sending.order, json.loads(text))
 
     def end(self, signed):
         """Hear that the run is over."""
@@ -157,7 +165,7 @@ class PlayedFlower(Grid):
                 delivery = from_json(Delivery, text)
                 if delivery.sending.order.site in self.silent:
                     continue
-                reply = to_json(self._sites.answer(delivery, self._store))
+                reply = self._sites.text(delivery, self._store)
             content = RecordDict({MESSAGE_RECORD: ConfigRecord({MESSAGE_FIELD: reply})})
             self._replies[message_id] = Message(content, reply_to=message)
         for message_id in sent:

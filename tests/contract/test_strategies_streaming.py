@@ -21,6 +21,7 @@ from fedfactory.contracts.updates import Update
 from fedfactory.coordinator.aggregating.aggregation import (
     AggregationError,
     StreamingAggregation,
+    Unfit,
     mean_metrics,
     verify_update,
 )
@@ -226,13 +227,15 @@ class TestVerifyUpdate:
         return verify_update(folder / "update", spec_of(example_model()))
 
     def test_a_good_update_passes(self, tmp_path: Path, delta: dict[str, Any]) -> None:
-        assert self.check(tmp_path, delta) is None
+        assert self.check(tmp_path, delta) == pytest.approx(
+            np.sqrt(sum(np.square(v, dtype=np.float64).sum() for v in delta.values()))
+        )
 
     def test_a_missing_tensor(self, tmp_path: Path, delta: dict[str, Any]) -> None:
         del delta["head.bias"]
-        assert self.check(tmp_path, delta) == (
-            "bad_update_form", "tensor 'head.bias' is missing",
-        )  # fmt: skip
+        assert self.check(tmp_path, delta) == Unfit(
+            code="bad_update_form", detail="tensor 'head.bias' is missing"
+        )
 
     @pytest.mark.parametrize("name", ["norm.batches", "my secret text"])
     def test_another_tensor_is_refused_and_its_name_not_repeated(
@@ -240,9 +243,9 @@ class TestVerifyUpdate:
     ) -> None:
         delta[name] = np.asarray(1, dtype=np.int64)
         found = self.check(tmp_path, delta)
-        assert found
-        assert found[0] == "bad_update_form"
-        assert name not in found[1]
+        assert isinstance(found, Unfit)
+        assert found.code == "bad_update_form"
+        assert name not in found.detail
 
     @pytest.mark.parametrize(
         "other", [np.zeros((36,), dtype=np.float32), np.zeros((4, 3, 3), dtype=np.float64)]
@@ -251,23 +254,24 @@ class TestVerifyUpdate:
         self, tmp_path: Path, delta: dict[str, Any], other: np.ndarray
     ) -> None:
         found = self.check(tmp_path, {**delta, "conv.weight": other})
-        assert found
-        assert found[0] == "bad_update_form"
+        assert isinstance(found, Unfit)
+        assert found.code == "bad_update_form"
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     def test_non_finite_values(self, tmp_path: Path, delta: dict[str, Any], bad: float) -> None:
         delta["conv.weight"][1, 2, 0] = bad
-        assert self.check(tmp_path, delta) == (
-            "bad_update_values", "tensor 'conv.weight' holds NaN or infinity",
-        )  # fmt: skip
+        assert self.check(tmp_path, delta) == Unfit(
+            code="bad_update_values",
+            detail="tensor 'conv.weight' holds NaN, infinity or numbers too large for a norm",
+        )
 
     def test_a_truncated_file(self, tmp_path: Path, delta: dict[str, Any]) -> None:
         write_arrays(tmp_path / "update", delta)
         whole = (tmp_path / "update").read_bytes()
         (tmp_path / "update").write_bytes(whole[:-1])
         found = verify_update(tmp_path / "update", spec_of(example_model()))
-        assert found
-        assert found[0] == "bad_update_form"
+        assert isinstance(found, Unfit)
+        assert found.code == "bad_update_form"
 
     def test_a_header_that_carries_more_than_a_header(
         self, tmp_path: Path, delta: dict[str, Any]
@@ -280,5 +284,5 @@ class TestVerifyUpdate:
             len(header).to_bytes(8, "little") + header + whole[8 + length :]
         )
         found = verify_update(tmp_path / "update", spec_of(example_model()))
-        assert found
-        assert found[0] == "bad_update_form"
+        assert isinstance(found, Unfit)
+        assert found.code == "bad_update_form"

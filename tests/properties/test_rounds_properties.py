@@ -145,6 +145,7 @@ class Life(RuleBasedStateMachine):
             ReplyAccepted(
                 at=2.0, round=asked.round, kind=asked.kind, site=site, order_digest="",
                 payload=payload, examples=1, metrics={}, seconds=0.1, privacy=None,
+                norm_l2=1.0 if asked.kind == "train" else None,
             )
         )  # fmt: skip
 

@@ -103,6 +103,7 @@ def _accepted(at: float, number: int, kind: str) -> ReplyAccepted:
         metrics={} if trains else {"loss": 0.5, "accuracy": 0.9},
         seconds=0.5,
         privacy=None,
+        norm_l2=1.0 if trains else None,
     )
 
 

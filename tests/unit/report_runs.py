@@ -83,6 +83,7 @@ class Story:
                 metrics={"loss": 0.5, "accuracy": 0.9},
                 seconds=0.5,
                 privacy=self._spent(number) if self._privacy else None,
+                norm_l2=1.0 if kind == "train" else None,
             )
         )
 

@@ -38,6 +38,7 @@ def _accepted(site: str, kind: str = "train", at: float = 12.0, examples: int = 
     return ReplyAccepted(
         at=at, round=1, kind=kind, site=site, order_digest="", payload=payload,
         examples=examples, metrics={"loss": 0.5}, seconds=1.0, privacy=None,
+        norm_l2=1.0 if payload else None,
     )  # fmt: skip
 
 

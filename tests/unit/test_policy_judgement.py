@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from fedfactory.contracts.codec import from_json, to_json
-from fedfactory.contracts.errors import ProtocolError, UsageError
+from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.plans import Delivery, RunTerms, Sending
 from fedfactory.contracts.refusals import REFUSALS
@@ -347,7 +347,7 @@ def test_a_field_that_nobody_knows_is_no_order():
     assert from_json(Delivery, text) == delivery
     with pytest.raises(ProtocolError, match="unknown sudo"):
         from_json(Delivery, text.replace('"seed":7', '"seed":7,"sudo":true'))
-    with pytest.raises(UsageError, match="local_epochs=0"):
+    with pytest.raises(ProtocolError, match=r"local_epochs: expected a number from 1"):
         from_json(Delivery, text.replace('"local_epochs":2', '"local_epochs":0'))
 
 

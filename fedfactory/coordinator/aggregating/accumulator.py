@@ -7,14 +7,14 @@ update's form and values come before (aggregation.verify_update).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedfactory.contracts.bounds import Range
 from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.contracts.model import DTYPES, BlobRef, ModelSpec, TensorSpec
 from fedfactory.contracts.strategy import StaleStrategy, StreamingStrategy
@@ -24,11 +24,22 @@ from fedfactory.wire.arrays import ArrayFile, ArrayWriter
 # 64 Ki elements: the buffers of one chunk (float32 and float64) stay in a core's cache.
 CHUNK_ELEMENTS: Final = 1 << 16
 
+# A weight times an update's norm (below 1e154), summed over all sites, stays a finite float64.
+WEIGHT: Final = Range(0, 1e100)
+
 Vector = NDArray[np.float64]
 
 
 class AggregationError(FedfactoryError):
     """The strategy could not make a model out of the updates."""
+
+
+class UpdateFaultError(AggregationError):
+    """One site's update cannot be folded; the others' can. `detail` is our own finding."""
+
+    def __init__(self, update: Update, detail: str) -> None:
+        self.site, self.order_round, self.detail = update.work.site, update.work.round, detail
+        super().__init__(f"the update of site '{self.site}': {detail}")
 
 
 class Accumulator:
@@ -67,29 +78,22 @@ class Accumulator:
         mean is over the size of the buffer).
 
         Raises:
-            AggregationError: the strategy gives it no usable weight.
+            UpdateFaultError: the strategy gives it no usable weight; nothing was folded.
         """
         key = (update.work.site, update.work.round)
         assert key > self._last_key, "updates are folded in canonical order, once each"
         self._last_key = key
-        weight = self._checked(self._strategy.weight(update), update)
+        weight = _weight(update, self._strategy.weight)
         if weight == 0.0:
             return
         counted = weight
         if staleness:
-            assert isinstance(self._strategy, StaleStrategy), "stale updates need a stale_weight"
-            counted = self._checked(self._strategy.stale_weight(update, staleness), update)
+            strategy = self._strategy
+            assert isinstance(strategy, StaleStrategy), "stale updates need a stale_weight"
+            counted = _weight(update, lambda update: strategy.stale_weight(update, staleness))
         with ArrayFile(path) as file:
             self._fold(file, counted, first=self._total_weight == 0.0)
         self._total_weight += weight
-
-    def _checked(self, weight: float, update: Update) -> float:
-        if not (math.isfinite(weight) and weight >= 0):
-            raise AggregationError(
-                f"the strategy gives site '{update.work.site}' the weight {weight};"
-                " expected a finite number from 0"
-            )
-        return weight
 
     def finish(self, out: Path) -> BlobRef:
         """Apply the strategy to base and mean, write the new model, return its reference.
@@ -138,6 +142,20 @@ class Accumulator:
             mean /= self._total_weight
             moved = self._strategy.apply(chunk.astype(np.float64), mean)
             writer.write(cast_back(moved, spec, chunk.shape))
+
+
+def _weight(update: Update, weigh: Callable[[Update], float]) -> float:
+    """Return the weight that a strategy gives an update; what it raises is the update's fault."""
+    try:
+        weight = float(weigh(update))
+    except FedfactoryError as error:
+        raise UpdateFaultError(update, error.public_message) from error
+    except Exception as error:
+        told = f"the strategy cannot weigh it ({type(error).__name__})"
+        raise UpdateFaultError(update, told) from error
+    if not WEIGHT.admits(weight):
+        raise UpdateFaultError(update, f"the strategy's weight is {weight}; expected {WEIGHT}")
+    return weight
 
 
 def cast_back(values: NDArray[Any], spec: TensorSpec, shape: tuple[int, ...]) -> NDArray[Any]:

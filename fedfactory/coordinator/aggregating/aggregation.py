@@ -6,26 +6,33 @@ the round. FlowerAggregation (flower_strategy.py) answers the same for Flower's 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from fedfactory.contracts.bounds import shareable
 from fedfactory.contracts.errors import FedfactoryError, IntegrityError, ProtocolError
 from fedfactory.contracts.model import BlobRef, ModelSpec
 from fedfactory.contracts.orders import TrainParameters
 from fedfactory.contracts.strategy import StreamingStrategy
 from fedfactory.contracts.updates import Update
-from fedfactory.coordinator.aggregating.accumulator import Accumulator, AggregationError
+from fedfactory.coordinator.aggregating.accumulator import (
+    Accumulator,
+    AggregationError,
+    UpdateFaultError,
+)
 from fedfactory.coordinator.aggregating.site_plan import SitePlan, with_parameters
 from fedfactory.rounds.events import Taken
-from fedfactory.wire.arrays import ArrayFile, first_non_finite
+from fedfactory.wire.arrays import ArrayFile, NotFiniteError, norm_l2
 
 __all__ = [
     "Aggregation",
     "AggregationError",
     "SitePlan",
     "StreamingAggregation",
+    "Unfit",
+    "UpdateFaultError",
     "verify_update",
 ]
 
@@ -79,7 +86,11 @@ class Aggregation(Protocol):
         """Note that no update of this awaited site will come in this round."""
 
     def close(self, out: Path, updates: tuple[Taken, ...]) -> BlobRef:
-        """Write the new model from `updates`, all of them offered since `open_round`, to `out`."""
+        """Write the new model from `updates`, all of them offered since `open_round`, to `out`.
+
+        Raises:
+            UpdateFaultError: one of them cannot be folded; call again without it.
+        """
 
     def aggregate_metrics(
         self,
@@ -118,6 +129,7 @@ class StreamingAggregation:
         self._absent: set[str] = set()
         self._folded: list[Taken] = []
         self._failure: AggregationError | None = None
+        self._faults: dict[tuple[str, int], UpdateFaultError] = {}
 
     def plan_train(
         self,
@@ -147,11 +159,12 @@ class StreamingAggregation:
         self._absent.clear()
         self._folded.clear()
         self._failure = None
+        self._faults.clear()
 
     def offer(
         self, site: str, update: Update, path: Path, *, order_round: int, staleness: int
     ) -> None:
-        """See Aggregation. What the strategy holds against an update is raised by `close`."""
+        """See Aggregation. What is wrong with an update is raised by `close`."""
         taken = Taken(site=site, order_round=order_round, staleness=staleness)
         assert _canonical(taken) not in self._offered, f"{taken} has been offered already"
         self._offered[_canonical(taken)] = (taken, update, path)
@@ -165,12 +178,16 @@ class StreamingAggregation:
     def close(self, out: Path, updates: tuple[Taken, ...]) -> BlobRef:
         """See Aggregation."""
         ordered = sorted(updates, key=_canonical)
-        assert self._folded == ordered[: len(self._folded)], "an update was folded unasked"
-        for taken in ordered[len(self._folded) :]:
-            self._fold(taken)
+        known = [taken for taken in ordered if _canonical(taken) not in self._faults]
+        assert self._folded == known[: len(self._folded)], "an update was folded unasked"
+        for taken in known[len(self._folded) :]:
+            if self._failure is None:
+                self._fold(taken)
         self._pending.clear()
         if self._failure is not None:
             raise self._failure
+        if faulty := [key for key in map(_canonical, ordered) if key in self._faults]:
+            raise self._faults[faulty[0]]
         return self._accumulator.finish(out)
 
     def aggregate_metrics(
@@ -209,15 +226,16 @@ class StreamingAggregation:
     def _fold(self, taken: Taken) -> None:
         assert _canonical(taken) in self._offered, f"{taken} has not been offered"
         _, update, path = self._offered.pop(_canonical(taken))
-        self._folded.append(taken)
-        if self._failure is not None:
-            return
         try:
             self._accumulator.add(update, path, staleness=taken.staleness)
+        except UpdateFaultError as error:
+            self._faults[_canonical(taken)] = error
+            return
         except AggregationError as error:
             self._failure = error
         except FedfactoryError as error:
             self._failure = AggregationError(error.public_message)
+        self._folded.append(taken)
 
 
 def _canonical(taken: Taken) -> tuple[str, int]:
@@ -234,7 +252,7 @@ def mean_metrics(updates: Mapping[str, Update]) -> dict[str, float]:
         name: sum(w * u.metrics[name] for w, u in zip(weights, found, strict=True)) / sum(weights)
         for name in common_metrics(found)
     }
-    return {name: value for name, value in means.items() if math.isfinite(value)}
+    return shareable(means)
 
 
 def common_metrics(updates: list[Update]) -> list[str]:
@@ -256,22 +274,29 @@ _HEADER_BYTES: Final = 4096
 _HEADER_BYTES_PER_TENSOR: Final = 512
 
 
-def verify_update(path: Path, model: ModelSpec) -> tuple[str, str] | None:
-    """Check a received update against the model: return None, or (refusal code, detail).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfit:
+    """Why an update is not taken: a key of REFUSALS. `detail` repeats no text of the site's."""
 
-    It must hold exactly the model's float tensors, all finite, and nothing beside them. `detail`
-    repeats no text of the site's.
+    code: str
+    detail: str
+
+
+def verify_update(path: Path, model: ModelSpec) -> float | Unfit:
+    """Check a received update against the model and return its L2 norm; reads it once.
+
+    It must hold exactly the model's float tensors, all finite, and nothing beside them.
     """
     expected = model.update_spec()
     try:
         with ArrayFile(path) as file:
             if fault := _form_fault(path.stat().st_size, file.spec, expected):
-                return "bad_update_form", fault
-            if name := first_non_finite(file):
-                return "bad_update_values", f"tensor '{name}' holds NaN or infinity"
+                return Unfit(code="bad_update_form", detail=fault)
+            return norm_l2(file)
+    except NotFiniteError as error:  # its tensors' names are the model's
+        return Unfit(code="bad_update_values", detail=error.public_message)
     except (IntegrityError, ProtocolError):
-        return "bad_update_form", "not a whole safetensors file"
-    return None
+        return Unfit(code="bad_update_form", detail="not a whole safetensors file")
 
 
 def _form_fault(size: int, found: ModelSpec, expected: ModelSpec) -> str | None:

@@ -7,7 +7,6 @@ wire, cannot wait for ever, and draws the same random numbers whenever a round i
 
 from __future__ import annotations
 
-import math
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Final, TypeVar
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 
+from fedfactory.contracts.bounds import shareable
 from fedfactory.contracts.errors import UsageError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import TrainParameters, WorkKind
@@ -164,7 +164,7 @@ class FlowerAggregation:
             for name, value in (record or MetricRecord()).items()
             if not isinstance(value, list)
         }
-        if bad := sorted(name for name, value in metrics.items() if not math.isfinite(value)):
+        if bad := sorted(metrics.keys() - shareable(metrics).keys()):
             raise AggregationError(f"{self._name} made a metric '{bad[0]}' that is not finite")
         return metrics
 

@@ -12,7 +12,7 @@ from typing import Final
 import httpx
 
 from fedfactory.contracts.errors import FedfactoryError
-from fedfactory.coordinator.aggregating.aggregation import AggregationError
+from fedfactory.coordinator.aggregating.aggregation import AggregationError, UpdateFaultError
 from fedfactory.coordinator.running.asking import Asking, message
 from fedfactory.coordinator.running.checkpoints import MODELS
 from fedfactory.coordinator.running.link import LinkClosedError
@@ -29,6 +29,7 @@ from fedfactory.rounds.events import (
     MetricsAggregated,
     ModelAggregated,
     RecordRound,
+    UpdateRefused,
 )
 from fedfactory.rounds.summary import metrics_line, summary
 
@@ -52,6 +53,15 @@ class Closing:
         try:
             model = standing.close(command, out)
             state = standing.save(checkpoints.workplace)
+        except UpdateFaultError as error:
+            log.warning("round %d: %s", command.round, error.public_message)
+            return UpdateRefused(
+                at=time.time(),
+                round=error.order_round,
+                site=error.site,
+                code="bad_reply",
+                detail=error.detail,
+            )
         except AggregationError as error:
             return _failed(command.round, error)
         checkpoints.keep(out, model)

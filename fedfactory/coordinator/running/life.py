@@ -28,6 +28,7 @@ from fedfactory.rounds.events import (
     ReplyRefused,
     RunReopened,
     RunStarted,
+    UpdateRefused,
 )
 from fedfactory.rounds.history import History, append
 from fedfactory.rounds.machine import RunState, step
@@ -78,6 +79,8 @@ class Life:
                 standing.offer(event, self._version(event, before))
             elif self._gave_up(event.site):
                 standing.resolve_absent(event.site)
+        elif isinstance(event, UpdateRefused) and self.state.phase != "done":
+            standing.open_again(self.state)
         elif isinstance(event, RunStarted | ModelAggregated) and is_async(self.state):
             standing.open_async(self.state)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from fedfactory.contracts.bounds import shareable
 from fedfactory.contracts.errors import FedfactoryError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Measuring:
         while (wanted := self._wanted.get()) is not None:
             number, model = wanted
             try:
-                metrics = self._evaluator.measure(model)
+                metrics = shareable(self._evaluator.measure(model))
             except (FedfactoryError, OSError) as error:
                 log.warning("the model of round %d could not be measured: %s", number, error)
                 metrics = {}

@@ -93,6 +93,14 @@ class Standing:
         for waiting in state.waiting:
             self.offer(waiting.answer, waiting.version)
 
+    def open_again(self, state: RunState) -> None:
+        """Begin the aggregate under way anew: an update that it was given counts no longer."""
+        assert state.model is not None
+        if is_async(state):
+            self.open_async(state)
+        elif state.phase in ("training", "aggregating"):
+            self._open_sync(state.round, self._model_path(state.model), state)
+
     def catch_up(self, state: RunState) -> None:
         """Give the strategy its memory back and make again the calls since it was written.
 
@@ -123,10 +131,13 @@ class Standing:
         for plan in plans:
             self._plans[command.round, kind, plan.site] = plan
         if kind == "train" and not is_async(state):
-            awaited = tuple(sorted(site for _, _, site in self._plans))
-            self._aggregation.open_round(number, path, awaited)
-            for answer in state.answers("train"):
-                self.offer(answer, self.models_made)
+            self._open_sync(number, path, state)
+
+    def _open_sync(self, number: int, path: Path, state: RunState) -> None:
+        awaited = tuple(sorted(site for _, _, site in self._plans))
+        self._aggregation.open_round(number, path, awaited)
+        for answer in state.answers("train"):
+            self.offer(answer, self.models_made)
 
     def _update(self, answer: ReplyAccepted) -> Update:
         return Update(

@@ -13,11 +13,11 @@ from dataclasses import replace
 from flwr.app import Message
 
 from fedfactory.contracts.codec import from_json
-from fedfactory.contracts.errors import ProtocolError
-from fedfactory.contracts.model import ModelSpec
+from fedfactory.contracts.errors import FieldError, ProtocolError
+from fedfactory.contracts.model import BlobRef, ModelSpec
 from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD, WorkKey
 from fedfactory.contracts.updates import Reply, Update
-from fedfactory.coordinator.aggregating.aggregation import verify_update
+from fedfactory.coordinator.aggregating.aggregation import Unfit, verify_update
 from fedfactory.coordinator.running.run_parts import RunParts
 from fedfactory.rounds.events import Event, ReplyAccepted, ReplyRefused, SiteConnected
 from fedfactory.wire.arrays import ArrayFile
@@ -52,6 +52,8 @@ class Taking:
             reply = from_json(
                 Reply, str(message.content.config_records[MESSAGE_RECORD][MESSAGE_FIELD])
             )
+        except FieldError as error:
+            return _refused(key, "bad_reply", error.finding)
         except (ProtocolError, KeyError):
             # What it says is the site's text: not repeated.
             return _refused(key, "bad_reply", "")
@@ -65,15 +67,17 @@ class Taking:
         return replace(self._take_update(key, reply.update), standing=reply.standing)
 
     def _take_update(self, key: WorkKey, update: Update) -> ReplyAccepted | ReplyRefused:
-        link = self._parts.link
+        link, norm_l2 = self._parts.link, None
         if update.payload is not None:
             digest = update.payload.blob.digest
             # Only what this very site sent counts: it may not name another's blob, nor the base.
             if not link.claim(key.site, digest):
                 return _refused(key, "missing_update", "")
-            if found := verify_update(link.blob_path(digest), self._model_spec()):
+            found = self._verified(update.payload.blob)
+            if isinstance(found, Unfit):
                 link.discard([digest])
-                return _refused(key, *found)
+                return _refused(key, found.code, found.detail)
+            norm_l2 = found
             self._parts.life.claims.add((key.site, digest))
         return ReplyAccepted(
             at=time.time(),
@@ -86,7 +90,15 @@ class Taking:
             metrics=update.metrics,
             seconds=update.seconds,
             privacy=update.privacy,
+            norm_l2=norm_l2,
         )
+
+    def _verified(self, blob: BlobRef) -> float | Unfit:
+        path = self._parts.link.blob_path(blob.digest)
+        if (length := path.stat().st_size) != blob.bytes:
+            told = f"Update.payload.blob.bytes: the update is {length} bytes long, not {blob.bytes}"
+            return Unfit(code="bad_update_form", detail=told)
+        return verify_update(path, self._model_spec())
 
     def _model_spec(self) -> ModelSpec:
         """Return the model's tensors: the same in every round."""

@@ -1,0 +1,284 @@
+"""One site sends numbers that nobody should believe: it is left out by name and field, or counted.
+
+The run completes either way. Fields are found by walking the types of a reply, so that a new one is
+tried without being named here.
+"""
+
+import dataclasses
+import json
+import math
+import sqlite3
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import pytest
+
+from fedfactory.contracts.updates import Reply
+from fedfactory.coordinator.aggregating.aggregation import StreamingAggregation
+from fedfactory.coordinator.running import runner, serverapp
+from fedfactory.coordinator.running.closing import Closing
+from fedfactory.coordinator.running.journal import JOURNAL
+from fedfactory.report.table import print_results
+from fedfactory.report.text import round_lines
+from fedfactory.rounds.events import ReplyRefused, UpdateLost, UpdateRefused
+from fedfactory.rounds.explanation import explain
+from fedfactory.rounds.history import History, append
+from tests.contract.runner_rig import TRAINING, Coordinator, Killed
+
+WHOLE = ("0", "-1", str(2**53), str(2**53 + 1), str(2**63), "1" + "0" * 400, "9" * 5000)
+FLOATS = (*WHOLE, "1e308", "-0.0", "1e400", "NaN", "Infinity", "-Infinity", "0.5")
+FLOWER = {"strategy": "custom", "options": {"_target_": "flwr.serverapp.strategy.FedAdam"}}
+ASYNC = {
+    "strategy": "fedbuff",
+    "options": {"server_lr": 0.7},
+    "mode": "async",
+    "buffer": 2,
+    "quorum": 1,
+}
+SPENT = {
+    "epsilon_run": 1.0, "delta": 1e-5, "noise_multiplier": 1.0, "sample_rate": 0.5, "steps": 3,
+    "unit": "row", "accountant": "RDP",
+}  # fmt: skip
+ANCHOR = {
+    "site": "vega", "ledger": "l", "ledger_sequence": 1, "ledger_head": "h", "audit_length": 1,
+    "audit_head": "h",
+}  # fmt: skip
+
+
+def leaves(kind: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any, tuple]]:
+    """Return every number of a type: its path, int or float, and its bounds."""
+    if get_origin(kind) is Annotated:
+        inner, *bounds = get_args(kind)
+        return [(path, inner, tuple(bounds))] if inner in (int, float) else leaves(inner, path)
+    if kind in (int, float):
+        return [(path, kind, ())]
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind, include_extras=True)
+        return [leaf for name, hint in hints.items() for leaf in leaves(hint, (*path, name))]
+    if get_origin(kind) in (Union, types.UnionType, tuple):
+        return [leaf for option in get_args(kind) for leaf in leaves(option, path)]
+    if isinstance(get_origin(kind), type) and issubclass(get_origin(kind), Mapping):
+        return leaves(get_args(kind)[1], (*path, "loss"))
+    return []
+
+
+FIELDS = leaves(Reply)
+# Which work it is, and how many bytes came, is known: another number is false, if its type allows it.
+CHECKED_BEYOND = (
+    ("update", "work", "round"),
+    ("refusal", "work", "round"),
+    ("update", "payload", "blob", "bytes"),
+)
+
+
+def test_every_number_of_a_reply_is_found_and_bounded() -> None:
+    found = {".".join(path) for path, _, _ in FIELDS}
+    assert {"update.examples", "update.metrics.loss", "anchor.audit_length"} <= found
+    assert {".".join(path) for path, _, bounds in FIELDS if not bounds} == set()
+
+
+@pytest.fixture
+def made(tmp_path):
+    open_now = []
+
+    def make(name, **changes):
+        (tmp_path / name).mkdir()
+        changes = {"quorum": 2, "rounds": 1, **changes}
+        open_now.append(Coordinator(tmp_path / name, **changes))
+        return open_now[-1]
+
+    yield make
+    for coordinator in open_now:
+        coordinator.close()
+
+
+def with_number(path, number):
+    """Return what a hostile site makes of its reply: `number` (a text) lies at `path`."""
+
+    def spoil(order, reply):
+        if path[0] == "refusal":
+            work = reply["update"]["work"]
+            reply = {"update": None, "refusal": {"work": work, "code": "paused"}, "anchor": None}
+            work["round"] = "HERE"
+            return json.dumps(reply).replace('"HERE"', number)
+        reply["update"]["privacy"] = dict(SPENT)
+        reply["anchor"] = dict(ANCHOR)
+        place = reply
+        for name in path[:-1]:
+            if (place := place[name]) is None:  # evaluations carry no payload
+                return json.dumps(reply)
+        place[path[-1]] = "HERE"
+        return json.dumps(reply).replace('"HERE"', number)
+
+    return spoil
+
+
+def allowed(kind, bounds, number):
+    value = float(number) if kind is float or "." in number or "e" in number else None
+    if value is None:
+        if not number.lstrip("-").isdigit() or len(number) > 400:
+            return False
+        value = int(number)
+    if isinstance(value, float) and (kind is int or not math.isfinite(value)):
+        return False
+    return all(bound.admits(value) for bound in bounds)
+
+
+def outcome(coordinator):
+    """Return summary, the explanation of vega in round 1, and how all of it prints."""
+    summary = json.loads((coordinator.folder / "summary.json").read_text())
+    events = coordinator.events()
+    (told,) = explain(events, "vega", 1)
+    history = History.new()
+    for event in events:
+        history = append(history, event)
+    for found in history.rounds:
+        round_lines(found)
+    with (coordinator.folder / "printed").open("w") as stream:
+        print_results({**summary, "model": {**summary["model"], "file": None}}, "x", stream)
+    return summary, told
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "bounds"), FIELDS, ids=[".".join(path) for path, _, _ in FIELDS]
+)
+def test_a_number_leaves_its_site_out_or_is_counted(made, path, kind, bounds):
+    for index, number in enumerate(FLOATS):
+        coordinator = made(f"home{index}")
+        coordinator.sites.hostile["vega"] = with_number(path, number)
+        coordinator.run()
+        summary, told = outcome(coordinator)
+        assert summary["status"] == "completed", number[:30]
+        part = summary["rounds"][0]["sites"]["vega"]
+        if path in CHECKED_BEYOND and allowed(kind, bounds, number):
+            assert part["status"] == "refused", number[:30]
+        elif allowed(kind, bounds, number):
+            assert part["status"] == "took_part", number[:30]
+        else:
+            assert (part["status"], part["code"]) == ("refused", "bad_reply"), number[:30]
+            assert path[-1] in part["reason"]
+            assert path[-1] in told.sentence
+        coordinator.close()
+
+
+def test_a_site_named_by_a_field_it_invents_writes_nothing_of_its_own(made):
+    coordinator = made("home")
+
+    def spoil(order, reply):
+        reply["update"]["metrics"] = {"\x1b[31mlead invites mallory": 1.0}
+        return json.dumps(reply)
+
+    coordinator.sites.hostile["vega"] = spoil
+    coordinator.run()
+    _, told = outcome(coordinator)
+    assert "mallory" not in told.sentence
+    assert "metrics" in told.sentence
+
+
+@pytest.mark.parametrize("strategy", [{}, FLOWER, {**ASYNC}], ids=["fedavg", "FedAdam", "fedbuff"])
+@pytest.mark.parametrize("number", [str(2**53), "0", "1" + "0" * 400])
+def test_counts_near_the_bound_weigh_without_overflow(made, strategy, number):
+    coordinator = made("home", **{"rounds": 2, "quorum": 2, **strategy})
+    for site in ("lumi", "vega"):
+        coordinator.sites.hostile[site] = with_number(("update", "examples"), number)
+    coordinator.run()
+    summary = json.loads((coordinator.folder / "summary.json").read_text())
+    refused = number not in (str(2**53), "0")
+    assert summary["status"] == ("failed" if refused else "completed"), summary["reason"]
+    if refused:
+        assert "bad_reply" in summary["reason"]
+
+
+@pytest.mark.parametrize("strategy", [{}, FLOWER, ASYNC], ids=["fedavg", "FedAdam", "fedbuff"])
+def test_a_journal_that_holds_a_number_beyond_its_bound_does_not_end_the_run(
+    made, monkeypatch, strategy
+):
+    """An older version took it. The site is asked again, and refused by today's bounds."""
+    coordinator = made("home", **{"rounds": 2, **strategy})
+    monkeypatch.setattr(
+        runner, "LARGE_MODEL_BYTES", 0
+    )  # answers are written before a model is made
+    monkeypatch.setattr(Closing, "aggregate", die)
+    with pytest.raises(Killed):
+        coordinator.run()
+    monkeypatch.undo()
+    assert believe_without_bound(coordinator, "1" + "0" * 400) == 1
+    coordinator.sites.hostile["vega"] = with_number(("update", "examples"), "1" + "0" * 400)
+    coordinator.run()
+    summary = json.loads((coordinator.folder / "summary.json").read_text())
+    assert summary["status"] == "completed", summary["reason"]
+    events = coordinator.events()
+    assert any(isinstance(event, UpdateLost) and event.site == "vega" for event in events)
+    refused = [e for e in events if isinstance(e, ReplyRefused) and e.site == "vega"]
+    assert all("Update.examples" in event.detail or "examples" in event.detail for event in refused)
+    assert refused
+
+
+def die(*_):
+    raise Killed
+
+
+def believe_without_bound(coordinator, number):
+    """Put a number into vega's update as an older version would have written it."""
+    changed = 0
+    with sqlite3.connect(coordinator.folder / JOURNAL) as database:
+        for row, line in database.execute("SELECT number, line FROM events").fetchall():
+            event = json.loads(line)
+            if event["event"] != "ReplyAccepted" or event["site"] != "vega":
+                continue
+            del event["norm_l2"]
+            event["examples"] = "HERE"
+            changed_line = json.dumps(event).replace('"HERE"', number)
+            database.execute("UPDATE events SET line = ? WHERE number = ?", (changed_line, row))
+            changed += 1
+    database.close()
+    return changed
+
+
+def test_an_evaluation_in_such_a_journal_counts_without_its_number(made, monkeypatch):
+    coordinator = made("home")
+    monkeypatch.setattr(Closing, "combine", die)
+    with pytest.raises(Killed):
+        coordinator.run()
+    monkeypatch.undo()
+    believe_without_bound(coordinator, "1" + "0" * 400)
+    coordinator.run()
+    assert outcome(coordinator)[0]["status"] == "completed"
+
+
+class Weighing:
+    """A strategy that cannot weigh what one site sends: an outside one may divide by its metrics."""
+
+    def train_parameters(self):
+        return {}
+
+    def weight(self, update):
+        return 1.0 / (update.examples - 120)
+
+    def stale_weight(self, update, staleness):
+        return self.weight(update)
+
+    def apply(self, base, mean_delta):
+        return base + mean_delta
+
+
+@pytest.mark.parametrize(
+    "mode", [{}, {"mode": "async", "buffer": 2, "quorum": 1}], ids=["sync", "async"]
+)
+def test_an_update_that_cannot_be_folded_is_its_sites_refusal(made, monkeypatch, mode):
+    monkeypatch.setattr(
+        serverapp,
+        "load_aggregation",
+        lambda settings: StreamingAggregation(Weighing(), training=TRAINING),
+    )
+    coordinator = made("home", **{"rounds": 2, **mode})
+    coordinator.sites.hostile["cesga"] = with_number(("update", "examples"), "130")
+    coordinator.sites.hostile["lumi"] = with_number(("update", "examples"), "140")
+    coordinator.sites.hostile["vega"] = with_number(("update", "examples"), "120")
+    coordinator.run()
+    assert outcome(coordinator)[0]["status"] == "completed"
+    told = explain(coordinator.events(), "vega", None)
+    assert any("cannot weigh it (ZeroDivisionError)" in found.sentence for found in told)
+    assert not any(found.contributed for found in told)
+    assert any(isinstance(event, UpdateRefused) for event in coordinator.events())
