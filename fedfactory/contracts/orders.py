@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from fedfactory.contracts.bounds import Count, Ordinal, Real, Seed, Whole
+from fedfactory.contracts.bounds import Ordinal, Real, Seed, Whole
 from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.errors import ValueRangeError
 from fedfactory.contracts.model import BlobRef
@@ -62,7 +62,7 @@ class Order:
 
     coordinator: str
     run_id: str
-    round: Count
+    round: Whole
     kind: WorkKind
     site: str
     task: str
@@ -91,7 +91,7 @@ class WorkKey:
 
     coordinator: str
     run_id: str
-    round: Count
+    round: Whole
     kind: WorkKind
     site: str
     order_digest: str

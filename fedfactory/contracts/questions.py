@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fedfactory.contracts.bounds import Count, Seconds, UnixTime
+from fedfactory.contracts.bounds import Seconds, UnixTime, Whole
 from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.orders import WorkKind
 from fedfactory.contracts.plans import Anchor, Signature, SignedPlan
@@ -85,7 +85,7 @@ class LogLine:
     """
 
     at: UnixTime
-    round: Count
+    round: Whole
     kind: WorkKind
     outcome: str
     seconds: Seconds | None
