@@ -29,3 +29,4 @@ class AgentSchema:
     worker: WorkerSchema = MISSING
     ledger: str | None = MISSING
     second_place: str | None = MISSING
+    without_second_place: str | None = MISSING

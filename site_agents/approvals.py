@@ -22,6 +22,7 @@ from fedfactory.durable_file import remove_durably, write_durably
 from site_agents.control import CONTROL_FOLDER
 from site_agents.jobs.job import job_folder
 from site_agents.leaving import Leaving
+from site_agents.trusted_file import write_fault
 
 FOLDER: Final = "approvals"
 REQUEST: Final = ".request.json"
@@ -186,8 +187,10 @@ class Approvals:
 
 
 def _read(kind: type[T], path: Path) -> T | None:
-    """Return what a file says, None if it is not there or does not hold."""
+    """Return what a file says; None: it is not there, does not hold, or others may write it."""
     try:
+        if write_fault(path):
+            return None
         return from_json(kind, path.read_bytes())
     except (OSError, ProtocolError, UsageError):
         return None

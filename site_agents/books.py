@@ -27,6 +27,7 @@ from site_agents.ledger import Ledger
 from site_agents.ledger_file import Row
 from site_agents.policy import DataRule, Policy
 from site_agents.second_place import SecondPlace
+from site_agents.unauthorised import Unauthorised
 from site_agents.unbounded import day_of, unbounded
 
 
@@ -39,7 +40,10 @@ class BudgetError(FedfactoryError):
 
 
 class Books:
-    """One site's ledger, audit chain and second place. Safe to use from several threads."""
+    """One site's ledger, audit chain and second place. Safe to use from several threads.
+
+    `unauthorised` counts the messages that nobody pinned has signed, for the audit chain.
+    """
 
     def __init__(
         self, site: str, ledger: Ledger, audit: AuditChain, second_place: SecondPlace
@@ -49,6 +53,7 @@ class Books:
         self._audit = audit
         self._second_place = second_place
         self._lock = threading.RLock()
+        self.unauthorised = Unauthorised(self.record)
 
     def anchor(self) -> Anchor:
         """Return where the books stand now."""
@@ -289,6 +294,7 @@ class Books:
 
     def close(self) -> None:
         """Close both books."""
+        self.unauthorised.close()
         self._audit.close()
         self._ledger.close()
 

@@ -18,6 +18,7 @@ from fedfactory.contracts.errors import UnknownNameError, UsageError, ValueRange
 from fedfactory.isolation.mechanism import NETWORKS, Network
 from site_agents.catalogue import check_site_name
 from site_agents.second_place import SYSLOG
+from site_agents.trusted_file import write_fault
 
 AGENT_FILE: Final = "agent.yaml"
 POLICY_FILE: Final = "policy.yaml"
@@ -68,7 +69,8 @@ class AgentConfig:
     """An agent's configuration, every value in range.
 
     `data` maps the name of a source to its options, which the worker alone reads. `ledger` is the
-    folder of the privacy ledger, on a local disk; `second_place` as in second_place.py.
+    folder of the privacy ledger, on a local disk; `second_place` as in second_place.py,
+    `without_second_place` the administrator's reason why there is none.
     """
 
     site: str
@@ -78,6 +80,7 @@ class AgentConfig:
     worker: WorkerConfig
     ledger: Path
     second_place: Path | None
+    without_second_place: str | None
 
 
 def load_agent_config(home: Path, overrides: Sequence[str]) -> AgentConfig:
@@ -103,6 +106,13 @@ def agent_config(values: Mapping[str, Any], home: Path) -> AgentConfig:
         raise ValueRangeError("ledger", ledger, "an absolute path, or null")
     if second not in (None, str(SYSLOG)) and not Path(second).is_absolute():
         raise ValueRangeError("second_place", second, f"an absolute path, {SYSLOG}, or null")
+    why_none = values["without_second_place"]
+    if why_none is not None and (second is not None or not why_none.strip()):
+        raise ValueRangeError(
+            "without_second_place",
+            ascii(why_none),
+            "a sentence that says why, where second_place is null; else null",
+        )
     return AgentConfig(
         site=check_site_name(values["site"]),
         home=home,
@@ -111,6 +121,7 @@ def agent_config(values: Mapping[str, Any], home: Path) -> AgentConfig:
         worker=WorkerConfig(**{**worker, "devices": tuple(worker["devices"])}),
         ledger=home if ledger is None else Path(ledger),
         second_place=None if second is None else Path(second),
+        without_second_place=why_none,
     )
 
 
@@ -144,6 +155,8 @@ def _merge(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 def _read(path: Path) -> str:
     try:
+        if fault := write_fault(path):
+            raise UsageError(f"{path} is not this site's alone: {fault}")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"

@@ -16,6 +16,7 @@ from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import EnvironmentFailedError, ProtocolError
 from fedfactory.durable_file import write_durably
 from site_agents.failures import FAILURES, forget_failures
+from site_agents.trusted_file import write_fault
 
 ControlName = Literal["running", "paused", "draining", "killed"]
 CONTROL_FOLDER: Final = "control"
@@ -34,9 +35,14 @@ class ControlState:
 
 
 def state(home: Path) -> ControlState:
-    """Return what holds now. A file that does not hold counts as `killed`: it may have said so."""
+    """Return what holds now.
+
+    A file that does not hold, or that others may write, counts as `killed`: it may have said so.
+    """
     path = home / CONTROL_FOLDER / STATE_FILE
     try:
+        if fault := write_fault(path):
+            return ControlState(name="killed", by="agent", at=time.time(), reason=fault)
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES)
         return from_json(ControlState, raw)

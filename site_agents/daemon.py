@@ -23,6 +23,7 @@ from site_agents.books import Books
 from site_agents.config import AgentConfig
 from site_agents.executors.executor import Executor
 from site_agents.executors.isolation import isolation_of
+from site_agents.home_check import check_home
 
 log = logging.getLogger("site_agents.daemon")
 
@@ -38,6 +39,7 @@ def run_agent(config: AgentConfig, *, until_stdin_closes: bool = False) -> int:
 
     Raises:
         LeaseHeldError: another agent runs on this home.
+        UsageError: somebody else could change the home, or read its keys.
         LedgerError, IntegrityError: the site's books do not hold.
         EnvironmentFailedError: its workers cannot be isolated as its configuration asks.
     """
@@ -69,6 +71,7 @@ def tick(config: AgentConfig) -> int:
 def _home(config: AgentConfig, mode: Mode) -> Iterator[tuple[Executor, Books]]:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     limit_arenas()
+    check_home(config)
     with Lease(config.home, "agent", mode):
         _say_isolation(config)
         executor = build_executor(config)

@@ -21,6 +21,7 @@ from site_agents.flower_seam import Incoming, RunGoneError
 from site_agents.pipeline import Pending
 from site_agents.policy.facts import shown
 from site_agents.status import StatusBoard
+from site_agents.unauthorised import CODES
 
 log = logging.getLogger("site_agents.dispatch")
 
@@ -148,7 +149,10 @@ class Dispatcher:
                 self._unsent.append(answer)
         if isinstance(reply, Reply):
             done, outcome = reply.work, reply.refusal.code if reply.refusal else "update"
-            log.info("run %s round %d %s: %s", shown(done.run_id), done.round, done.kind, outcome)
+            if outcome not in CODES:  # those are counted, in one line
+                log.info(
+                    "run %s round %d %s: %s", shown(done.run_id), done.round, done.kind, outcome
+                )
             self._board.ends(done, outcome)
 
 

@@ -13,6 +13,7 @@ from fedfactory.contracts.plans import Anchor, SignedEnding
 from fedfactory.identity.signing import verify
 from fedfactory.privacy.entries import RunKey
 from site_agents.books import Books
+from site_agents.policy import PolicyFileError
 from site_agents.policy_file import load_policy
 
 log = logging.getLogger("site_agents.ending")
@@ -22,11 +23,11 @@ def end_run(signed: SignedEnding, *, site: str, policy_file: Path, books: Books)
     """Release a run, and return where the books stand; None if it is not believed or not known."""
     ending = signed.ending
     try:
-        key = verify(ending, signed.signature)
-        if load_policy(policy_file).coordinators.get(ending.coordinator) != key:
-            raise IdentityError("the policy does not pin the key that signs")
-        if ending.site != site:
-            raise IdentityError("it is another site's")
+        _believe(signed, site, policy_file)
+    except (IdentityError, PolicyFileError) as error:
+        books.unauthorised.note("ending", str(error))
+        return None
+    try:
         run = RunKey(coordinator=ending.coordinator, run_id=ending.run_id)
         released = books.release(run, ending.plan_digest)
     except FedfactoryError as error:
@@ -35,3 +36,17 @@ def end_run(signed: SignedEnding, *, site: str, policy_file: Path, books: Books)
     if released:
         log.info("a run of %s is over: what it held has returned", ending.coordinator)
     return books.anchor()
+
+
+def _believe(signed: SignedEnding, site: str, policy_file: Path) -> None:
+    """Check that an ending is a pinned coordinator's, for this site.
+
+    Raises:
+        IdentityError: it is not.
+        PolicyFileError: the policy, which pins the keys, does not hold.
+    """
+    key = verify(signed.ending, signed.signature)
+    if load_policy(policy_file).coordinators.get(signed.ending.coordinator) != key:
+        raise IdentityError("the policy does not pin the key that signs")
+    if signed.ending.site != site:
+        raise IdentityError("it is another site's")

@@ -32,6 +32,7 @@ from site_agents.receipts import take_receipt
 from site_agents.refused import RefusedError
 from site_agents.release import Pending, Release, Send
 from site_agents.spool import Spool
+from site_agents.unauthorised import CODES
 from site_agents.working import Fetch, Working
 
 __all__ = ["Pending", "Pipeline", "Transfer"]
@@ -85,7 +86,7 @@ class Pipeline:
     def answer(self, text: str) -> Reply | Pending | Anchor | None:
         """Return the answer to one message; None if it does not even name its work."""
         if len(text) > MAX_ORDER_CHARS:
-            log.warning("a message of %d characters is no order", len(text))
+            self._books.unauthorised.note("message", f"{len(text)} characters are no order")
             return None
         try:
             delivery = from_json(Delivery, text)
@@ -98,14 +99,17 @@ class Pipeline:
             with self._spool.in_hand(key), turn:
                 return self._answer(delivery, key)
         except RefusedError as error:
-            self._spool.keep_refused(key, text)
+            if error.code not in CODES or self._books.unauthorised.note("order", str(error)):
+                self._spool.keep_refused(key, text)
+            if error.code in CODES:  # recorded by the count; an anchor is for those we know
+                return Reply(update=None, refusal=Refusal(work=key, code=error.code), anchor=None)
             return self._refusal(delivery, key, error)
 
     def _end(self, text: str, no_order: FedfactoryError) -> Anchor | None:
         try:
             signed = from_json(SignedEnding, text)
         except (ProtocolError, UsageError):
-            log.warning("a message is no order: %s", no_order)
+            self._books.unauthorised.note("message", f"no order: {no_order}")
             return None
         policy_file = self._home / POLICY_FILE
         return end_run(signed, site=self._site, policy_file=policy_file, books=self._books)

@@ -10,6 +10,7 @@ from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from site_agents.policy import Policy, PolicyFileError, parse_policy
+from site_agents.trusted_file import write_fault
 
 MAX_BYTES: Final = 256 * 1024
 
@@ -20,7 +21,7 @@ def load_policy(path: Path) -> Policy:
     Read whole each time (a few milliseconds), so that a change takes effect at the next order.
 
     Raises:
-        PolicyFileError: there is no file, everybody may write to it, or it does not hold; says
+        PolicyFileError: there is no file, somebody else may write it, or it does not hold; says
             file, line and column.
     """
     return parse_policy(_read(path), name=str(path), known_zone=_is_zone)
@@ -35,6 +36,7 @@ def local_minute(policy: Policy, now: float) -> int:
 
 def _read(path: Path) -> str:
     try:
+        fault = write_fault(path)
         # Without waiting: a pipe in its place would hold up the agent for ever.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(handle, "rb") as file:
@@ -46,8 +48,8 @@ def _read(path: Path) -> str:
         ) from error
     if not stat.S_ISREG(mode):
         raise PolicyFileError(f"{path} is no regular file")
-    if mode & stat.S_IWOTH:
-        raise PolicyFileError(f"{path}: everybody may write to it; chmod o-w {path}")
+    if fault is not None:
+        raise PolicyFileError(f"{path} is not this site's alone: {fault}")
     if len(raw) > MAX_BYTES:
         raise PolicyFileError(f"{path}: larger than {MAX_BYTES} bytes")
     try:

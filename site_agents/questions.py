@@ -33,10 +33,11 @@ from site_agents.config import POLICY_FILE
 from site_agents.executors.executor import Executor
 from site_agents.fitness import BriefCount, judge_fitness
 from site_agents.permission import Permission, signed_by
-from site_agents.policy import Policy
+from site_agents.policy import Policy, PolicyFileError
 from site_agents.policy_file import load_policy
 from site_agents.refused import RefusedError
 from site_agents.site_logs import lines_of
+from site_agents.unauthorised import CODES
 
 log = logging.getLogger("site_agents.questions")
 
@@ -76,17 +77,18 @@ class Questions:
     def answer(self, text: str) -> Answer | None:
         """Return the answer; None to what is no question, or to one too many."""
         with self._lock:
+            note = self._books.unauthorised.note
             if not self._rate.take():
-                log.warning("a question is not answered: there were %d at once", BURST)
+                note("question", f"not read: more than {BURST} at once")
                 return None
             if len(text) > MAX_QUESTION_CHARS:
-                log.warning("a message of %d characters is no question", len(text))
+                note("message", f"{len(text)} characters are no question")
                 return None
             try:
                 signed = from_json(SignedQuestion, text)
                 return self._answer(signed)
             except (ProtocolError, UsageError) as error:
-                log.warning("a message is no question: %s", error)
+                note("message", f"no question: {error}")
                 return None
 
     def _answer(self, signed: SignedQuestion) -> Answer:
@@ -94,12 +96,14 @@ class Questions:
         if question.plan is not None:
             code = self._fitness(signed, question.plan)
             terms, said = question.plan.terms, code or "fit"
-            self._record(signed, terms.coordinator, terms.run_id, "plan", said)
+            if code not in CODES:
+                self._record(signed, terms.coordinator, terms.run_id, "plan", said)
             return Answer(fitness=Fitness(code=code, version=own_version()), logs=None)
         assert question.logs is not None
         logs, wanted = self._logs(signed, question.logs), question.logs.wanted
         said = f"{logs.status}: {len(logs.lines)} lines"
-        self._record(signed, wanted.coordinator, wanted.run_id, "logs", said)
+        if logs.status != "not_authorised":
+            self._record(signed, wanted.coordinator, wanted.run_id, "logs", said)
         return Answer(fitness=None, logs=logs)
 
     def _fitness(self, signed: SignedQuestion, plan: SignedPlan) -> str:
@@ -114,7 +118,10 @@ class Questions:
                 worker=self._count,
             )
         except RefusedError as error:
-            log.info("asked whether this site would take part: %s", error)
+            if error.code in CODES:
+                self._books.unauthorised.note("question", str(error))
+            else:
+                log.info("asked whether this site would take part: %s", error)
             return error.code
         return ""
 
@@ -127,8 +134,8 @@ class Questions:
                 return SiteLogs(status="withheld", lines=())
             run = RunKey(coordinator=wanted.coordinator, run_id=wanted.run_id)
             lines = lines_of(self._home, self._books, run)
-        except RefusedError as error:
-            log.warning("a wish to read logs is not granted: %s", error)
+        except (RefusedError, PolicyFileError) as error:
+            self._books.unauthorised.note("question", f"logs: {error}")
             return SiteLogs(status="not_authorised", lines=())
         except FedfactoryError as error:
             log.warning("logs cannot be given: %s", error)

@@ -21,6 +21,7 @@ from site_agents.doctor.finding import Finding, fail, ok, warn
 from site_agents.executors.executor import JobTimeoutError, WorkerLostError
 from site_agents.executors.warm_worker import WarmWorker
 from site_agents.failures import broken_failures, read_failures
+from site_agents.home_check import home_faults
 from site_agents.jobs.settings import WorkerSettings
 from site_agents.policy import Policy
 from site_agents.policy_check import OPEN_LINEAGE, delta_misfits, task_misfits
@@ -48,6 +49,8 @@ def examine_home(config: AgentConfig) -> Iterator[Finding]:
     """Look at the home's owner and rights, its holder, and what the administrator told it."""
     if os.geteuid() == 0:
         yield warn("home", "this is root", "run the agent as an ordinary user of its own")
+    for found in home_faults(config):
+        yield fail("home", found, "do as it says, and find out who did; the agent does not start")
     open_files = [
         path.name
         for path in (config.home, config.home / "identity", config.home / AGENT_FILE)
@@ -79,7 +82,7 @@ def examine_policy(config: AgentConfig) -> tuple[Policy | None, list[Finding]]:
     try:
         policy = load_policy(config.home / POLICY_FILE)
     except FedfactoryError as error:
-        todo = "mend the line it names; until then the agent takes no work"
+        todo = "do as it says, or mend the line it names; until then the agent takes no work"
         return None, [fail("policy", str(error), todo)]
     found = []
     for name in sorted(set(policy.data) - set(config.data)):
@@ -144,11 +147,18 @@ def examine_books(config: AgentConfig, policy: Policy | None) -> Iterator[Findin
     finally:
         books.close()
     if config.second_place is None:
-        yield warn(
-            "books",
-            "no second place: a copy of the home put back is noticed by the coordinator alone",
-            f"name a file on another file system, or syslog, as second_place in {AGENT_FILE}",
-        )
+        yield _no_second_place(config, policy)
+
+
+def _no_second_place(config: AgentConfig, policy: Policy | None) -> Finding:
+    """Judge books without a second place: nobody notices a rollback that the coordinator hides."""
+    text = "no second place: a copy of the home put back is noticed by the coordinator alone"
+    todo = f"name a file on another file system, or syslog, as second_place in {AGENT_FILE}"
+    if (why := config.without_second_place) is not None:
+        return warn("books", f"{text}; acknowledged: {why}", todo)
+    if policy is not None and not policy.dp_required:
+        return warn("books", text, todo)
+    return fail("books", text, f"{todo}; or say there why there is none, as without_second_place")
 
 
 def examine_data(config: AgentConfig) -> Iterator[Finding]:

@@ -56,6 +56,13 @@ def test_what_setup_writes_is_what_is_read(tmp_path: Path):
     assert (config.ledger, config.second_place) == (Path("/var/lib/ledger"), Path("syslog"))
 
 
+def test_a_file_that_others_write_is_not_read(tmp_path: Path):
+    config_of(tmp_path, PLAIN)
+    (tmp_path / "agent.yaml").chmod(0o660)
+    with pytest.raises(UsageError, match=r"its group: chmod go-w .*agent\.yaml"):
+        load_agent_config(tmp_path, [])
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -80,6 +87,8 @@ def test_what_setup_writes_is_what_is_read(tmp_path: Path):
         (f"{PLAIN}data: {{mine: {{path: x}}}}\n", "kind"),
         (f"{PLAIN}ledger: here\n", "absolute path"),
         (f"{PLAIN}second_place: here\n", "absolute path"),
+        (f"{PLAIN}without_second_place: ' '\n", "without_second_place"),
+        (f"{PLAIN}second_place: syslog\nwithout_second_place: why\n", "where second_place is null"),
         ("site: [\n", "line 2 is no YAML"),
         ("- site\n", "expected keys and values"),
     ],

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -112,6 +112,73 @@ def test_rights_holder_and_the_administrators_word(config: AgentConfig):
     assert found["others may look into identity"].todo == f"chmod -R go= {config.home}"
     assert found["paused by ana: upgrade"].level == "warn"
     assert any(f"process {os.getpid()}" in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("agent", "optional", "level"),
+    [("", False, "fail"), ("", True, "warn"), ("without_second_place: one disk\n", False, "warn")],
+    ids=["required and missing", "without privacy", "acknowledged"],
+)
+def test_a_missing_second_place_is_a_fault_where_privacy_is_required(
+    config: AgentConfig, agent: str, optional: bool, level: str
+):
+    path = config.home / "agent.yaml"
+    path.write_text(path.read_text().replace("second_place: syslog\n", agent))
+    policy = config.home / "policy.yaml"
+    if optional:
+        risk = (
+            "dp: optional\n  acknowledged_risk: {by: ana, on: 2026-11-21, reason: public}\n"
+            "  min_examples: 1\n  min_local_steps: 1"
+        )
+        policy.write_text(policy.read_text().replace("dp: required", risk))
+    config = load_agent_config(config.home, [])
+    read, _ = examine_policy(config)
+    assert read is not None
+    [_, found] = examine_books(config, read)
+    assert found.level == level
+    assert "no second place" in found.text
+    assert ("acknowledged: one disk" in found.text) == bool(agent)
+    # A policy that does not hold may be one that requires it.
+    assert [one.level for one in examine_books(config, None)][1] in ("warn", "fail")
+
+
+def _loose_key(home: Path) -> None:
+    (home / "ledger.key").chmod(0o640)
+
+
+def _loose_audit(home: Path) -> None:
+    (home / "audit").chmod(0o770)
+
+
+def _loose_word(home: Path) -> None:
+    control.set(home, "running", by="ana", reason="")
+    (home / "control" / "state.json").chmod(0o606)
+
+
+def _loose_home(home: Path) -> None:
+    home.chmod(0o777)
+
+
+@pytest.mark.parametrize("loosen", [_loose_key, _loose_audit, _loose_word, _loose_home])
+def test_a_home_that_others_can_change_is_a_fault_and_starts_no_agent(
+    config: AgentConfig, loosen: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+):
+    assert ("fail", "home") not in levels(examine_home(config))
+    loosen(config.home)
+    assert ("fail", "home") in levels(examine_home(config))
+    assert main(["run", "--home", str(config.home)]) == 2
+    assert "chmod go" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", [0o660, 0o602])
+def test_a_policy_that_others_write(config: AgentConfig, mode: int, capsys):
+    path = config.home / "policy.yaml"
+    path.chmod(mode)
+    policy, [found] = examine_policy(config)
+    assert (policy, found.level) == (None, "fail")
+    assert f"chmod go-w {path}" in found.text
+    assert main(["policy", "check", "--home", str(config.home)]) == 2
+    assert f"chmod go-w {path}" in capsys.readouterr().err
 
 
 def test_a_policy_that_does_not_hold(config: AgentConfig):

@@ -182,6 +182,20 @@ def test_a_damaged_decision_approves_nothing(home, asked, damage, capsys):
     assert "does not hold" in capsys.readouterr().err
 
 
+def test_a_decision_that_others_could_write_approves_nothing(home, asked):
+    approvals, name, shown = asked
+    (one,) = approvals.waiting()
+    approvals.decide(one, approved=True, by="ana", reason="")
+    assert approvals.decision(name, shown.update) is not None
+    (path,) = (home / "control" / "approvals").glob("*.decision.json")
+    path.chmod(0o620)
+    assert approvals.decision(name, shown.update) is None
+    assert approvals.damaged() == (path,)
+    path.chmod(0o600)
+    path.parent.chmod(0o770)
+    assert approvals.decision(name, shown.update) is None
+
+
 def test_a_damaged_request_cannot_be_approved_and_is_written_anew(home, asked, capsys):
     approvals, name, shown = asked
     (path,) = (home / "control" / "approvals").glob(f"*{REQUEST}")

@@ -79,6 +79,17 @@ def test_a_damaged_file_counts_as_killed(home, raw):
     assert control.state(home).name == "running"
 
 
+def test_a_word_that_others_could_write_counts_as_killed(home):
+    control.set(home, "running", by="ana", reason="")
+    path = home / "control" / "state.json"
+    path.chmod(0o660)
+    assert control.state(home).name == "killed"
+    assert f"chmod go-w {path}" in control.state(home).reason
+    path.unlink()
+    path.parent.chmod(0o777)
+    assert control.state(home).name == "killed"  # somebody may have taken a word away
+
+
 def test_something_else_in_its_place_counts_as_killed(home):
     (home / STATE).mkdir(parents=True)
     assert control.state(home).name == "killed"

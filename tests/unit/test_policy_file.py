@@ -145,7 +145,7 @@ def test_what_is_no_policy_at_all(tmp_path, raw, says):
 def test_a_file_that_everybody_may_write_holds_nothing(tmp_path):
     path = written(tmp_path, TEXT)
     path.chmod(0o606)
-    with pytest.raises(PolicyFileError, match=f"chmod o-w {path}"):
+    with pytest.raises(PolicyFileError, match=f"chmod go-w {path}"):
         load_policy(path)
 
 
