@@ -16,7 +16,7 @@ from site_agents.cli.home import add_home, find_home
 from site_agents.config import POLICY_FILE, load_agent_config
 from site_agents.explanation import Explanation, Step, explain, read_delivery
 from site_agents.ledger import Ledger
-from site_agents.policy import LogsMode
+from site_agents.policy import LogsMode, Policy
 from site_agents.policy.facts import shown
 from site_agents.policy_check import misfits
 from site_agents.policy_file import load_policy
@@ -68,6 +68,8 @@ def _check(home: Path, asked: Namespace) -> int:
             "version": policy.version,
             "tasks": list(policy.tasks),
             "differential_privacy": dp,
+            "strategies": policy.strategies,
+            "max_base_abs": dict(policy.max_base_abs),
             "logs": policy.logs,
             "misfits": misfit,
         },
@@ -76,10 +78,16 @@ def _check(home: Path, asked: Namespace) -> int:
         or [
             f"{home / POLICY_FILE} holds: version {policy.version}",
             f"tasks: {', '.join(policy.tasks) or 'none'}; differential privacy: {dp}",
+            f"strategies: {', '.join(policy.strategies or ('any',))}; base models: {_base(policy)}",
             f"logs: {LOGS[policy.logs]}",
         ],
     )
     return int(bool(misfit))
+
+
+def _base(policy: Policy) -> str:
+    bounds = (f"|value| up to {b:g} in {p}" for p, b in policy.max_base_abs.items())
+    return ", ".join(bounds) or "any finite value"
 
 
 def _explain(home: Path, asked: Namespace) -> int:

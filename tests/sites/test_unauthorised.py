@@ -55,10 +55,10 @@ def unsigned_plan(site: Site, number: int) -> str:
 def test_a_flood_is_one_line_when_the_books_are_closed(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before, caplog_level = len(chain(site)), logging.INFO
+    before = len(chain(site))
     questions = questions_of(site)
     began = time.time()
-    with caplog.at_level(caplog_level):
+    with caplog.at_level(logging.INFO):
         for number in range(MANY):
             for text in (order(site, number), unsigned_plan(site, number)):
                 reply = site.answer(text)
