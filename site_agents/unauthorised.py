@@ -75,7 +75,7 @@ class Unauthorised:
             self._timer = None
             if not self._counts:
                 return
-            counts = dict(sorted(self._counts.items()))
+            counts: dict[str, int] = dict(sorted(self._counts.items()))
             entry = unauthorised(counts, first=self._first, last=self._last, finding=self._finding)
             try:
                 self._record(entry)
