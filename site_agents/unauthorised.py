@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 from fedfactory.contracts.errors import FedfactoryError
+from site_agents.audit.chain import now
 from site_agents.audit.entries import unauthorised
 
 log = logging.getLogger("site_agents.unauthorised")
@@ -40,19 +40,18 @@ class Unauthorised:
         self._period_s = period_s
         self._lock = threading.Lock()
         self._counts: Counter[Kind] = Counter()
-        self._first = self._last = 0.0
+        self._first = self._last = ""
         self._finding = ""
         self._timer: threading.Timer | None = None
 
     def note(self, kind: Kind, finding: str) -> bool:
         """Count a message; return whether it is the first of its period. `finding` says why."""
-        now = time.time()
         with self._lock:
             is_first = not self._counts
             self._counts[kind] += 1
-            self._last = now
+            self._last = now()
             if is_first:
-                self._first, self._finding = now, finding
+                self._first, self._finding = self._last, finding
             if self._timer is None:
                 self._timer = threading.Timer(self._period_s, self._end_period)
                 self._timer.daemon = True

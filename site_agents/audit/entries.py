@@ -7,7 +7,6 @@ that left.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from fedfactory.contracts.codec import digest_of, encode
@@ -91,18 +90,18 @@ def answered(
 
 
 def unauthorised(
-    counts: Mapping[str, int], *, first: float, last: float, finding: str
+    counts: Mapping[str, int], *, first: str, last: str, finding: str
 ) -> dict[str, Any]:
     """Return the entry for messages that nobody pinned has signed, counted by kind.
 
-    `first` and `last` are when they came (Unix seconds), `finding` is what spoke against the first.
+    `first` and `last` are when they came (as the chain's own times), `finding` is what spoke against the first.
     """
     return {
         "event": "unauthorised",
         "count": sum(counts.values()),
         "kinds": dict(counts),
-        "first": _moment(first),
-        "last": _moment(last),
+        "first": first,
+        "last": last,
         "finding": ascii(finding)[1:-1][:MAX_TEXT],
         "actor": "agent",
     }
@@ -116,10 +115,6 @@ def administrative(event: str, *, actor: str, **details: Any) -> dict[str, Any]:
 def recovered(line: int, notice: str) -> dict[str, Any]:
     """Return the entry for what a crash left behind line `line`, and what was done about it."""
     return administrative("recovered", actor="agent", line=line, notice=notice)
-
-
-def _moment(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
 
 
 def _work(work: WorkKey) -> Mapping[str, Any]:
