@@ -94,7 +94,8 @@ def unauthorised(
 ) -> dict[str, Any]:
     """Return the entry for messages that nobody pinned has signed, counted by kind.
 
-    `first` and `last` are when they came (as the chain's own times), `finding` is what spoke against the first.
+    `first` and `last` are when they came (in the form of the chain's own times), `finding` is what
+    spoke against the first.
     """
     return {
         "event": "unauthorised",
