@@ -25,6 +25,7 @@ from site_agents.executors.executor import Executor
 from site_agents.joining import join, wait_for_another
 from site_agents.line import Line
 from site_agents.pipeline import Transfer
+from site_agents.revocations import Revocations
 from site_agents.session import Session
 from site_agents.status import StatusBoard
 from site_agents.watch import Watch
@@ -52,6 +53,7 @@ class Agent:
         self._books = books
         self._linger_s = linger_s
         self._board = StatusBoard(config.home)
+        self._revocations = Revocations(config.home, books.record)
         self._draining = threading.Event()
         self._stopped = threading.Event()
         self._rung = threading.Event()
@@ -115,6 +117,7 @@ class Agent:
                 line=line,
                 dispatcher=dispatcher,
                 answering=answering,
+                revocations=self._revocations,
                 watch=watch,
                 rung=self._rung,
                 draining=self._draining,

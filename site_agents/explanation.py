@@ -29,6 +29,7 @@ from site_agents.policy import Facts, LogsMode, Policy, examine, needs_approval
 from site_agents.policy_check import open_data_parameters
 from site_agents.policy_file import load_policy, local_minute
 from site_agents.receipts import missing_receipt
+from site_agents.revocations import revoked_keys
 
 MOST_TOLD: Final = 400
 Outcome = Literal["holds", "against", "not known here"]
@@ -85,6 +86,7 @@ def explain(config: AgentConfig, delivery: Delivery) -> Explanation:
     Raises:
         PolicyFileError: the policy file does not hold.
         LedgerError: the ledger does not hold.
+        IntegrityError: what was revoked cannot be read.
     """
     policy = load_policy(config.home / POLICY_FILE)
     sending = delivery.sending
@@ -122,6 +124,7 @@ def _who_asks(
         local_minute=local_minute(policy, now),
         coordinator_key=coordinator_key,
         operator_key=operator_key,
+        revoked=revoked_keys(config.home),
         site=config.site,
         train_examples=None,
         evaluate_examples=None,

@@ -23,12 +23,14 @@ from fedfactory.wire.tls import open_channel
 class Rung:
     """There may be a message: pull. With a `question` (JSON), answer it by `question_id`.
 
-    So many messages wait as `messages` says; 0: pull until there is none.
+    `revocation` (JSON) tells of an operator's; None for none. So many messages wait as `messages`
+    says; 0: pull until there is none.
     """
 
     messages: int
     question_id: str
     question: str | None
+    revocation: str | None
 
 
 class GatewayClient:
@@ -80,7 +82,13 @@ class GatewayClient:
         try:
             for ring in self._calls.listen(pb.ListenRequest()):
                 text = ring.question.decode("utf-8", "replace") if ring.question_id else None
-                yield Rung(messages=ring.messages, question_id=ring.question_id, question=text)
+                revocation = ring.revocation.decode("utf-8", "replace") or None
+                yield Rung(
+                    messages=ring.messages,
+                    question_id=ring.question_id,
+                    question=text,
+                    revocation=revocation,
+                )
         except grpc.RpcError as error:
             raise translated(error) from error
 

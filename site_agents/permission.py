@@ -34,6 +34,7 @@ from site_agents.policy import DataRule, Facts, Policy, PolicyFileError, judge
 from site_agents.policy_check import open_data_parameters
 from site_agents.policy_file import load_policy, local_minute
 from site_agents.refused import RefusedError
+from site_agents.revocations import revoked_keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,18 @@ def signed_by(value: object, signature: Signature) -> str:
         raise RefusedError("not_authorised", str(error)) from error
 
 
+def revoked_operators(home: Path) -> frozenset[str]:
+    """Return the fingerprints of the operators' keys that were revoked.
+
+    Raises:
+        RefusedError: that is not known.
+    """
+    try:
+        return revoked_keys(home)
+    except IntegrityError as error:
+        raise RefusedError("not_authorised", str(error)) from error
+
+
 class Permission:
     """One site's say. `sources` are the names under `data` in agent.yaml."""
 
@@ -106,6 +119,7 @@ class Permission:
             RefusedError: it is not allowed.
         """
         operator_key = signed_by(sending.plan.terms, sending.plan.signature)
+        revoked = revoked_operators(self._home)
         try:
             policy = load_policy(self._home / POLICY_FILE)
         except PolicyFileError as error:
@@ -122,6 +136,7 @@ class Permission:
                 local_minute=local_minute(policy, now),
                 coordinator_key=coordinator_key,
                 operator_key=operator_key,
+                revoked=revoked,
                 site=self._site,
                 train_examples=None,
                 evaluate_examples=None,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from site_agents.policy import Policy, PolicyFileError, parse_policy
+from fedfactory.durable_file import write_durably
+from site_agents.policy import OperatorPin, Policy, PolicyFileError, parse_policy
+from site_agents.policy.edit import with_pin
+from site_agents.policy.text import pin_text
 from site_agents.trusted_file import write_fault
 
 MAX_BYTES: Final = 256 * 1024
@@ -25,6 +29,28 @@ def load_policy(path: Path) -> Policy:
             file, line and column.
     """
     return parse_policy(_read(path), name=str(path), known_zone=_is_zone)
+
+
+def change_pin(path: Path, name: str, pin: OperatorPin) -> None:
+    """Write another pin of one operator into the policy file; comments and layout stay.
+
+    Raises:
+        PolicyFileError: the file is not one, pins no such operator, or is another user's.
+        OSError: it cannot be written; it is as it was.
+    """
+    path = path.resolve()
+    text, found = _read(path), path.stat()
+    if found.st_uid != os.geteuid():  # the agent could not read what another user puts in its place
+        raise PolicyFileError(f"{path} is another user's: run this as that user")
+    policy = parse_policy(text, name=str(path), known_zone=_is_zone)
+    changed = with_pin(text, name, pin, file=str(path))
+    expected = replace(policy, operators={**policy.operators, name: pin})
+    if parse_policy(changed, name=str(path), known_zone=_is_zone) != expected:
+        raise PolicyFileError(
+            f"{path}: its layout cannot be kept: write under operators {name}: {pin_text(pin)}"
+        )
+    write_durably(path, changed)
+    path.chmod(stat.S_IMODE(found.st_mode))
 
 
 def local_minute(policy: Policy, now: float) -> int:

@@ -33,18 +33,17 @@ from site_agents.config import POLICY_FILE
 from site_agents.executors.executor import Executor
 from site_agents.fitness import BriefCount, judge_fitness
 from site_agents.permission import Permission, signed_by
-from site_agents.policy import Policy, PolicyFileError
+from site_agents.policy import Policy, PolicyFileError, operator_fault
 from site_agents.policy_file import load_policy
+from site_agents.rate import BURST, Rate
 from site_agents.refused import RefusedError
+from site_agents.revocations import revoked_keys
 from site_agents.site_logs import lines_of
 from site_agents.unauthorised import CODES
 
 log = logging.getLogger("site_agents.questions")
 
 MAX_QUESTION_CHARS: Final = 256 * 1024
-# At once, and then one more after so many seconds.
-BURST: Final = 20
-EVERY_S: Final = 1.0
 # Nobody's wish to read logs is good for longer: as long is remembered which ones were granted.
 LONGEST_WISH_S: Final = 3600.0
 
@@ -70,7 +69,7 @@ class Questions:
         self._books = books
         self._permission = Permission(site=site, home=home, sources=sources)
         self._count = BriefCount(executor)
-        self._rate = _Rate(clock)
+        self._rate = Rate(clock)
         self._granted: dict[str, float] = {}  # nonce to the end of its wish, Unix seconds
         self._lock = threading.Lock()
 
@@ -147,11 +146,13 @@ class Questions:
         wanted, now = wish.wanted, time.time()
         coordinator = signed_by(signed.question, signed.signature)
         operator = signed_by(wanted, wish.signature)
+        revoked = revoked_keys(self._home)
+        fault = operator_fault(policy.operators, operator, now, revoked)
         self._granted = {nonce: end for nonce, end in self._granted.items() if end >= now}
         against = {
             "no such coordinator key is pinned": policy.coordinators.get(wanted.coordinator)
             != coordinator,
-            "the operator's key is not pinned": operator not in policy.operators.values(),
+            fault or "": fault is not None,
             "it is another site's": {wanted.site, signed.question.site} != {self._site},
             "it is not for now": not now <= wanted.not_after <= now + LONGEST_WISH_S,
             "it was granted before": wanted.nonce in self._granted,
@@ -171,21 +172,3 @@ class Questions:
             self._books.record(entry)
         except BooksError as error:
             log.error("the answer could not be recorded: %s", error)  # noqa: TRY400
-
-
-class _Rate:
-    """Lets BURST through at once, and one more every EVERY_S."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._left = float(BURST)
-        self._at = clock()
-
-    def take(self) -> bool:
-        now = self._clock()
-        self._left = min(BURST, self._left + (now - self._at) / EVERY_S)
-        self._at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True

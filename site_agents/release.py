@@ -21,7 +21,7 @@ from site_agents.control import state
 from site_agents.egress import HeldBack, check_update
 from site_agents.jobs.job import UPDATE, read_result
 from site_agents.leaving import Leaving, leaving
-from site_agents.permission import Asked
+from site_agents.permission import Asked, revoked_operators
 from site_agents.policy import needs_approval
 from site_agents.refused import RefusedError
 
@@ -60,6 +60,8 @@ class Release:
         """
         if state(self._home).name == "killed":
             raise RefusedError("killed", "the administrator stopped all work")
+        if asked.facts.operator_key in revoked_operators(self._home):
+            raise RefusedError("not_authorised", "the operator was revoked while it was worked on")
         work = work_id(asked.key)
         actor = self._let_go(work, asked, update, folder)
         if actor is None:

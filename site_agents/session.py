@@ -17,6 +17,7 @@ from site_agents.answering import Answering
 from site_agents.dispatch import Dispatcher
 from site_agents.flower_seam import HEARTBEAT_S, FleetUnavailableError, RunGoneError
 from site_agents.line import Line
+from site_agents.revocations import Revocations
 from site_agents.waiting import Waiting
 from site_agents.watch import Watch
 
@@ -37,6 +38,7 @@ class Session:
         line: Line,
         dispatcher: Dispatcher,
         answering: Answering,
+        revocations: Revocations,
         watch: Watch,
         rung: threading.Event,
         draining: threading.Event,
@@ -46,6 +48,7 @@ class Session:
         self._line = line
         self._dispatcher = dispatcher
         self._answering = answering
+        self._revocations = revocations
         self._watch = watch
         self._rung = rung
         self._draining = draining
@@ -148,6 +151,8 @@ class Session:
             for ring in self._line.listen():
                 if self._lost.is_set():
                     return
+                if ring.revocation is not None:
+                    self._revocations.take(ring.revocation)
                 if ring.question is not None:
                     self._answering.take(ring.question_id, ring.question)
                 self._waiting.told(ring.messages)

@@ -14,11 +14,18 @@ from site_agents.policy import (
     DataRule,
     Facts,
     OneOf,
+    OperatorPin,
     Policy,
     Range,
     TaskRule,
     WithoutDp,
 )
+
+
+def pin(key: str, until: str = "2999-12-31") -> OperatorPin:
+    """An operator's pin that nobody confirmed."""
+    return OperatorPin(key=key, until=until, confirmed=None)
+
 
 COORDINATOR_KEY = "sha256:" + "c" * 64
 OPERATOR_KEY = "sha256:" + "0" * 64
@@ -43,7 +50,7 @@ WITHOUT_DP = WithoutDp(
 BASE = BlobRef(digest="sha256:" + "b" * 64, bytes=400_000)
 POLICY = Policy(
     coordinators={"lead": COORDINATOR_KEY},
-    operators={"ada": OPERATOR_KEY},
+    operators={"ada": pin(OPERATOR_KEY)},
     data={"scans": DataRule(lineage="patients", public_size=1000, unit="patient")},
     tasks={
         "digits": TaskRule(
@@ -90,6 +97,7 @@ FACTS = Facts(
     local_minute=600,
     coordinator_key=COORDINATOR_KEY,
     operator_key=OPERATOR_KEY,
+    revoked=frozenset(),
     site="cesga",
     train_examples=800,
     evaluate_examples=200,

@@ -14,6 +14,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "coordinator": "run the coordinator's daemon until SIGTERM",
     "invite": "invite a site or a person: a small file to enrol with, once",
     "enrol": "enrol with an invitation, as an operator or a viewer",
+    "whoami": "show your own name, role, key's fingerprint and certificate",
     "sites": "list the members: who is connected, whose certificate ends soon",
     "revoke": "cut a member off at once",
     "run": "submit a run to the coordinator and follow it",

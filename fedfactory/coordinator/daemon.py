@@ -124,6 +124,7 @@ class Coordinator:
             store=BlobStore(self._home / "blobs"),
             forward=superlink.forward,
             standing=registry.standing,
+            revocations=registry.operator_revocations,
             desk=desk,
             registrar=registrar,
             limits=GatewayLimits(max_model_bytes=self._config.max_model_bytes),

@@ -18,6 +18,7 @@ from site_agents.policy import (
     AcknowledgedRisk,
     DataRule,
     OneOf,
+    OperatorPin,
     TaskRule,
     WithoutDp,
     policy_text,
@@ -29,6 +30,7 @@ SOURCE: Final = "share"
 ANY_EPSILON: Final = 1e6  # with a noise of the run's own choosing, its epsilon is what it comes to
 UNUSED_DELTA: Final = 1e-5
 MOST_BYTES: Final = 1 << 40
+NO_END: Final = "9999-12-31"  # the authority itself ends with the run
 ACKNOWLEDGED: Final = WithoutDp(
     acknowledged_risk=AcknowledgedRisk(
         by="whoever started this run",
@@ -116,7 +118,10 @@ def site_policy(config: RunConfig, share: Share | None, invitation: Invitation) 
     schema = task.data_schema(config.task_parameters)
     return policy_text(
         coordinators={invitation.consortium: invitation.coordinator_key},
-        operators=invitation.operator_keys,
+        operators={
+            name: OperatorPin(key=key, until=NO_END, confirmed=None)
+            for name, key in invitation.operator_keys.items()
+        },
         data={
             SOURCE: DataRule(
                 lineage=SOURCE,

@@ -26,8 +26,15 @@ from fedfactory.contracts.errors import (
 )
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.questions import LogsWanted, SignedLogsWanted, SiteLogs
+from fedfactory.contracts.revocations import (
+    MOST_REASON,
+    OperatorRevocation,
+    SignedRevocation,
+)
 from fedfactory.durable_file import sync_folder
 from fedfactory.identity.operators import Operator
+from fedfactory.identity.roles import Role
+from fedfactory.identity.signing import fingerprint
 from fedfactory.wire.membership import (
     Certified,
     Invitation,
@@ -158,10 +165,13 @@ class OperatorClient:
         return self._said(self._calls.list_members, MembersWanted())
 
     def revoke(self, role: str, name: str, reason: str) -> str:
-        """Cut a member off; return the coordinator's sentence."""
-        return self._said(
-            self._calls.revoke, RevokeWanted(role=role, name=name, reason=reason)
-        ).told
+        """Cut a member off; return the coordinator's sentence.
+
+        An operator's key is revoked under our own signature besides, for the sites that pin it.
+        """
+        signed = self._revocation(name, reason) if role == Role.OPERATOR else None
+        wanted = RevokeWanted(role=role, name=name, reason=reason, signed=signed)
+        return self._said(self._calls.revoke, wanted).told
 
     def renew(self, request: str) -> Certified:
         """Have the key of a signing request (PEM), which is our own, certified anew."""
@@ -176,6 +186,24 @@ class OperatorClient:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _revocation(self, name: str, reason: str) -> SignedRevocation | None:
+        """Sign that an operator's key no longer counts; None for one who has none."""
+        found = (m for m in self.members().members if (m.role, m.name) == (Role.OPERATOR, name))
+        member = next(found, None)
+        if member is None or member.fingerprint is None:
+            return None
+        own = fingerprint(self.operator.signer.public_key)
+        if member.fingerprint == own and name != self.operator.name:
+            raise IdentityError(f"the coordinator gives your own key for '{name}': ask who runs it")
+        told = OperatorRevocation(
+            coordinator=self.operator.consortium,
+            operator=name,
+            key=member.fingerprint,
+            reason=reason[:MOST_REASON],
+            at=time.time(),
+        )
+        return SignedRevocation(revocation=told, signature=self.operator.signer.sign(told))
 
     # ---- how a call is made ----------------------------------------------------------------
 

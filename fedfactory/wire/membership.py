@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 from fedfactory.contracts.bounds import Seconds, UnixTime
 from fedfactory.contracts.errors import ProtocolError
+from fedfactory.contracts.revocations import SignedRevocation
 
 MAX_PEM: Final = 64 * 1024
 
@@ -80,11 +81,15 @@ class Members:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevokeWanted:
-    """Cut a member off at once, for a reason that is kept."""
+    """Cut a member off at once, for a reason that is kept.
+
+    `signed` comes with an operator's that has a key, for the sites that pin it; None for others.
+    """
 
     role: str
     name: str
     reason: str
+    signed: SignedRevocation | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

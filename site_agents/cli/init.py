@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +18,7 @@ from fedfactory.cli.arguments import Arguments, count
 from fedfactory.cli.completers import completed, machine_names
 from fedfactory.cli.forms import add_forms, tell
 from fedfactory.contracts.errors import UsageError
+from site_agents.cli.confirming import PIN_S
 from site_agents.cli.home import VARIABLE
 
 if TYPE_CHECKING:
@@ -42,15 +44,20 @@ def main(words: Sequence[str]) -> int:
     gateway = asked.gateway or ask("--gateway", "the consortium's gateway, host:port")
     options, rules = _data(asked, ask)
     from fedfactory.tasks.table import load_task
-    from site_agents.policy import policy_text
+    from site_agents.policy import OperatorPin, policy_text
+    from site_agents.policy.pins import day_text
     from site_agents.setup import make_home
     from site_agents.task_values import fixed_data
 
     tasks = [load_task(task) for task in asked.task]  # one that is not installed is a slip
     smallest = min((DELTA, *(DELTA_OF_SIZE / rule.public_size for rule in rules.values())))
+    until = day_text(time.time() + PIN_S)
     text = policy_text(
         coordinators=dict(_pair(word, "--coordinator NAME=KEY") for word in asked.coordinator),
-        operators=dict(_pair(word, "--operator NAME=KEY") for word in asked.operator),
+        operators={
+            name: OperatorPin(key=key, until=until, confirmed=None)
+            for name, key in (_pair(word, "--operator NAME=KEY") for word in asked.operator)
+        },
         data=rules,
         tasks={task.name: fixed_data(task, next(iter(rules), "")) for task in tasks},
         delta=smallest,
@@ -160,7 +167,7 @@ def _parser() -> Arguments:
         metavar="NAME=KEY",
         action="append",
         default=[],
-        help="a person whose signature over a run's plan counts; may be repeated",
+        help="a person whose signature over a run's plan counts, for a year; may be repeated",
     )
     parser.add_argument("--data", metavar="NAME=PATH", help="a data set; more in agent.yaml later")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""`site-agent policy`: check the policy file, or explain what would happen to an order."""
+"""`site-agent policy`: check the policy, explain an order's fate, confirm an operator's key."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fedfactory.cli.arguments import Arguments
 from fedfactory.cli.forms import add_forms, tell
 from fedfactory.contracts.refusals import REFUSALS
 from site_agents.cli.approvals import columns
+from site_agents.cli.confirming import add_confirm_operator, confirm_operator
 from site_agents.cli.home import add_home, find_home
 from site_agents.config import POLICY_FILE, load_agent_config
 from site_agents.explanation import Explanation, Step, explain, read_delivery
@@ -33,7 +34,9 @@ def main(words: Sequence[str]) -> int:
         prog="site-agent policy",
         description="What this site allows: its home's policy.yaml; see docs/policy.md.",
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="check | explain")
+    actions = parser.add_subparsers(
+        dest="action", required=True, metavar="check | explain | confirm-operator"
+    )
     check = actions.add_parser(
         "check", help="read the file, hold it against agent.yaml, tasks, ledger"
     )
@@ -46,11 +49,17 @@ def main(words: Sequence[str]) -> int:
     )
     add_home(one)
     one.add_argument("order", type=Path, metavar="ORDER.json", help="a delivery, as it came")
-    for action in (check, one):
+    confirm = actions.add_parser(
+        "confirm-operator",
+        help="say that a person compared an operator's fingerprint, and until when it counts",
+    )
+    add_confirm_operator(confirm)
+    for action in (check, one, confirm):
         add_forms(action)
     asked = parser.parse_args(words)
     home = find_home(asked.home)
-    return (_check if asked.action == "check" else _explain)(home, asked)
+    act = {"check": _check, "explain": _explain, "confirm-operator": confirm_operator}
+    return act[asked.action](home, asked)
 
 
 def _check(home: Path, asked: Namespace) -> int:

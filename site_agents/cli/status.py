@@ -6,12 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from fedfactory.cli.arguments import Arguments
 from fedfactory.cli.forms import add_forms, print_json
 from fedfactory.contracts.codec import encode
-from fedfactory.contracts.errors import FedfactoryError, ProtocolError
+from fedfactory.contracts.errors import FedfactoryError, IntegrityError, ProtocolError
 from fedfactory.lease import Holder, holder_of
 from site_agents import control
 from site_agents.approvals import Approvals
@@ -20,6 +20,7 @@ from site_agents.config import load_agent_config
 from site_agents.control import ControlState
 from site_agents.failures import broken_failures, read_failures
 from site_agents.ledger import Ledger
+from site_agents.revocations import Kept, kept_revocations
 from site_agents.status import Status, read_status
 from site_agents.unbounded import unbounded as unbounded_of
 
@@ -36,6 +37,7 @@ def main(words: Sequence[str]) -> int:
     holder, status, word = holder_of(home, "agent"), read_status(home), control.state(home)
     waiting, failures = len(Approvals(home).waiting()), failure_lines(home)
     unbounded = unbounded_lineages(home)
+    kept, fault = _kept(home)
     if asked.json:
         whole = {
             "agent": asdict(holder) if holder else None,
@@ -43,6 +45,7 @@ def main(words: Sequence[str]) -> int:
             "waiting_for_approval": waiting,
             "failures": failures,
             "unbounded_lineages": unbounded,
+            "revoked_operators": [_revoked(one) for one in kept],
             "last_known": encode(status) if status else None,
         }
         print_json(whole)
@@ -53,7 +56,8 @@ def main(words: Sequence[str]) -> int:
         lines = status_lines(holder, status, word, waiting, time.time())
         lines += [f"failures    {line}" for line in failures]
         lines += [f"privacy     lineage '{name}': {said}" for name, said in unbounded.items()]
-        print("\n".join(lines))
+        lines += [f"revoked     operator {one.told}" for one in kept]
+        print("\n".join([*lines, f"revoked     {fault}"] if fault else lines))
     return 0
 
 
@@ -113,6 +117,25 @@ def status_lines(
             f" {_ago(done.at, now)} ago"
         )
     return lines
+
+
+def _kept(home: Path) -> tuple[tuple[Kept, ...], str]:
+    """Return the operators who were revoked, or why that is not known."""
+    try:
+        return kept_revocations(home), ""
+    except IntegrityError as error:
+        return (), error.public_message
+
+
+def _revoked(one: Kept) -> dict[str, Any]:
+    told = one.signed.revocation
+    return {
+        "operator": one.operator,
+        "key": told.key,
+        "by": one.by,
+        "at": one.kept_at,
+        "reason": told.reason,
+    }
 
 
 def _name(run_id: str) -> str:

@@ -19,6 +19,7 @@ from site_agents.doctor.house import (
     examine_versions,
     examine_worker,
 )
+from site_agents.doctor.operators import examine_operators
 from site_agents.doctor.records import examine_records
 
 
@@ -34,6 +35,7 @@ def examine(home: Path) -> Iterator[Finding]:
     yield from examine_home(config)
     policy, found = examine_policy(config)
     yield from found
+    yield from examine_operators(config, policy)
     yield from examine_disk(config, policy)
     yield from examine_books(config, policy)
     yield from examine_clock()

@@ -5,6 +5,7 @@ from site_agents.policy.facts import Facts, Finding
 from site_agents.policy.holds import Holds
 from site_agents.policy.judgement import Verdict, examine, judge, needs_approval
 from site_agents.policy.nodes import PolicyFileError
+from site_agents.policy.pins import Confirmation, OperatorPin, operator_fault
 from site_agents.policy.reader import parse_policy
 from site_agents.policy.text import policy_text
 from site_agents.policy.values import (
@@ -25,6 +26,7 @@ __all__ = [
     "AcknowledgedRisk",
     "Allowed",
     "Clause",
+    "Confirmation",
     "DataRule",
     "Facts",
     "Finding",
@@ -32,6 +34,7 @@ __all__ = [
     "Hours",
     "LogsMode",
     "OneOf",
+    "OperatorPin",
     "Policy",
     "PolicyFileError",
     "Range",
@@ -41,6 +44,7 @@ __all__ = [
     "examine",
     "judge",
     "needs_approval",
+    "operator_fault",
     "parse_policy",
     "policy_text",
 ]

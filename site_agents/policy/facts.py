@@ -20,7 +20,8 @@ class Facts:
 
     `now` is Unix seconds, `local_minute` the minute of the day in the policy's time zone. The keys
     are fingerprints of those whose signatures over the sending and over its plan hold ("" where
-    none does). `train_examples` and `evaluate_examples` count the records the order would work on,
+    none does), `revoked` those of operators whom another one revoked.
+    `train_examples` and `evaluate_examples` count the records the order would work on,
     None for a task that reads no data. `gpu_hours_of_run` is what the run has used here so far.
     `finished`: the work was done before, and only whether it may leave is left to judge.
     `base` is the largest |value| in each floating-point tensor of the base model (not finite where
@@ -31,6 +32,7 @@ class Facts:
     local_minute: int
     coordinator_key: str
     operator_key: str
+    revoked: frozenset[str]
     site: str
     train_examples: int | None
     evaluate_examples: int | None

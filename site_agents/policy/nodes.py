@@ -99,6 +99,10 @@ class Place:
             for index, node in enumerate(self._node.value)
         ]
 
+    def is_mapping(self) -> bool:
+        """Whether the value is keys and values."""
+        return isinstance(self._node, yaml.MappingNode)
+
     def is_list(self) -> bool:
         """Whether the value is a list."""
         return isinstance(self._node, yaml.SequenceNode)

@@ -8,6 +8,7 @@ from typing import Final
 from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.plans import Sending
 from site_agents.policy.facts import Facts, Finding, evaluations, shown, steps_cap
+from site_agents.policy.pins import operator_fault
 from site_agents.policy.values import Policy
 
 LEAST_LEFT_S: Final = 2.0
@@ -32,13 +33,10 @@ def coordinators(policy: Policy, sending: Sending, facts: Facts) -> Finding | No
 
 
 def operators(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
-    """The key that signed the plan is one of the operators'."""
+    """The key that signed the plan is an operator's, whose pin has not ended, and not revoked."""
     del sending
-    if facts.operator_key in policy.operators.values():
-        return None
-    return Finding(
-        f"the plan's key is not pinned: {facts.operator_key or 'no signature over it holds'}"
-    )
+    fault = operator_fault(policy.operators, facts.operator_key, facts.now, facts.revoked)
+    return None if fault is None else Finding(fault)
 
 
 # ---- is it in form, in time and within the plan ----------------------------------------------

@@ -9,6 +9,7 @@ from typing import Final
 from fedfactory.contracts.errors import ValueRangeError
 from site_agents.policy.holds import LIMIT_KEYS, PRIVACY_KEYS, read_holds
 from site_agents.policy.nodes import Place, Source
+from site_agents.policy.pins import Confirmation, OperatorPin
 from site_agents.policy.values import (
     EGRESS_MODES,
     LOGS_MODES,
@@ -64,7 +65,7 @@ def _policy(root: Place, known_zone: Callable[[str], bool]) -> Policy:
     limits = at["limits"].fields(_LIMITS, ("time_zone", "max_base_abs", *LIMIT_KEYS))
     return Policy(
         coordinators={name: key.text() for name, key in at["coordinators"].entries().items()},
-        operators={name: key.text() for name, key in at["operators"].entries().items()},
+        operators={name: _pin(place) for name, place in at["operators"].entries().items()},
         data={name: _data(place) for name, place in at["data"].entries().items()},
         tasks={name: _task(place) for name, place in at["tasks"].entries().items()},
         training=_training(at["training"]),
@@ -83,6 +84,18 @@ def _policy(root: Place, known_zone: Callable[[str], bool]) -> Policy:
         egress=at["egress"].word(EGRESS_MODES),
         logs=at["logs"].word(LOGS_MODES) if "logs" in at else "none",
         holds=read_holds(limits, privacy),
+    )
+
+
+def _pin(place: Place) -> OperatorPin:
+    if not place.is_mapping():
+        raise place.wrong('key and until, as in {key: "sha256:...", until: "2027-12-31"}')
+    at = place.fields(("key", "until"), ("confirmed",))
+    confirmed = at["confirmed"].fields(("by", "on")) if "confirmed" in at else None
+    return OperatorPin(
+        key=at["key"].text(),
+        until=at["until"].text(),
+        confirmed=confirmed and Confirmation(by=confirmed["by"].text(), on=confirmed["on"].text()),
     )
 
 

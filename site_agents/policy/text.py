@@ -14,6 +14,7 @@ import yaml
 
 from fedfactory.contracts.orders import Scalar
 from site_agents.policy.holds import DEFAULT_HOLDS, Holds, limit_lines, privacy_lines
+from site_agents.policy.pins import OperatorPin
 from site_agents.policy.reader import ANY_HOUR, ANY_STRATEGY
 from site_agents.policy.values import (
     Allowed,
@@ -42,7 +43,7 @@ _NOT_PLAIN: Final = ("true", "false", "null")
 def policy_text(
     *,
     coordinators: Mapping[str, str],
-    operators: Mapping[str, str],
+    operators: Mapping[str, OperatorPin],
     data: Mapping[str, DataRule],
     tasks: Mapping[str, str | TaskRule],
     without_dp: WithoutDp | None = None,
@@ -64,8 +65,9 @@ def policy_text(
 ) -> str:
     """Return the text of a policy.yaml for a site's choices.
 
-    `coordinators` and `operators` map names to key fingerprints, `tasks` each task to its rule, or
-    to the name of its data set in `data`. `without_dp` allows runs without differential privacy.
+    `coordinators` maps names to key fingerprints, `operators` to pins, `tasks` each task to its
+    rule, or to the name of its data set in `data`. `without_dp` allows runs without differential
+    privacy.
 
     Raises:
         ValueRangeError: a choice is out of range, or choices do not fit each other.
@@ -109,8 +111,12 @@ def render(policy: Policy) -> str:
             "",
             "# Who may ask: the name that orders carry, and the fingerprint of the key that signs.",
             *_section("coordinators", [_entry(n, k) for n, k in policy.coordinators.items()]),
-            "# Whose signature over a run's plan counts.",
-            *_section("operators", [_entry(n, k) for n, k in policy.operators.items()]),
+            "# Whose signature over a run's plan counts, to the end of which day (UTC), and who of",
+            "# this site compared the fingerprint with what `fedfactory whoami` shows them:",
+            "# `site-agent policy confirm-operator NAME FINGERPRINT` writes both.",
+            *_section(
+                "operators", [f"{_word(n)}: {pin_text(p)}" for n, p in policy.operators.items()]
+            ),
             "",
             *_data(policy),
             "",
@@ -139,6 +145,14 @@ def render(policy: Policy) -> str:
             "",
         ]
     )
+
+
+def pin_text(pin: OperatorPin) -> str:
+    """Return an operator's pin as policy.yaml writes it."""
+    said = f"key: {_word(pin.key)}, until: {_word(pin.until)}"
+    if (confirmed := pin.confirmed) is not None:
+        said += f", confirmed: {{by: {_word(confirmed.by)}, on: {_word(confirmed.on)}}}"
+    return f"{{{said}}}"
 
 
 def _data(policy: Policy) -> list[str]:

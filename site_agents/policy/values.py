@@ -17,6 +17,7 @@ from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.errors import ValueRangeError
 from fedfactory.contracts.orders import Scalar, TrainParameters
 from site_agents.policy.holds import DEFAULT_HOLDS, Holds
+from site_agents.policy.pins import DATE, OperatorPin, is_date
 
 EgressMode = Literal["automatic", "first_round", "every_round", "final_only"]
 EGRESS_MODES: Final[tuple[EgressMode, ...]] = (
@@ -32,7 +33,6 @@ MAX_NAME: Final = 100
 MAX_REASON: Final = 1000
 MINUTES_OF_DAY: Final = 24 * 60
 _FINGERPRINT: Final = re.compile(r"sha256:[0-9a-f]{64}")
-_DATE: Final = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +148,9 @@ class Hours:
 class Policy:
     """What this site allows.
 
-    `coordinators` and `operators` map names to fingerprints of public keys; a coordinator's orders
-    carry its name. `strategies` are those that runs may use (a custom one by its class), None for
-    any. `max_base_abs` bounds |value| in the base model's floating-point tensors, by patterns of
+    `coordinators` maps names to fingerprints of public keys, `operators` to pins; a coordinator's
+    orders carry its name. `strategies` are those that runs may use (a custom one by its class), None
+    for any. `max_base_abs` bounds |value| in the base model's floating-point tensors, by patterns of
     their names (fnmatch); every pattern that matches counts. `metrics` maps each metric that may
     leave to the granularity it is rounded to (0: as it is). `without_dp` is None where differential
     privacy is required. Epsilons are caps at `delta`. `max_evaluations`, `rounds` and
@@ -162,7 +162,7 @@ class Policy:
     """
 
     coordinators: Mapping[str, str]
-    operators: Mapping[str, str]
+    operators: Mapping[str, OperatorPin]
     data: Mapping[str, DataRule]
     tasks: Mapping[str, TaskRule]
     training: Mapping[str, Range]
@@ -206,13 +206,16 @@ class Policy:
 
 
 def _check_keys(policy: Policy) -> None:
-    for role in ("coordinators", "operators"):
-        for name, key in getattr(policy, role).items():
-            _name(role, name)
-            if not _FINGERPRINT.fullmatch(key):
-                raise ValueRangeError(
-                    f"{role}.{name}", key, "a key's fingerprint, sha256:<64 hex digits>"
-                )
+    for name, key in policy.coordinators.items():
+        _name("coordinators", name)
+        _key(f"coordinators.{name}", key)
+    for name, pin in policy.operators.items():
+        _name("operators", name)
+        _key(f"operators.{name}.key", pin.key)
+        _date(f"operators.{name}.until", pin.until)
+        if pin.confirmed is not None:
+            _name(f"operators.{name}.confirmed.by", pin.confirmed.by)
+            _date(f"operators.{name}.confirmed.on", pin.confirmed.on)
 
 
 def _check_data(policy: Policy) -> None:
@@ -266,7 +269,7 @@ def _check_privacy(policy: Policy) -> None:
 def _check_without_dp(rule: WithoutDp) -> None:
     risk = rule.acknowledged_risk
     _name("privacy.acknowledged_risk.by", risk.by)
-    if not _DATE.fullmatch(risk.on):
+    if not DATE.fullmatch(risk.on):
         raise ValueRangeError("privacy.acknowledged_risk.on", ascii(risk.on), "a date, YYYY-MM-DD")
     if not (risk.reason.strip() and len(risk.reason) <= MAX_REASON):
         raise ValueRangeError("privacy.acknowledged_risk.reason", "", "a sentence that says why")
@@ -307,6 +310,16 @@ def _allowed(key: str, allowed: Allowed) -> None:
 def _name(key: str, name: str) -> None:
     if not (0 < len(name) <= MAX_NAME and name.isprintable() and name == name.strip()):
         raise ValueRangeError(key, ascii(name), f"a name of 1 to {MAX_NAME} printable characters")
+
+
+def _key(key: str, found: str) -> None:
+    if not _FINGERPRINT.fullmatch(found):
+        raise ValueRangeError(key, ascii(found), "a key's fingerprint, sha256:<64 hex digits>")
+
+
+def _date(key: str, found: str) -> None:
+    if not is_date(found):
+        raise ValueRangeError(key, ascii(found), "a day, YYYY-MM-DD")
 
 
 def _whole(key: str, value: int, low: int) -> None:

@@ -149,6 +149,7 @@ class Rig:
             identity=lambda: self.identity,
             store=self.store,
             forward=self._forward,
+            revocations=lambda: (),
             standing=self.registry.standing,
             desk=self.desk,
             registrar=self.registrar,

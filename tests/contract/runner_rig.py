@@ -227,6 +227,7 @@ class Coordinator:
             store=self.store,
             forward=lambda *_: (200, b""),
             standing=lambda *_: None,
+            revocations=lambda: (),
             desk=NotHere(),
             registrar=NotHere(),
             limits=GatewayLimits(max_model_bytes=1 << 30),

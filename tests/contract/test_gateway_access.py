@@ -151,7 +151,7 @@ WISHES = {
     ),
     "find_model": ModelWanted(run_id="r", round=None),
     "list_members": MembersWanted(),
-    "revoke": RevokeWanted(role="site", name="s", reason="why"),
+    "revoke": RevokeWanted(role="site", name="s", reason="why", signed=None),
 }
 
 

@@ -425,11 +425,15 @@ def test_a_revoked_site_is_cut_off_at_once_and_can_enrol_again(narrow):
     begin(narrow, "cut", rules=changed(RULES, quorum=1))
     with narrow.as_lead() as lead:
         lead.revoke(
-            RevokeWanted(role="site", name="lumi", reason="its disk was stolen"), timeout=HANG_S
+            RevokeWanted(role="site", name="lumi", reason="its disk was stolen", signed=None),
+            timeout=HANG_S,
         )
         narrow.until(lambda: "lumi" not in narrow.connected(), 5)
         with pytest.raises(grpc.RpcError) as refused:
-            lead.revoke(RevokeWanted(role="operator", name="lead", reason="me"), timeout=HANG_S)
+            lead.revoke(
+                RevokeWanted(role="operator", name="lead", reason="me", signed=None),
+                timeout=HANG_S,
+            )
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         found = {m.name: m for m in lead.list_members(MembersWanted(), timeout=HANG_S).members}
     assert (found["lumi"].status, found["lumi"].reason) == ("revoked", "its disk was stolen")

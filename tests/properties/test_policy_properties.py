@@ -17,10 +17,12 @@ from fedfactory.contracts.plans import RunTerms, Sending, SignedPlan
 from fedfactory.contracts.privacy import PrivacyPlan
 from fedfactory.contracts.refusals import REFUSALS
 from site_agents.policy import (
+    Confirmation,
     DataRule,
     Facts,
     Hours,
     OneOf,
+    OperatorPin,
     Policy,
     PolicyFileError,
     Range,
@@ -29,15 +31,25 @@ from site_agents.policy import (
     judge,
     parse_policy,
 )
+from site_agents.policy.pins import day_text
 from site_agents.policy.text import render
 from site_agents.policy.values import EGRESS_MODES, LOGS_MODES, TRAINING_KEYS
 from site_agents.policy_file import load_policy
-from tests.policy_orders import NOW, UNSIGNED, WITHOUT_DP
+from tests.policy_orders import NOW, UNSIGNED, WITHOUT_DP, pin
 
 KEYS = tuple(f"sha256:{digit * 64}" for digit in "abc")
 NAMES = ("lead", "digits", "echo", "cesga", "r1", "../x", "a\n", "", "x" * 200, "é")
 names = st.sampled_from(NAMES)
 keys = st.sampled_from(KEYS)
+TODAY, ENDED = day_text(NOW), day_text(NOW - 86400)
+pins = st.builds(
+    OperatorPin,
+    key=keys,
+    until=st.sampled_from((ENDED, TODAY, "9999-12-31")),
+    confirmed=st.one_of(
+        st.none(), st.builds(Confirmation, by=st.sampled_from(("maria", "a: b")), on=st.just(TODAY))
+    ),
+)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 scalars = st.one_of(st.none(), st.booleans(), st.integers(-5, 70), finite, names)
 parameters = st.dictionaries(st.sampled_from(("model", "hidden", "x")), scalars, max_size=3)
@@ -81,7 +93,7 @@ def policies(draw: st.DrawFn) -> Policy:
     per_run = draw(st.floats(0.5, 10))
     return Policy(
         coordinators=draw(st.dictionaries(st.sampled_from(("lead", "x")), keys, max_size=2)),
-        operators=draw(st.dictionaries(st.sampled_from(("ada", "x")), keys, max_size=2)),
+        operators=draw(st.dictionaries(st.sampled_from(("ada", "x")), pins, max_size=2)),
         data={n: DataRule(lineage=n, public_size=100, unit="row") for n in sources},
         tasks=draw(
             st.dictionaries(
@@ -136,6 +148,7 @@ facts = st.builds(
     local_minute=st.integers(0, 1439),
     coordinator_key=st.sampled_from(("", *KEYS)),
     operator_key=st.sampled_from(("", *KEYS)),
+    revoked=st.frozensets(st.sampled_from(KEYS), max_size=2),
     site=st.sampled_from(("cesga", "lumi")),
     train_examples=st.one_of(st.none(), st.integers(0, 300)),
     evaluate_examples=st.one_of(st.none(), st.integers(0, 300)),
@@ -243,7 +256,7 @@ def allowed_cases(draw: st.DrawFn) -> tuple[Policy, Sending, Facts]:
     policy = replace(
         policy,
         coordinators={"lead": KEYS[0]},
-        operators={"ada": KEYS[1]},
+        operators={"ada": pin(KEYS[1])},
         tasks={"digits": TaskRule(source="scans", parameters={})},
         training={},
         without_dp=replace(
@@ -259,7 +272,7 @@ def allowed_cases(draw: st.DrawFn) -> tuple[Policy, Sending, Facts]:
     )
     known = replace(
         known, now=NOW, coordinator_key=KEYS[0], operator_key=KEYS[1], site="cesga",
-        train_examples=100, evaluate_examples=100,
+        train_examples=100, evaluate_examples=100, revoked=known.revoked - {KEYS[1]},
     )  # fmt: skip
     return (
         policy,
@@ -293,7 +306,11 @@ def test_what_is_allowed_is_within_policy_and_plan_whatever_the_coordinator_wrot
         return
     order, terms = sending.order, sending.plan.terms
     assert policy.coordinators[order.coordinator] == known.coordinator_key
-    assert known.operator_key in policy.operators.values()
+    assert known.operator_key not in known.revoked
+    assert any(
+        one.key == known.operator_key and day_text(known.now) <= one.until
+        for one in policy.operators.values()
+    )
     assert order.plan_digest == digest_of(terms)
     assert known.now <= min(terms.not_after, sending.expires_at)
     assert order.site == known.site
@@ -346,6 +363,7 @@ def restrictions(draw: st.DrawFn, policy: Policy) -> Policy:
     options: list[dict[str, Any]] = [
         {"coordinators": without(policy.coordinators, "lead")},
         {"operators": without(policy.operators, "ada")},
+        {"operators": {name: replace(p, until=ENDED) for name, p in policy.operators.items()}},
         {"tasks": without(policy.tasks, "digits")},
         {"without_dp": None},
         {"epsilon_per_run": policy.epsilon_per_run / 2},
@@ -385,6 +403,18 @@ def test_a_restriction_never_turns_a_refusal_into_an_acceptance(case, data):
     was = {c.key for c, found in examine(policy, sending, known) if found}
     now = {c.key for c, found in examine(tighter, sending, known) if found}
     assert all(key in now or WIDER.get(key) in now for key in was)
+
+
+@given(cases, st.sets(keys))
+@settings(max_examples=150, deadline=None)
+def test_a_revocation_never_turns_a_refusal_into_an_acceptance(case, more):
+    policy, sending, known = case
+    later = replace(known, revoked=known.revoked | more)
+    after = judge(policy, sending, later)
+    if judge(policy, sending, known).code is not None:
+        assert after.code is not None
+    if known.operator_key in more:
+        assert after.code == "not_authorised"
 
 
 def test_the_cases_reach_both_verdicts():

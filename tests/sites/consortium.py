@@ -38,6 +38,7 @@ from site_agents.setup import make_home
 from site_agents.status import Status, read_status
 from tests.contract.gateway_rig import Desk
 from tests.patience import HANG_S, until
+from tests.policy_orders import pin
 from tests.sites.rig import Scripted
 
 SITE = "cesga"
@@ -80,6 +81,7 @@ class Hub:
             store=BlobStore(self.folder / "blobs"),
             forward=self._forward,
             standing=self.registry.standing,
+            revocations=self.registry.operator_revocations,
             desk=Desk(),
             registrar=registrar,
             limits=GatewayLimits(max_model_bytes=10**6),
@@ -144,7 +146,7 @@ class RunningAgent:
                 data={"cohort": {"kind": "npz", "path": "/nowhere.npz"}},
                 policy_text=policy_text(
                     coordinators={"hub": hub.consortium.coordinator_key},
-                    operators={"ana": fingerprint(hub.operator.signer.public_key)},
+                    operators={"ana": pin(fingerprint(hub.operator.signer.public_key))},
                     data={"cohort": DataRule(lineage="patients", public_size=500, unit="row")},
                     tasks={"digits": "cohort"},
                     logs="outcomes",

@@ -34,6 +34,7 @@ from site_agents.jobs.settings import SourceFacts
 from site_agents.pipeline import Pending, Pipeline, Transfer
 from site_agents.policy import AcknowledgedRisk, DataRule, Range, WithoutDp, policy_text
 from site_agents.setup import make_home
+from tests.policy_orders import pin
 
 SITE, HUB, LINEAGE = "cesga", "hub", "patients"
 PUBLIC_SIZE = 500
@@ -189,7 +190,7 @@ class Site:
     def policy(self, **changes: Any) -> str:
         values: dict[str, Any] = {
             "coordinators": {HUB: fingerprint(self.coordinator.key.public_key)},
-            "operators": {"olga": fingerprint(self.coordinator.operator.public_key)},
+            "operators": {"olga": pin(fingerprint(self.coordinator.operator.public_key))},
             "data": {"cohort": DataRule(lineage=LINEAGE, public_size=PUBLIC_SIZE, unit="row")},
             "tasks": {"digits": "cohort"},
             "training": {"local_epochs": Range(1, 5), "lr": Range(1e-6, 1.0)},

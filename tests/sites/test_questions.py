@@ -14,7 +14,8 @@ from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.plans import SignedPlan
 from fedfactory.contracts.questions import Answer, Question, SignedQuestion, SiteLogs
 from fedfactory.identity.signing import Signer, new_signing_key
-from site_agents.questions import BURST, EVERY_S, LONGEST_WISH_S, MAX_QUESTION_CHARS
+from site_agents.questions import LONGEST_WISH_S, MAX_QUESTION_CHARS
+from site_agents.rate import BURST, EVERY_S
 from tests.sites.asking import about_logs, about_plan, fitness, questions_of, signed
 from tests.sites.rig import INITIAL, SITE, Coordinator, Site
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fedfactory.identity.signing import fingerprint
 from site_agents.spool import KEEP_OF_RUN
 from tests.patience import HANG_S
+from tests.policy_orders import pin
 from tests.sites.rig import HUB, LINEAGE, OPEN, PRIVACY, Coordinator, Site, changed
 
 ROUNDS = 8
@@ -29,8 +30,8 @@ def test_two_coordinators_at_a_time(
             OTHER: fingerprint(other.key.public_key),
         },
         operators={
-            "olga": fingerprint(coordinator.operator.public_key),
-            "oleg": fingerprint(other.operator.public_key),
+            "olga": pin(fingerprint(coordinator.operator.public_key)),
+            "oleg": pin(fingerprint(other.operator.public_key)),
         },
         epsilon_per_run=100.0,
         epsilon_per_lineage=100.0,

@@ -64,6 +64,7 @@ class Seat:
             store=BlobStore(consortium.home / "blobs"),
             forward=lambda *_: (503, b""),
             standing=self.registry.standing,
+            revocations=self.registry.operator_revocations,
             desk=NoDesk(),  # type: ignore[arg-type]
             registrar=self.registrar,
             limits=GatewayLimits(max_model_bytes=1),

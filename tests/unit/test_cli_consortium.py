@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import stat
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from fedfactory.coordinator.membership import founding
 from fedfactory.coordinator.membership.consortium import open_consortium
 from fedfactory.identity import certificates
 from fedfactory.identity.certificates import pem_of
+from fedfactory.identity.enrolment import install_certificate, read_request
 from fedfactory.identity.operators import load_operator
 from fedfactory.identity.roles import Role
 from fedfactory.identity.root import Root
@@ -298,6 +300,44 @@ def test_an_old_root_key_is_rewritten_and_its_short_passphrase_still_opens_it(le
     code, said = lead.rotate(*words, *fresh, "--new-passphrase-file", str(lead.passphrase))
     assert code == 0, said
     assert "was rewritten" not in said
+
+
+def test_whoami_shows_what_sites_pin(lead: Lead) -> None:
+    lead.init()
+    words = ("whoami", "--as", str(lead.operator))
+    with open_consortium(lead.home).registry() as registry:
+        key = registry.operators()["ana"]
+    code, said = lead.type(*words)
+    assert (code, f"fingerprint  {key}" in said, "operator     ana" in said) == (0, True, True)
+    assert lead.type(*words, "-q") == (0, f"{key}\n")
+    code, said = lead.type(*words, "--json")
+    told = json.loads(said)
+    assert code == 0
+    assert (told["name"], told["role"], told["fingerprint"], told["consortium"]) == (
+        "ana",
+        "operator",
+        key,
+        "alliance",
+    )
+    assert told["valid_from"] < time.time() < told["valid_until"]
+    assert (told["gateway"], told["fault"]) == ("hub.example.org:9443", "")
+    assert told["coordinator_key"] == open_consortium(lead.home).coordinator_key
+    code, said = lead.type("whoami", "--as", str(lead.folder / "nobody"))
+    assert (code, "fedfactory enrol" in said) == (2, True)
+
+
+def test_whoami_of_an_ended_certificate_still_says_who(lead: Lead) -> None:
+    lead.init()
+    folder, issuer = lead.operator / "identity", open_consortium(lead.home).issuer()
+    request = read_request(folder).csr_pem
+    ended = issuer.sign(request, Role.OPERATOR, "ana", timedelta(seconds=-1))
+    install_certificate(folder, ended, issuer.bundle_pem)
+    code, said = lead.type("whoami", "--as", str(lead.operator))
+    assert (code, "ask the consortium for a new invitation" in said, "sha256:" in said) == (
+        1,
+        True,
+        True,
+    )
 
 
 def test_a_consortium_in_both_forms(lead: Lead) -> None:

@@ -17,6 +17,7 @@ from site_agents.config import load_agent_config
 from site_agents.ledger import Ledger
 from site_agents.policy import DataRule, policy_text
 from site_agents.setup import make_home
+from tests.policy_orders import pin
 
 KEY = "sha256:" + "1" * 64
 
@@ -31,7 +32,7 @@ def home(tmp_path):
         data={"visits": {"kind": "csv", "path": "/data/visits.csv"}},
         policy_text=policy_text(
             coordinators={"lead": KEY},
-            operators={"ada": KEY},
+            operators={"ada": pin(KEY)},
             data={"visits": DataRule(lineage="patients", public_size=1000, unit="row")},
             tasks={"tabular": "visits"},
         ),

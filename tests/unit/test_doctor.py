@@ -30,9 +30,10 @@ from site_agents.doctor.house import (
 from site_agents.doctor.way import Heard, examine_way, judge_answer, judge_lifetime, proxy_for
 from site_agents.policy import DataRule, policy_text
 from site_agents.setup import make_home
+from tests.policy_orders import pin
 
 KEY = "sha256:" + "a" * 64
-PINNED = {"coordinators": {"hub": KEY}, "operators": {"ana": KEY}}
+PINNED = {"coordinators": {"hub": KEY}, "operators": {"ana": pin(KEY)}}
 
 
 @pytest.fixture

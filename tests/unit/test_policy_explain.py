@@ -21,7 +21,7 @@ from site_agents.cli.main import main
 from site_agents.policy import CLAUSES, OneOf, Range, TaskRule
 from site_agents.policy.text import render
 from site_agents.setup import make_home
-from tests.policy_orders import POLICY, TERMS, WITHOUT_DP, sending_of
+from tests.policy_orders import POLICY, TERMS, WITHOUT_DP, pin, sending_of
 
 
 def signer() -> Signer:
@@ -34,7 +34,7 @@ LEAD, OPERATOR, STRANGER = signer(), signer(), signer()
 HERE = replace(
     POLICY,
     coordinators={"lead": fingerprint(LEAD.public_key)},
-    operators={"ada": fingerprint(OPERATOR.public_key)},
+    operators={"ada": pin(fingerprint(OPERATOR.public_key))},
     tasks={"digits": TaskRule(source="scans", parameters={"model": OneOf(("mlp",))})},
 )
 

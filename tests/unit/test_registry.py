@@ -342,7 +342,7 @@ def test_another_version_and_damage_are_named(tmp_path: Path) -> None:
     page = len(whole) // 4096 - 1
     damaged.write_bytes(whole[: page * 4096] + bytes([255]) * 4096)  # a page that no start reads
     with sqlite3.connect(damaged) as database:
-        database.execute("PRAGMA user_version = 1")
+        database.execute("PRAGMA user_version = 2")
     database.close()
     with pytest.raises(UsageError, match="damaged"):
         Registry(damaged)

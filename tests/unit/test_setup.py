@@ -22,12 +22,13 @@ from site_agents.policy import DataRule, policy_text
 from site_agents.policy_check import task_misfits
 from site_agents.policy_file import load_policy
 from site_agents.setup import make_home
+from tests.policy_orders import pin
 from tests.unit.identity_rig import seat
 
 KEY = "sha256:" + "a" * 64
 POLICY = policy_text(
     coordinators={"hub": KEY},
-    operators={"ana": KEY},
+    operators={"ana": pin(KEY)},
     data={"mine": DataRule(lineage="people", public_size=500, unit="row")},
     tasks={"digits": "mine"},
 )
@@ -181,7 +182,8 @@ def test_init_by_invitation(
         config, policy = load_agent_config(home, []), load_policy(home / "policy.yaml")
         assert (config.site, config.gateway_address) == ("cesga", here.address)
         assert policy.coordinators == {"alliance": here.consortium.coordinator_key}
-        assert policy.operators == here.registry.operators()
+        pinned = {name: pin.key for name, pin in policy.operators.items()}
+        assert pinned == here.registry.operators()
         assert pending(home)
         enrol(home)  # as the agent does when it starts
         load_identity(home / "identity")

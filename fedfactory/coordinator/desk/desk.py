@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.errors import IdentityError, RefusedError, UsageError
 from fedfactory.contracts.questions import Question, SignedQuestion
+from fedfactory.contracts.revocations import SignedRevocation
 from fedfactory.coordinator.anchors import Anchors
 from fedfactory.coordinator.coordinator_config import CoordinatorConfig
 from fedfactory.coordinator.desk.agreement import why_not_resumed
@@ -209,7 +211,11 @@ class Desk:
         if role is Role.COORDINATOR:
             raise RefusedError("the coordinator cannot be revoked; stop it, and rotate the issuer")
         gone = Peer(role=role, name=wanted.name)
-        self._registry.revoke(gone, by=peer.name, reason=wanted.reason)
+        if wanted.signed is not None:
+            self._check_signed(peer, wanted, wanted.signed)
+        elif role is Role.OPERATOR and self._key_of(gone) is not None:
+            raise UsageError(f"the revocation of '{wanted.name}' is not signed, and sites pin keys")
+        self._registry.revoke(gone, by=peer.name, reason=wanted.reason, signed=wanted.signed)
         self.gateway.cut(gone)
         if role is Role.SITE:
             node_id = self.gateway.roster().get(wanted.name)
@@ -217,9 +223,24 @@ class Desk:
             self._unregister(node_id)
             self._schedule.site_left(wanted.name, "revoked")
         log.warning("%s revoked %s '%s'", peer.name, role, wanted.name)
-        return Done(told=f"{role} '{wanted.name}' is cut off")
+        told = f"{role} '{wanted.name}' is cut off"
+        if wanted.signed is not None:
+            count = self.gateway.tell_revocation(to_json(wanted.signed))
+            told += f"; {count} connected sites are told, the others when they connect"
+        return Done(told=told)
 
     # ---- within ----------------------------------------------------------------------------
+
+    def _check_signed(self, peer: Peer, wanted: RevokeWanted, signed: SignedRevocation) -> None:
+        """Check that what sites are to be told says what is wanted, by the key of who wants it."""
+        told = signed.revocation
+        if verify(told, signed.signature) != self._key_of(peer):
+            raise IdentityError(f"the revocation is not signed by the key of '{peer.name}'")
+        expected = (Role.OPERATOR, self._config.name, wanted.name, wanted.reason)
+        if (_role(wanted.role), told.coordinator, told.operator, told.reason) != expected:
+            raise UsageError("what is signed is not what is asked for")
+        if abs(told.at - time.time()) > LONGEST_WISH_S:
+            raise UsageError("the revocation was signed at another time: set your clock")
 
     def _members(self, role: Role) -> dict[str, Member]:
         return {m.name: m for m in self._registry.members() if m.role == role}

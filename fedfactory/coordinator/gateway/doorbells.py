@@ -1,5 +1,7 @@
 """The sites' doorbells: a stream to each that says "there may be a message", or asks a question.
 
+It also carries the revocations of operators, in the order in which they were made.
+
 The latest stream of a site counts. When which one rings is pacing.py's matter. A question waits
 for its answer in the thread that asks it; only the site that was asked can answer, and a late
 answer is dropped.
@@ -32,6 +34,7 @@ class Doorbell:
         self._rung = True  # the first ring says that the site is heard
         self._messages: int | None = None  # since the last ring; None: nobody knows
         self._questions: deque[tuple[str, bytes]] = deque()
+        self._revocations: deque[bytes] = deque()
         self._closed = False
 
     def ring(self, messages: int) -> None:
@@ -48,6 +51,12 @@ class Doorbell:
             self._questions.append((question_id, question))
             self._condition.notify()
 
+    def revoke(self, revocation: bytes) -> None:
+        """Tell the site that an operator was revoked."""
+        with self._condition:
+            self._revocations.append(revocation)
+            self._condition.notify()
+
     def close(self) -> None:
         """End the stream."""
         with self._condition:
@@ -58,14 +67,19 @@ class Doorbell:
         """Yield what the site is to hear, until the bell is closed."""
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: self._closed or self._rung or self._questions)
+                self._condition.wait_for(self._has_something)
                 if self._closed:
                     return
                 ring = pb.Ring(messages=self._messages or 0)
                 if self._questions:
                     ring.question_id, ring.question = self._questions.popleft()
+                if self._revocations:
+                    ring.revocation = self._revocations.popleft()
                 self._rung, self._messages = False, 0
             yield ring
+
+    def _has_something(self) -> bool:
+        return bool(self._closed or self._rung or self._questions or self._revocations)
 
 
 class Doorbells:
@@ -136,6 +150,14 @@ class Doorbells:
         with self._changed:
             self._pacing.fetched(site)
             self._ring()
+
+    def revoke(self, revocation: bytes) -> int:
+        """Tell every site with an open bell that an operator was revoked; return how many."""
+        with self._changed:
+            bells = list(self._bells.values())
+        for bell in bells:
+            bell.revoke(revocation)
+        return len(bells)
 
     def hang_up_all(self) -> None:
         """End all streams."""

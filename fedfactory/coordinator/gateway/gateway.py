@@ -8,7 +8,7 @@ waiting doorbell costs a parked thread.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Protocol
@@ -63,7 +63,8 @@ class Gateway:
     `identity` is asked at every handshake, so that a renewed certificate is used at once.
     `forward(method, public_key, timestamp, signature, body)` posts one Fleet call to SuperLink and
     returns HTTP status and body. `standing(peer, facts)` raises IdentityError if the registry does
-    not let the holder of that certificate call.
+    not let the holder of that certificate call. `revocations()` returns those of operators (JSON),
+    oldest first, which every site is told when it connects.
     """
 
     def __init__(
@@ -73,12 +74,14 @@ class Gateway:
         store: BlobStore,
         forward: Forward,
         standing: Standing,
+        revocations: Callable[[], Sequence[str]],
         desk: OperationsService,
         registrar: EnrolmentService,
         limits: GatewayLimits,
     ) -> None:
         self.store = store
         self._forward = forward
+        self._revocations = revocations
         self._lock = threading.Lock()
         self._nodes: dict[str, Node] = {}
         self._bells = Doorbells()
@@ -205,6 +208,10 @@ class Gateway:
         """End all doorbells: the sites come back, and say anew that they are there."""
         self._bells.hang_up_all()
 
+    def tell_revocation(self, revocation: str) -> int:
+        """Tell all connected sites of an operator's revocation (JSON); return how many."""
+        return self._bells.revoke(revocation.encode())
+
     def ring(self, site: str) -> None:
         """Tell a site, as soon as it is its turn, that there may be a message."""
         self._bells.ring(site)
@@ -272,6 +279,8 @@ class Gateway:
         del request
         site = self._node(call.peer).site
         bell = self._bells.open(site)
+        for revocation in self._revocations():  # once the bell hears of those that are just made
+            bell.revoke(revocation.encode())
         call.wakes_by(bell.close)
         self._tell(lambda listener: listener.came(site))
         try:

@@ -21,6 +21,7 @@ from fedfactory.contracts.errors import (
     UnknownNameError,
     UsageError,
 )
+from fedfactory.contracts.revocations import SignedRevocation
 from fedfactory.coordinator.membership import registry_questions as questions
 from fedfactory.coordinator.membership import registry_rows as rows
 from fedfactory.coordinator.membership.registry_rows import ASK_AGAIN, Issued, Newcomer
@@ -159,12 +160,17 @@ class Registry:
             )
             rows.write_certificate(database, peer, issued, now)
 
-    def revoke(self, peer: Peer, *, by: str, reason: str) -> None:
+    def revoke(
+        self, peer: Peer, *, by: str, reason: str, signed: SignedRevocation | None = None
+    ) -> None:
         """Cut a member off, and withdraw its invitations. Its key is never taken again.
+
+        `signed` is what sites are told of an operator's present key.
 
         Raises:
             UnknownNameError: nobody of that role has that name.
-            UsageError: a coordinator, the last operator in good standing, or one who is cut off.
+            UsageError: a coordinator, the last operator in good standing, one who is cut off; or
+                `signed` is of another key.
         """
         if peer.role not in INVITED_AS:
             raise UsageError(f"a {peer.role} cannot be revoked")
@@ -182,8 +188,16 @@ class Registry:
                 raise UnknownNameError(str(peer.role), peer.name, known)
             if member is not None and peer.role is Role.OPERATOR:
                 rows.check_not_last(database, peer, now)
+            if signed is not None and (
+                member is None or member["fingerprint"] != signed.revocation.key
+            ):
+                raise UsageError(
+                    f"what is signed is not of the present key of {peer.role} '{peer.name}'"
+                )
             if member is not None:
                 rows.remove_member(database, member, now, reason)
+            if signed is not None:
+                rows.write_operator_revocation(database, signed)
             database.execute(
                 "UPDATE invitations SET voided = ? WHERE role = ? AND name = ? AND used_by IS NULL",
                 (reason, peer.role, peer.name),
@@ -229,6 +243,11 @@ class Registry:
         """Return the key's fingerprint of every enrolled operator, by name."""
         with self._read() as database:
             return questions.operator_keys(database)
+
+    def operator_revocations(self) -> tuple[str, ...]:
+        """Return what operators signed of others' keys (JSON), oldest first, the newest 1000."""
+        with self._read() as database:
+            return questions.operator_revocations(database)
 
     def seen(self, site: str) -> None:
         """Write down that a site is connected, or was until now."""

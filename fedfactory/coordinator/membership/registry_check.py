@@ -8,11 +8,14 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from fedfactory.contracts.codec import from_json
 from fedfactory.contracts.errors import FedfactoryError
+from fedfactory.contracts.revocations import SignedRevocation
 from fedfactory.identity.roles import Peer, Role
 
 TABLES: Final = (
     "invitations", "members", "certificates", "former_keys", "former_node_keys", "revocations",
+    "operator_revocations",
 )  # fmt: skip
 _FINGERPRINT: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -29,6 +32,14 @@ def _is_mark(value: Any) -> bool:
     return _FINGERPRINT.fullmatch(value) is not None
 
 
+def _is_revocation(value: Any) -> bool:
+    try:
+        from_json(SignedRevocation, value)
+    except FedfactoryError:
+        return False
+    return True
+
+
 def _is_time(value: Any) -> bool:
     return math.isfinite(value) and value >= 0
 
@@ -41,6 +52,7 @@ _EXPECTED: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "name": (_is_name, "a member's name"),
     "fingerprint": _MARK,
     "used_by": _MARK,
+    "signed": (_is_revocation, "a signed revocation (JSON)"),
     **dict.fromkeys(
         ("invited_at", "expires_at", "enrolled_at", "valid_until", "seen_at", "not_after",
          "issued_at", "ended_at", "revoked_at"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection
+from typing import Final
 
 from fedfactory.coordinator.membership.registry_rows import rows_of
 from fedfactory.coordinator.membership.registry_values import (
@@ -14,6 +15,8 @@ from fedfactory.coordinator.membership.registry_values import (
 )
 from fedfactory.identity.roles import Role
 from fedfactory.wire.membership import Member
+
+MOST_TOLD: Final = 1000  # revocations that a site is told when it connects
 
 
 def node_keys(database: sqlite3.Connection) -> dict[str, str]:
@@ -26,6 +29,14 @@ def operator_keys(database: sqlite3.Connection) -> dict[str, str]:
     """Return the key's fingerprint of every enrolled operator, by name."""
     found = rows_of(database, "members", Role.OPERATOR)
     return {row["name"]: row["fingerprint"] for row in found}
+
+
+def operator_revocations(database: sqlite3.Connection) -> tuple[str, ...]:
+    """Return what operators signed of others' keys (JSON), oldest first, no more than MOST_TOLD."""
+    found = database.execute(
+        "SELECT signed FROM operator_revocations ORDER BY number DESC LIMIT ?", (MOST_TOLD,)
+    ).fetchall()
+    return tuple(row["signed"] for row in reversed(found))
 
 
 def everybody(

@@ -6,7 +6,9 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any, Final
 
+from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.errors import IdentityError, UsageError
+from fedfactory.contracts.revocations import SignedRevocation
 from fedfactory.identity.facts import CertificateFacts
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.identity.signing import fingerprint
@@ -162,6 +164,14 @@ def remove_member(database: sqlite3.Connection, member: Any, now: float, reason:
     )
     if member["node_public_key"] is not None:
         database.execute("INSERT INTO former_node_keys VALUES (?)", (member["node_public_key"],))
+
+
+def write_operator_revocation(database: sqlite3.Connection, signed: SignedRevocation) -> None:
+    """Write what an operator signed of another's key, for sites to be told."""
+    database.execute(
+        "INSERT INTO operator_revocations VALUES (NULL, ?, ?)",
+        (signed.revocation.key, to_json(signed)),
+    )
 
 
 def write_certificate(database: sqlite3.Connection, peer: Peer, issued: Issued, now: float) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 from fedfactory.contracts.errors import EnvironmentFailedError, UsageError
 from fedfactory.coordinator.membership.registry_check import wrong_cell
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 PUT_BACK: Final = (
     "put the last copy of the coordinator's home back, and look at it with `fedfactory consortium"
     " show`; until then nobody is admitted"
@@ -72,6 +72,15 @@ CREATE TABLE revocations (
     PRIMARY KEY (role, name)
 ) STRICT;
 """
+# Since version 2: what operators signed of other operators' keys (JSON), for the sites that pin
+# them. `number` is the order in which sites are told.
+_SINCE_2: Final = """
+CREATE TABLE operator_revocations (
+    number INTEGER PRIMARY KEY,
+    fingerprint TEXT NOT NULL UNIQUE,
+    signed TEXT NOT NULL
+) STRICT;
+"""
 
 
 def open_database(path: Path) -> sqlite3.Connection:
@@ -124,8 +133,9 @@ def _begin_or_check(database: sqlite3.Connection, path: Path) -> None:
     database.execute("BEGIN IMMEDIATE")
     try:
         (found,) = database.execute("PRAGMA user_version").fetchone()
-        if found == 0:
-            for statement in _TABLES.split(";\n"):
+        if found in (0, 1):
+            missing = _SINCE_2 if found else _TABLES + _SINCE_2
+            for statement in missing.split(";\n"):
                 if statement.strip():
                     database.execute(statement)
             database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -133,7 +143,7 @@ def _begin_or_check(database: sqlite3.Connection, path: Path) -> None:
         database.execute("ROLLBACK")
         raise
     database.execute("COMMIT")
-    if found not in (0, SCHEMA_VERSION):
+    if found not in (0, 1, SCHEMA_VERSION):
         raise UsageError(
             f"{path} has format {found}, this version of fedfactory reads {SCHEMA_VERSION}: use"
             " the version that wrote it, or a newer one"

@@ -98,14 +98,16 @@ class ListenRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Ring(_message.Message):
-    __slots__ = ("question_id", "question", "messages")
+    __slots__ = ("question_id", "question", "messages", "revocation")
     QUESTION_ID_FIELD_NUMBER: _ClassVar[int]
     QUESTION_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    REVOCATION_FIELD_NUMBER: _ClassVar[int]
     question_id: str
     question: bytes
     messages: int
-    def __init__(self, question_id: _Optional[str] = ..., question: _Optional[bytes] = ..., messages: _Optional[int] = ...) -> None: ...
+    revocation: bytes
+    def __init__(self, question_id: _Optional[str] = ..., question: _Optional[bytes] = ..., messages: _Optional[int] = ..., revocation: _Optional[bytes] = ...) -> None: ...
 
 class SiteAnswer(_message.Message):
     __slots__ = ("question_id", "answer")
