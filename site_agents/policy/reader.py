@@ -91,12 +91,16 @@ def _pin(place: Place) -> OperatorPin:
     if not place.is_mapping():
         raise place.wrong('key and until, as in {key: "sha256:...", until: "2027-12-31"}')
     at = place.fields(("key", "until"), ("confirmed",))
-    confirmed = at["confirmed"].fields(("by", "on")) if "confirmed" in at else None
     return OperatorPin(
         key=at["key"].text(),
         until=at["until"].text(),
-        confirmed=confirmed and Confirmation(by=confirmed["by"].text(), on=confirmed["on"].text()),
+        confirmed=_confirmation(at["confirmed"]) if "confirmed" in at else None,
     )
+
+
+def _confirmation(place: Place) -> Confirmation:
+    at = place.fields(("by", "on"))
+    return Confirmation(by=at["by"].text(), on=at["on"].text())
 
 
 def _data(place: Place) -> DataRule:
