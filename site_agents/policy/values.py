@@ -152,8 +152,8 @@ class Policy:
     orders carry its name. `strategies` are those that runs may use (a custom one by its class),
     None for any. `max_base_abs` bounds |value| in the base model's floating-point tensors, by
     patterns of their names (fnmatch); every pattern that matches counts. `metrics` maps each metric
-    that may leave to the granularity it is rounded to (0: as it is). `without_dp` is None where differential
-    privacy is required. Epsilons are caps at `delta`. `max_evaluations`, `rounds` and
+    that may leave to the granularity it is rounded to (0: as it is). `without_dp` is None where
+    differential privacy is required. Epsilons are caps at `delta`. `max_evaluations`, `rounds` and
     `gpu_hours_per_run` count per run. `logs` says what an operator may read of the site's own
     record of a run.
 
