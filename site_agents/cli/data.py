@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from fedfactory.cli.arguments import Arguments
 from fedfactory.cli.forms import add_forms, tell
-from fedfactory.contracts.errors import UnknownNameError, UsageError
+from fedfactory.contracts.errors import DataError, UnknownNameError, UsageError
 from fedfactory.contracts.orders import Scalar
 from fedfactory.tasks.parameters import WholeNumber
 from fedfactory.tasks.task import Task
@@ -81,6 +82,7 @@ def _check(asked: Namespace, settings: Sequence[str]) -> int:
     from site_agents.data.examination import examine
     from site_agents.data.sources import open_source
     from site_agents.data.versions import compare, read_version, write_version
+    from site_agents.overlaps import find_overlaps
     from site_agents.policy_file import load_policy
 
     home = find_home(asked.home)
@@ -101,6 +103,11 @@ def _check(asked: Namespace, settings: Sequence[str]) -> int:
         )
         for name, pinned in tasks.items()
     )
+    overlaps: list[str] = []
+    if rule is not None:
+        with suppress(DataError):  # what cannot be read does not fit, and is said below
+            seen = find_overlaps(home, asked.name, config.data[asked.name], policy)
+            overlaps = [one.sentence() for one in seen]
     checked = _Checked(
         name=asked.name,
         lineage=source.lineage,
@@ -112,7 +119,7 @@ def _check(asked: Namespace, settings: Sequence[str]) -> int:
         tasks=fits,
         public_size=rule.public_size if rule else None,
         unit=rule.unit if rule else None,
-        notes=tuple(_notes(rule, fits)),
+        notes=(*_notes(rule, fits), *overlaps),
     )
     wrong = [*checked.notes, *(f"{fit.task}: {fit.problem}" for fit in fits if fit.problem)]
     tell(asked, asdict(checked), ids=wrong, words=_lines(checked))

@@ -23,6 +23,7 @@ from site_agents.cli.recording import record
 from site_agents.config import POLICY_FILE, load_agent_config
 from site_agents.ledger import Ledger
 from site_agents.person import person
+from site_agents.policy import Policy
 from site_agents.policy_file import load_policy
 from site_agents.standing import LineageStanding, RunStanding, course, lineages, runs
 from site_agents.unbounded import day_of
@@ -43,6 +44,8 @@ def main(words: Sequence[str]) -> int:
     if asked.what is None:
         return _show(home, folder, asked)
     by = person()
+    if asked.what == "acknowledge-overlap":
+        return _acknowledge(home, asked, by=by)
     if asked.what == "open-lineage":
         return _open_lineage(home, folder, asked, by=by)
     if asked.what == "accept-coordinator":
@@ -76,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         if argument is not None:
             command.add_argument(argument, metavar=argument.upper())
         command.add_argument("--reason", required=True, metavar="TEXT", help="kept for good")
+    told = "say that two lineages share no records although they seem to"
+    command = commands.add_parser("acknowledge-overlap", help=told, description=told)
+    add_home(command, also_before=True)
+    add_forms(command, also_before=True)
+    command.add_argument("lineages", nargs=2, metavar="LINEAGE")
+    command.add_argument("--reason", required=True, metavar="TEXT", help="kept for good")
     return parser
 
 
@@ -89,6 +98,7 @@ def _open_lineage(home: Path, folder: Path, asked: argparse.Namespace, *, by: st
     if name not in named:
         # A slip here would stand in the ledger for good.
         raise UnknownNameError(f"lineage in {POLICY_FILE}", name, named)
+    _refuse_overlap(home, name, policy)
     ledger = Ledger.open(folder)
     try:
         if name in ledger.budget.deltas:
@@ -113,6 +123,36 @@ def _accept_coordinator(home: Path, folder: Path, asked: argparse.Namespace, *, 
         ledger.close()
     told = f"orders of coordinator '{name}' need no receipt, until it sends one again"
     return tell_done(asked, told, coordinator=name)
+
+
+def _refuse_overlap(home: Path, lineage: str, policy: Policy) -> None:
+    """Hold the lineage's data against every other's; what cannot be read yet is said, no more."""
+    from site_agents.overlaps import find_overlaps
+
+    sources = load_agent_config(home, []).data
+    for name, rule in policy.data.items():
+        if rule.lineage != lineage or name not in sources:
+            continue
+        try:
+            found = find_overlaps(home, name, sources[name], policy)
+        except FedfactoryError as error:
+            print(f"not held against other lineages: {error}", file=sys.stderr)
+            continue
+        if found:
+            raise UsageError(found[0].sentence())
+
+
+def _acknowledge(home: Path, asked: argparse.Namespace, *, by: str) -> int:
+    from site_agents.overlaps import Acknowledged, acknowledge
+
+    pair, reason = tuple(sorted(asked.lineages)), asked.reason
+    known = {rule.lineage for rule in load_policy(home / POLICY_FILE).data.values()}
+    if pair[0] == pair[1] or not known.intersection(pair):
+        raise UsageError(f"{' and '.join(pair)}: expected two lineages, one of {POLICY_FILE}'s")
+    record(home, "overlap_acknowledged", actor=by, reason=reason, lineages=list(pair))
+    acknowledge(home, Acknowledged(lineages=pair, by=by, reason=reason))
+    told = f"the overlap of '{pair[0]}' and '{pair[1]}' is acknowledged: each has its own budget"
+    return tell_done(asked, told, lineages=list(pair))
 
 
 def _release(home: Path, folder: Path, asked: argparse.Namespace, *, by: str) -> int:

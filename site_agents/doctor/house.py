@@ -180,7 +180,24 @@ def examine_data(config: AgentConfig) -> Iterator[Finding]:
             yield fail("data", f"{name}: {type(error).__name__}", todo)
         else:
             took = f"{found.bytes / GB:.3g} GB read in {time.monotonic() - began:.1f} s"
-            yield ok("data", f"{name}: version {found.fingerprint[:19]}, {took}; {todo}")
+            overlaps, note = _overlaps(config, name)
+            text = f"{name}: version {found.fingerprint[:19]}, {took}{note}; {todo}"
+            yield ok("data", text)
+            yield from overlaps
+
+
+def _overlaps(config: AgentConfig, name: str) -> tuple[list[Finding], str]:
+    """Hold a source against every lineage that the site has seen; or say why that cannot be."""
+    from site_agents.overlaps import find_overlaps
+
+    try:
+        policy = load_policy(config.home / POLICY_FILE)
+        found = find_overlaps(config.home, name, config.data[name], policy)
+    except Exception as error:  # noqa: BLE001  a site's own reader may raise anything
+        text = str(error) if isinstance(error, FedfactoryError) else type(error).__name__
+        return [], f", not held against other lineages ({text})"
+    todo = f"name one lineage in {POLICY_FILE}"
+    return [fail("data", f"{name}: {one.sentence()}", todo) for one in found], ""
 
 
 def examine_worker(config: AgentConfig) -> Iterator[Finding]:
