@@ -21,6 +21,7 @@ from site_agents.doctor.house import examine_data
 from site_agents.overlaps import SALT, SKETCHES
 from site_agents.policy import DataRule, policy_text
 from site_agents.setup import make_home
+from tests.policy_orders import pin
 
 KEY = "sha256:" + "1" * 64
 SALT_OF_TEST = bytes(range(32))
@@ -193,7 +194,7 @@ def home(tmp_path):
 def policy(**lineages):
     return policy_text(
         coordinators={"lead": KEY},
-        operators={"ada": KEY},
+        operators={"ada": pin(KEY)},
         data={
             source: DataRule(lineage=lineage, public_size=500, unit="row")
             for lineage, source in lineages.items()
