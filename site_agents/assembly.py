@@ -15,6 +15,7 @@ from site_agents.ledger import Ledger
 from site_agents.pipeline import Pipeline, Transfer
 from site_agents.policy_file import load_policy
 from site_agents.questions import Questions
+from site_agents.receipt_file import ReceiptFile
 from site_agents.second_place import SecondPlace
 
 
@@ -31,7 +32,8 @@ def open_books(config: AgentConfig) -> Books:
     except FedfactoryError:
         ledger.close()
         raise
-    return Books(config.site, ledger, audit, SecondPlace(config.second_place))
+    receipts = ReceiptFile(config.home)
+    return Books(config.site, ledger, audit, receipts, SecondPlace(config.second_place))
 
 
 def sources_of(config: AgentConfig) -> Callable[[], Mapping[str, SourceOptions]]:

@@ -26,6 +26,7 @@ from site_agents.jobs.job import folder_name
 from site_agents.ledger import Ledger
 from site_agents.ledger_file import Row
 from site_agents.policy import DataRule, Policy
+from site_agents.receipt_file import ReceiptFile
 from site_agents.second_place import SecondPlace
 from site_agents.unauthorised import Unauthorised
 from site_agents.unbounded import day_of, unbounded
@@ -46,11 +47,17 @@ class Books:
     """
 
     def __init__(
-        self, site: str, ledger: Ledger, audit: AuditChain, second_place: SecondPlace
+        self,
+        site: str,
+        ledger: Ledger,
+        audit: AuditChain,
+        receipts: ReceiptFile,
+        second_place: SecondPlace,
     ) -> None:
         self._site = site
         self._ledger = ledger
         self._audit = audit
+        self._receipts = receipts
         self._second_place = second_place
         self._lock = threading.RLock()
         self.unauthorised = Unauthorised(self.record)
@@ -69,7 +76,7 @@ class Books:
             )
 
     def check(self, receipt: Anchor | None) -> None:
-        """Hold the books against what the coordinator, and the second place, saw of them.
+        """Hold the books against what coordinators, and the second place, saw of them.
 
         Raises:
             BooksError: they were rolled back, or are other books.
@@ -78,6 +85,7 @@ class Books:
         with self._lock, _holding():
             # Read first: the books are looked at later, so they can only be further.
             seen = {"the second place": self._second_place.last(), "the coordinator": receipt}
+            seen |= {f"coordinator '{n}'": one for n, one in self._receipts.newest().items()}
             self._ledger.refresh()
             self._audit.refresh()
             for who, anchor in seen.items():
@@ -88,11 +96,16 @@ class Books:
         """Whether a coordinator sent a receipt of these books before: new work needs one then."""
         return coordinator in self._ledger.budget.receipts
 
-    def note_receipt(self, coordinator: str) -> None:
-        """Remember for good that a coordinator sends receipts. Raises LedgerError: not written."""
-        with self._lock:
+    def keep_receipt(self, coordinator: str, receipt: Anchor) -> None:
+        """Keep a checked receipt, and for good that this coordinator sends them.
+
+        Raises:
+            BooksError, LedgerError: it could not be written.
+        """
+        with self._lock, _holding():
             if not self.expects_receipt(coordinator):
                 self._ledger.note_receipt(coordinator)
+            self._receipts.keep(coordinator, receipt)
 
     def _contradiction(self, anchor: Anchor) -> str | None:
         """Say how an anchor kept elsewhere contradicts the whole history of the books."""

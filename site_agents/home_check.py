@@ -15,6 +15,7 @@ from site_agents.failures import FAILURES
 from site_agents.ledger_file import FILE as LEDGER
 from site_agents.ledger_file import KEY as LEDGER_KEY
 from site_agents.ledger_head import HEAD as LEDGER_HEAD
+from site_agents.receipt_file import RECEIPTS
 from site_agents.trusted_file import secret_fault, write_fault
 
 _KEY_SUFFIX: Final = ".key"
@@ -35,7 +36,7 @@ def home_faults(config: AgentConfig) -> Iterator[str]:
     home = config.home
     folders = [home / name for name in (IDENTITY, "audit", CONTROL_FOLDER)]
     ledger = [config.ledger / name for name in (LEDGER, LEDGER_HEAD)]
-    kept = [*ledger, home / FAILURES, home / "spool"]
+    kept = [*ledger, *(home / name for name in (FAILURES, RECEIPTS, "spool"))]
     kept += [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
     keys = {path for path in kept if path.suffix == _KEY_SUFFIX}
     keys |= {config.ledger / LEDGER_KEY, home / IDENTITY / INVITATION}

@@ -2,7 +2,7 @@
 
 A site restored from an old copy finds itself behind its receipt. So a coordinator that sent one
 before must send one with new work: to forget it would let the rollback pass. That it ever did is an
-entry of the ledger, and is lost with nothing less than the ledger.
+entry of the ledger, and is lost with nothing less than the ledger; the newest receipt lies beside.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ def take_receipt(books: Books, sending: Sending) -> None:
 
     Raises:
         RefusedError: the coordinator sent receipts before, and sends none now.
-        LedgerError: that it sends them could not be written.
+        BooksError, LedgerError: it could not be kept.
     """
     check_receipt(books, sending.order.coordinator, sending.receipt)
     if sending.receipt is not None:
-        books.note_receipt(sending.order.coordinator)
+        books.keep_receipt(sending.order.coordinator, sending.receipt)
 
 
 def check_receipt(books: Books, coordinator: str, receipt: Anchor | None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +73,54 @@ def test_the_administrator_accepts_it_and_the_books_say_so(
     assert known.code(round=5) == "no_receipt"
     assert main(["ledger", "accept-coordinator", "other", "--reason", "x"]) == 2
     assert "known: hub" in capsys.readouterr().err
+
+
+def put_back(site: Site, folder: Path, name: str) -> None:
+    """Put a copy's content back into the very files (a ledger knows its inode)."""
+    for old in (folder / name).rglob("*") if (folder / name).is_dir() else [folder / name]:
+        path = site.home / old.relative_to(folder)
+        with path.open("r+b") as file:
+            file.truncate(0)
+            file.write(old.read_bytes())
+
+
+@pytest.mark.parametrize("what", ["ledger", "audit"])
+def test_one_of_the_books_put_back_needs_no_coordinator_to_be_found_out(
+    site: Site, tmp_path: Path, what: str
+) -> None:
+    """Before the first receipt came: the ledger that is put back knows of none."""
+    assert site.code() is None
+    site.close()
+    copy = tmp_path / "copy"
+    shutil.copytree(site.home, copy)
+    site.open()
+    assert site.code(round=2, receipt=site.books.anchor()) is None
+    assert site.code(round=3, receipt=site.books.anchor()) is None
+    site.close()
+    for name in sorted(path.name for path in copy.iterdir() if path.name.startswith(what)):
+        put_back(site, copy, name)
+    site.open()
+    assert site.code(round=4) == "books_broken"
+
+
+@pytest.mark.parametrize("damage", ["{", '{"newest": {}, "more": 1}'])
+def test_damaged_receipts_are_books_that_do_not_hold(known: Site, damage: str) -> None:
+    (known.home / "receipts.json").write_text(damage)
+    assert known.code(round=3, receipt=known.books.anchor()) == "books_broken"
+
+
+def test_receipts_that_others_could_write_are_books_that_do_not_hold(known: Site) -> None:
+    (known.home / "receipts.json").chmod(0o606)
+    assert known.code(round=3, receipt=known.books.anchor()) == "books_broken"
+
+
+def test_an_older_receipt_takes_no_newer_one_away(known: Site) -> None:
+    old = known.books.anchor()
+    assert known.code(round=3, receipt=known.books.anchor()) is None
+    assert known.code(round=4, receipt=known.books.anchor()) is None
+    newest = (known.home / "receipts.json").read_bytes()
+    assert known.code(round=5, receipt=old) is None
+    assert (known.home / "receipts.json").read_bytes() == newest
 
 
 def test_a_rolled_back_site_is_found_out_by_the_receipt_that_it_insists_on(known: Site) -> None:
