@@ -37,6 +37,11 @@ def contention(loadavg: Path = Path("/proc/loadavg")) -> float:
     return max(1.0, runnable / cores())
 
 
+def stretched(seconds: float) -> float:
+    """Return a limit that has to be set beforehand, for the load of now and of the last minute."""
+    return seconds * max(contention(), os.getloadavg()[0] / cores())
+
+
 class LoadClock:
     """Counts seconds that pass more slowly under load; `read` at least every `LOOK_S` seconds."""
 

@@ -62,7 +62,7 @@ from fedfactory.wire.rpc.service import (
 )
 from fedfactory.wire.tls import channel_credentials, open_channel
 from tests.contract.gateway_rig import MIB, open_rig
-from tests.patience import HANG_S, prompt, until
+from tests.patience import HANG_S, prompt, stretched, until
 
 WHO = {Role.SITE: "cesga", Role.OPERATOR: "ana", Role.VIEWER: "eva", Role.INVITED: "newcomer"}
 CESGA = Peer(role=Role.SITE, name="cesga")
@@ -255,7 +255,7 @@ def test_a_watch_of_a_revoked_operator_ends(rig, ana):
 
 
 def test_a_doorbell_ends_when_the_certificate_does(rig):
-    identity = rig.enrol(Role.SITE, "cesga", lifetime=timedelta(seconds=4))
+    identity = rig.enrol(Role.SITE, "cesga", lifetime=timedelta(seconds=stretched(4)))
     rig.gateway.admit("cesga", 7, rig.public_key("cesga"))
     bell = rig.client(identity).listen()
     next(bell)

@@ -29,7 +29,7 @@ from tests.federation.conftest import (
     site_agent,
 )
 from tests.owned_processes import lives
-from tests.patience import HANG_S, contention, until
+from tests.patience import HANG_S, stretched, until
 
 pytestmark = pytest.mark.federation
 
@@ -203,7 +203,7 @@ def test_an_idle_agent_costs_next_to_nothing(launch: Launcher) -> None:
     )
     held.suspend()
     try:
-        time.sleep(3.0 * contention())
+        time.sleep(stretched(3.0))
         begun, began = _cpu_s(agent), time.monotonic()
         time.sleep(6.0)
         share = (_cpu_s(agent) - begun) / (time.monotonic() - began)

@@ -10,14 +10,14 @@ import pytest
 
 from tests.federation.conftest import Launcher
 from tests.owned_processes import lives
-from tests.patience import contention, until
+from tests.patience import stretched, until
 
 pytestmark = pytest.mark.federation
 
 
 def deadline() -> str:
     """Return a short deadline of a round, which the sites that live can keep under this load."""
-    return f"rounds.deadline_s={5 * contention():.1f}"
+    return f"rounds.deadline_s={stretched(5):.1f}"
 
 
 def test_a_killed_worker_is_restarted_and_the_run_completes(launch: Launcher) -> None:

@@ -38,7 +38,7 @@ from fedfactory.wire.enrolling import enrol_identity, is_under_way
 from fedfactory.wire.invitations import invitation_identity, parse_invitation, read_invitation
 from fedfactory.wire.membership import Certified, EnrolWanted, Invitation, RenewWanted
 from fedfactory.wire.renewal import Renewal
-from tests.patience import contention
+from tests.patience import stretched
 from tests.unit.identity_rig import Seat, seat
 
 STEPS = 40  # more than an enrolment has
@@ -210,7 +210,7 @@ def test_a_certificate_for_another_key_is_not_taken(
 
 
 def test_a_member_renews_and_an_ended_one_does_not(tmp_path: Path) -> None:
-    lifetime = timedelta(seconds=3 * contention())
+    lifetime = timedelta(seconds=stretched(3))
     with seat(tmp_path / "seat", lifetime=lifetime) as short:
         folder = tmp_path / "identity"
         enrol_identity(folder, short.invite("cesga"))

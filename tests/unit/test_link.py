@@ -101,6 +101,14 @@ def heard(link):
     return link.events.get(timeout=HANG_S)
 
 
+def connected(folder, monkeypatch):
+    """Return a socket that is connected to the link; by a short path, as sockets need it."""
+    monkeypatch.chdir(folder)
+    client = socket.socket(socket.AF_UNIX)
+    client.connect("link.sock")
+    return client
+
+
 def uploaded(gateway, site):
     gateway.store.receive(Peer(role=Role.SITE, name=site), REF, 0, [b"hello"])
 
@@ -225,9 +233,8 @@ def test_a_serverapp_whose_call_is_worked_on_is_alive(tmp_path, server, gateway)
         caller.join()
 
 
-def test_the_gateway_never_waits_for_a_serverapp_that_does_not_read(tmp_path, server):
-    client = socket.socket(socket.AF_UNIX)
-    client.connect(str(tmp_path / "link.sock"))
+def test_the_gateway_never_waits_for_a_serverapp_that_does_not_read(tmp_path, server, monkeypatch):
+    client = connected(tmp_path, monkeypatch)
     client.sendall(b'{"call": "hello", "pid": 1}\n')
     until(lambda: server.pid == 1)
     with prompt(5):
@@ -310,9 +317,8 @@ def test_nobody_there_is_said(tmp_path):
         Client(tmp_path / "link.sock")
 
 
-def test_garbage_ends_the_link_not_the_gateway(tmp_path, server):
-    client = socket.socket(socket.AF_UNIX)
-    client.connect(str(tmp_path / "link.sock"))
+def test_garbage_ends_the_link_not_the_gateway(tmp_path, server, monkeypatch):
+    client = connected(tmp_path, monkeypatch)
     client.sendall(b"no json\n")
     assert client.recv(10) == b""
     client.close()

@@ -14,9 +14,9 @@ from tests.patience import HANG_S
 
 
 @pytest.fixture
-def systemd(tmp_path: Path) -> Iterator[socket.socket]:
+def systemd(own_place: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind(str(tmp_path / "notify"))
+        listener.bind("notify")  # a socket's path has at most 107 bytes
         listener.settimeout(HANG_S)
         yield listener
 

@@ -76,11 +76,11 @@ def test_a_full_disk_is_said() -> None:
         SecondPlace(Path("/dev/full")).record(ANCHOR)
 
 
-def test_the_systems_log_gets_every_anchor(tmp_path: Path) -> None:
+def test_the_systems_log_gets_every_anchor() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
-        log.bind(str(tmp_path / "log"))
+        log.bind("log")
         log.settimeout(HANG_S)
-        place = SecondPlace(SYSLOG, syslog_socket=str(tmp_path / "log"))
+        place = SecondPlace(SYSLOG, syslog_socket="log")
         place.record(ANCHOR)
         text = log.recv(65536).decode()
     assert text.startswith("<86>fedfactory: anchor {")
@@ -88,17 +88,17 @@ def test_the_systems_log_gets_every_anchor(tmp_path: Path) -> None:
     assert place.last() is None  # a person compares
 
 
-def test_a_log_that_does_not_listen_is_said(tmp_path: Path) -> None:
-    place = SecondPlace(SYSLOG, syslog_socket=str(tmp_path / "log"))
+def test_a_log_that_does_not_listen_is_said() -> None:
+    place = SecondPlace(SYSLOG, syslog_socket="log")
     with pytest.raises(EnvironmentFailedError, match="cannot be written"):
         place.record(ANCHOR)
 
 
-def test_a_log_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_log_that_hangs_is_not_waited_for(monkeypatch: Any) -> None:
     monkeypatch.setattr(second_place, "_LOG_TIMEOUT_S", 0.1)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
-        log.bind(str(tmp_path / "log"))  # and never reads
-        place = SecondPlace(SYSLOG, syslog_socket=str(tmp_path / "log"))
+        log.bind("log")  # and never reads
+        place = SecondPlace(SYSLOG, syslog_socket="log")
         with pytest.raises(EnvironmentFailedError, match="cannot be written: timed out"):
             _fill(place)
 
