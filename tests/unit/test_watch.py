@@ -98,7 +98,7 @@ def test_the_watchdog_hears_an_agent_that_moves_and_no_other(
     monkeypatch.setattr(watch, "LOOK_S", 0.02)
     monkeypatch.setattr(watch, "LONGEST_STILL_S", 0.3)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind("notify")
+        systemd.bind("/proc/self/cwd/notify")
         monkeypatch.setenv("NOTIFY_SOCKET", systemd.getsockname())
         monkeypatch.setenv("WATCHDOG_USEC", "100000")
         bench = Bench(tmp_path)
