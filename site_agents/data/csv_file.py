@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from fedfactory.contracts.errors import DataError, ValueRangeError
+from fedfactory.contracts.errors import ValueRangeError
 from fedfactory.tasks.examples import DataSchema
 from site_agents.data.csv_lines import CsvForm, CsvLines
 from site_agents.data.file_source import FileSource
@@ -83,19 +84,18 @@ class Csv(FileSource):
     def profile(self) -> Profile:
         """See Source."""
         with self._opened() as lines:
-            records, missing = 0, [0] * len(lines.names)
-            columns = list(dict.fromkeys(lines.names))
-            if len(columns) < len(lines.names):
-                raise DataError(f"{self.path}: two columns of one name")
+            records, counts = 0, Counter(lines.names)
+            columns = [name for name, times in counts.items() if times == 1]
+            missing = dict.fromkeys(columns, 0)
             for found in lines.batches(columns, self.piece_bytes, one_line=False):
                 records += found.records
-                for i, name in enumerate(columns):
-                    missing[i] += found.batch.column(name).null_count
+                for name in columns:
+                    missing[name] += found.batch.column(name).null_count
         return Profile(
             records=records,
             columns=tuple(
-                ColumnProfile(name=name, form="text", missing=count)
-                for name, count in zip(columns, missing, strict=True)
+                ColumnProfile(name=name, form="text", missing=missing.get(name))
+                for name in lines.names
             ),
         )
 

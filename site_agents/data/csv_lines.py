@@ -101,6 +101,9 @@ class CsvLines:
                 f" {self._form.declared}"
             )
         names = self._cells(line)
+        while names is None and len(line) <= MAX_LINE and (more := self._text.readline(MAX_LINE)):
+            line = f"{line}\n{more.removesuffix(chr(10))}"  # a name may go on over lines
+            names = self._cells(line)
         if names is None or not line.strip() or "\0" in line:
             raise DataError(
                 f"{self._where}: holds no table, expected a header and rows; {self._form.declared}"
@@ -122,7 +125,7 @@ class CsvLines:
         following = iter(lines)
         for line in following:
             record = line
-            while '"' in record and len(record) <= MAX_LINE and self._cells(record) is None:
+            while record.count('"') % 2 and len(record) <= MAX_LINE and not self._cells(record):
                 more = next(following, None)
                 if more is None and not (more := self._text.readline(MAX_LINE + 1)):
                     break
@@ -132,11 +135,8 @@ class CsvLines:
 
     def _lines(self, records: list[str], text: str, first: int, columns: list[str]) -> Lines:
         """Sort out what is no record of the table; `first` is the first one's number."""
-        delimiter, others = self._form.delimiter, len(self.names) - 1
-        good = [record.count(delimiter) == others for record in records]
-        suspects = [i for i, fits in enumerate(good) if not fits]
-        if '"' in text or _UNDECODABLE in text or len(text) > MAX_LINE:
-            suspects = list(range(len(records)))
+        good = self._plain(records, text)
+        suspects = [i for i, is_plain in enumerate(good) if not is_plain]
         wrong: dict[str, tuple[int, str]] = {}
         for i in suspects:
             what, example = self._misfit(records[i])
@@ -166,6 +166,20 @@ class CsvLines:
                 for what, (count, example) in wrong.items()
             ),
         )
+
+    def _plain(self, records: list[str], text: str) -> list[bool]:
+        """Return which records have the right cells at first sight; each other one is looked at.
+
+        Where the sight deceives, `_parsed` finds it.
+        """
+        delimiter, others = self._form.delimiter, len(self.names) - 1
+        plain = [record.count(delimiter) == others for record in records]
+        if '"' in text:
+            even = [record.count('"') % 2 == 0 for record in records]
+            plain = [one and other for one, other in zip(plain, even, strict=True)]
+        if _UNDECODABLE in text or max(map(len, records)) > MAX_LINE:
+            plain = [False] * len(records)
+        return plain
 
     def _misfit(self, record: str) -> tuple[str | None, str]:
         """Say what is wrong with a line, and more of it; "": it is empty, which is no fault."""

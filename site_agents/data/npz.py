@@ -167,19 +167,8 @@ class _Indices:
 
 
 def _names(values: NDArray[Any]) -> list[str | None]:
-    """Return entries as names: None for NaN and for what is no text."""
-    try:
-        found = values.tolist()
-    except ValueError:  # code points that no text has
-        found = [_entry(value) for value in values]
-    return [None if is_missing(value) else name_of(value) for value in found]
-
-
-def _entry(value: Any) -> Any:
-    try:
-        return value.item()
-    except ValueError:
-        return None
+    """Return entries as names, None for NaN."""
+    return [None if is_missing(value) else name_of(value) for value in values.tolist()]
 
 
 class _Array:

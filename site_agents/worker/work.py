@@ -125,9 +125,16 @@ class Worker:
             write_file(folder / RESULT, _done(outcome, workload.spec, began))
 
     def _workload(self, job: Job) -> Workload:
-        if job.source is not None:
-            self._notice_change(job.source)
         private = job.mechanism is not None or job.measurement is not None
+        if job.source is not None:
+            try:
+                self._notice_change(job.source)
+            except DataError as error:
+                if not private:
+                    raise
+                # Which version it is may follow from a record that cannot be read.
+                log.warning("%s; it is read anew", error)
+                self._forget(job.source)
         key = (job.source, job.task, to_json(job.task_parameters), private)
         found = self._workloads.get(key)
         if found is None:
@@ -188,10 +195,15 @@ class Worker:
         found = source.version()
         if found != known:
             log.info("%s", compare(name, known, found, source.starts_with).sentence)
-            self._data.drop(name)
-            self._workloads.drop(name)
+            self._forget(name)
         self._versions[name] = (stamp, found)
         return stamp
+
+    def _forget(self, source: str) -> None:
+        """Let go of what was read of a source."""
+        self._versions.pop(source, None)
+        self._data.drop(source)
+        self._workloads.drop(source)
 
     def _device(self) -> str:
         """Return the worker's device, torch made ready; what reads no data needs no torch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fedfactory.contracts.errors import DataError
 from fedfactory.tasks.table import load_task
 from site_agents.cli.main import main
 from site_agents.config import load_agent_config
+from site_agents.data.cells import moments, named, numbers
 from site_agents.data.csv_file import Csv
 from site_agents.data.csv_lines import MAX_LINE
 from site_agents.data.sources import open_source
@@ -250,3 +252,70 @@ def test_the_workers_log_counts_them_and_shows_none(
         assert code_of(tmp_path, kind, body) is None
     assert "data 'own' counts as null: column 'age': 1 of 21 values are no numbers" in caplog.text
     assert VALUE not in caplog.text
+
+
+@pytest.mark.parametrize("read", [numbers, moments, named])
+def test_no_cell_of_any_type_raises(read: Any) -> None:
+    """Far dates overflow, of whatever resolution: a type is refused, or all that it can hold is read."""
+    import pyarrow as pa
+
+    far = [0, 2**62, -(2**62), 86_399_999_999]
+    raw = [
+        *(pa.array(far, pa.int64()).view(kind) for kind in (
+            pa.date64(), pa.timestamp("s"), pa.timestamp("ms"), pa.timestamp("us", "UTC"),
+            pa.timestamp("ns"), pa.duration("s"), pa.time64("us"), pa.uint64(), pa.float64(),
+        )),
+        pa.array([2**31 - 1, -(2**31)], pa.int32()).view(pa.date32()),
+        pa.array([float("nan"), float("inf"), 6e4], pa.float16()),
+        pa.array([None, b"\xff", b"a"], pa.binary()),
+        pa.array(["a", None, "1e999", "2026-01-31T25:00", "999999-01-01"], pa.large_string()),
+        pa.array(["a", None, "b"]).dictionary_encode(),
+        pa.array([True, None]),
+        pa.nulls(3),
+        pa.array([[1]]),
+        pa.array([{"a": 1}]),
+        pa.array([Decimal("1e30"), None], pa.decimal128(38, 2)),
+        pa.array([Decimal("1e60"), None], pa.decimal256(70, 2)),
+    ]  # fmt: skip
+    for cells in raw:
+        asked = ("a column", "a table") if read is named else ("a column", "a table", ".")
+        try:
+            read(cells.slice(0, 0), *asked)
+        except DataError:
+            with pytest.raises(DataError):
+                read(cells, *asked)
+            continue
+        found = read(cells, *asked)
+        assert len(found.missing) == len(found.wrong) == len(cells)
+        assert not (found.missing & found.wrong).any()
+
+
+LAB = """
+class Records:
+    def __len__(self):
+        return 40
+    def __getitem__(self, i):
+        return [i / 100] * 64, i % 10
+    def fingerprint(self):
+        raise ValueError("77123")
+"""
+
+
+def test_a_version_that_cannot_be_told_fails_no_private_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "raising_lab.py").write_text(LAB)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from tests.damaged_units import Kind, code_of
+
+    kind = Kind(
+        task="digits",
+        unit="row",
+        units=0,
+        records=lambda _: [],
+        damages=[],
+        write=lambda folder, body: {"kind": "python", "target": "raising_lab:Records"},
+    )
+    assert code_of(tmp_path, kind, []) is None
+    assert VALUE not in caplog.text
+    assert code_of(tmp_path, kind, [], mechanism=None) == "work_failed"
