@@ -70,6 +70,10 @@ VALUES = {
     ("privacy=dp_sgd", "privacy.target_epsilon=0"): "privacy.target_epsilon=0.0: expected",
     ("privacy=dp_sgd", "privacy.noise_multiplier=1"): "exactly one of privacy.target_epsilon",
     ("privacy=dp_sgd", "privacy.delta=2"): "privacy.delta=2.0: expected",
+    (
+        "privacy=dp_sgd",
+        "privacy.delta=0.5",
+    ): "privacy.delta: 0.5 is not below 1 / ",
     ("privacy=dp_sgd", "privacy.grad_sample_mode=magic"): "known: ghost, hooks",
     ("privacy=dp_sgd", "task.model=cnn_bn"): "privacy=dp_sgd: ",
     ("privacy=dp_sgd", "task=echo"): "privacy=dp_sgd: ",

@@ -130,3 +130,11 @@ def test_bad_input_is_one_line(capsys, words, told):
     error = said(capsys, *QUESTION, *words, code=2)
     assert told in error
     assert error.count("\n") == 1
+
+
+def test_a_delta_that_says_nothing_of_one_record_is_warned_of_for_each_size(capsys):
+    words = ["plan", "--records", "100", "479", "--rounds", "10", "--batch-size", "64"]
+    assert main(["privacy", *words, "--epsilon", "3", "--delta", "0.005"]) == 0
+    warned = capsys.readouterr().err
+    assert warned.count("warning: ") == 1
+    assert "delta 0.005 is not below 1 / 479 records" in warned

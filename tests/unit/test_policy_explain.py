@@ -247,6 +247,10 @@ def test_a_policy_that_fits_its_site(home, capsys):
     [
         ({"coordinators": {}}, "coordinators: no key is pinned"),
         ({"operators": {}}, "operators: no key is pinned"),
+        (
+            {"data": {"scans": replace(HERE.data["scans"], public_size=200_000)}},
+            "data.scans.lineage: the delta of",
+        ),
         ({"delta": 0.001}, "privacy.delta: 0.001 is not below 1 / data.scans.public_size"),
         (
             {"data": {**HERE.data, "xrays": HERE.data["scans"]}},
