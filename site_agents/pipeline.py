@@ -154,6 +154,7 @@ class Pipeline:
                     destination=delivery.sending.order.coordinator,
                     delivery=delivery.sending.number,
                     finding=str(why),
+                    standing=standing,
                 )
             )
         except BooksError as error:

@@ -70,6 +70,7 @@ class Release:
         if blob is not None and not fresh and file_ref(path) != blob:
             raise RefusedError("egress_refused", "the file is no longer the one that was cleared")
         lineage, epsilon = self._paid(asked)
+        standing = self._books.standing(asked.key)
         anchor = self._books.record(
             released(
                 update,
@@ -80,12 +81,12 @@ class Release:
                 policy=asked.policy.version,
                 clause=f"egress: {asked.policy.egress}",
                 actor=actor,
+                standing=standing,
             )
         )
         if blob is not None:
             self._send(path, blob)
         self._approvals.settle(work)
-        standing = self._books.standing(asked.key)
         return Reply(update=update, refusal=None, anchor=anchor, standing=standing)
 
     def _paid(self, asked: Asked) -> tuple[str | None, float | None]:

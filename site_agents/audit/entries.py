@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from fedfactory.contracts.codec import digest_of, encode
 from fedfactory.contracts.orders import WorkKey
+from fedfactory.contracts.privacy import PrivacyStanding
 from fedfactory.contracts.updates import Refusal, Update
 
 MAX_TEXT: Final = 300
@@ -26,12 +27,14 @@ def released(
     policy: str,
     clause: str,
     actor: str,
+    standing: PrivacyStanding | None = None,
 ) -> dict[str, Any]:
     """Return the entry for an update that is about to leave.
 
     `destination` is the identity it goes to (a key's fingerprint), `policy` the version (digest) of
     the policy file that let it go and `clause` the clause, `actor` is "agent" or who approved.
     `epsilon_charged` is what this work took from the lineage; None without differential privacy.
+    `standing` leaves beside the update.
     """
     blob = update.payload.blob if update.payload else None
     return {
@@ -49,11 +52,23 @@ def released(
         "policy": policy,
         "clause": clause,
         "actor": actor,
+        **_standing(standing),
     }
 
 
-def refused(refusal: Refusal, *, destination: str, delivery: int, finding: str) -> dict[str, Any]:
-    """Return the entry for a refusal that is about to leave: its code is all that crosses.
+def _standing(standing: PrivacyStanding | None) -> dict[str, Any]:
+    return {} if standing is None else {"standing": encode(standing)}
+
+
+def refused(
+    refusal: Refusal,
+    *,
+    destination: str,
+    delivery: int,
+    finding: str,
+    standing: PrivacyStanding | None = None,
+) -> dict[str, Any]:
+    """Return the entry for a refusal that is about to leave: its code and `standing` cross.
 
     `destination` is the coordinator's name as the order gives it, `finding` why; it stays here.
     Nobody may have signed what is refused: its texts are cut to MAX_TEXT characters.
@@ -66,6 +81,7 @@ def refused(refusal: Refusal, *, destination: str, delivery: int, finding: str) 
         "destination": destination,
         "delivery": delivery,
         "actor": "agent",
+        **_standing(standing),
     }
     return {name: v[:MAX_TEXT] if isinstance(v, str) else v for name, v in entry.items()}
 
