@@ -58,7 +58,7 @@ def held(site: Site, hub: str | None = None) -> float:
 # ---- how long ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("days", [31.5, 366.0, 20 * 365.0, 1e12])
+@pytest.mark.parametrize("days", [31.5, 366.0, 20 * 365.0, 36_500.0])
 def test_a_plan_of_years_is_refused_before_anything_is_held(site, coordinator, days) -> None:
     terms = plan(coordinator, "long", days=days)
     answer = questions_of(site).answer(about_plan(site, terms))
