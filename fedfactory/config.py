@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from fedfactory.choices import OPEN_STRATEGY, choices
+from fedfactory.contracts.bounds import MOST
 from fedfactory.contracts.errors import DataError, UnknownNameError, ValueRangeError
 from fedfactory.contracts.orders import Scalar, TrainParameters
 from fedfactory.contracts.privacy import GradSampleMode, PrivacyPlan
@@ -74,6 +75,7 @@ class RunConfig:
     checkpoints: int
     training: TrainParameters
     max_update_norm_l2: float | None
+    max_examples: Mapping[str, int]
     seed: int
     baselines: bool
     out: Path | None
@@ -138,6 +140,7 @@ def run_config(
             max_steps=values["max_steps"],
         ),
         max_update_norm_l2=_norm(values["max_update_norm_l2"]),
+        max_examples=_max_examples(values["max_examples"], sites),
         seed=_whole("seed", values["seed"], 0, MAX_SEED),
         baselines=values["baselines"],
         out=Path(values["out"]) if values["out"] is not None else None,
@@ -166,6 +169,22 @@ def _norm(value: float | None) -> float | None:
     if value is not None and not _positive(value):
         raise ValueRangeError("max_update_norm_l2", value, "a number above 0, or null")
     return value
+
+
+def _max_examples(value: object, sites: Sequence[str]) -> dict[str, int]:
+    """Return the most examples that each site may count: one number for all, or by site."""
+    found = value if isinstance(value, Mapping) else {} if value is None else None
+    if found is None:
+        found = dict.fromkeys(sites, value)
+    for site, most in found.items():
+        if site not in sites:
+            raise UnknownNameError("site", f"max_examples.{site}", sites)
+        if type(most) is not int or not 1 <= most <= MOST:
+            key = "max_examples" if not isinstance(value, Mapping) else f"max_examples.{site}"
+            raise ValueRangeError(
+                key, most, "a whole number from 1 to 2^53, {SITE: number}, or null"
+            )
+    return dict(found)
 
 
 def _known(group: str, name: str) -> str:

@@ -128,6 +128,7 @@ class RunSchema:
     momentum: float = MISSING
     max_steps: int | None = MISSING
     max_update_norm_l2: float | None = MISSING
+    max_examples: Any = MISSING
     seed: int = MISSING
     evaluate: bool = MISSING
     baselines: bool = MISSING

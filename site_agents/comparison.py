@@ -78,7 +78,7 @@ def _arrays(leaving: Leaving) -> tuple[Line, ...]:
         ),
         Line(
             "norm (L2)",
-            "no bound" if bound is None else f"at most {bound:g}",
+            "by the rule, met" if bound is None else f"at most {bound:g}",
             "unknown" if norm is None else f"{norm:.6g}",
             norm is not None and (bound is None or norm <= bound),
         ),

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedfactory.contracts.errors import IntegrityError, ProtocolError
 from fedfactory.contracts.model import DTYPES, BlobRef, ModelSpec, TensorSpec
+from fedfactory.contracts.norms import NormL2
 from fedfactory.wire.arrays import ArrayFile, header_of
 
-# Stays in the processor's second-level cache, with its float64 form beside it.
+# Stays in the processor's second-level cache; a multiple of NormL2's lanes in every dtype.
 _CHUNK_BYTES: Final = 256 * 1024
 
 
@@ -48,7 +48,8 @@ def check_update(
 
     `declared` is the model: an update holds its floating-point tensors. Header and length must be
     exactly theirs, the file's digest and length `ref`'s, every value finite, and the norm at most
-    `max_norm_l2` (None: no bound). Memory does not grow with the file.
+    `max_norm_l2` (contracts/update_norms.py; None: it was held against it before). Memory does not
+    grow with the file.
     """
     spec = declared.update_spec()
     header = header_of(spec)
@@ -95,8 +96,7 @@ def _check_values(
 ) -> HeldBack | Cleared:
     """Check what follows the header: one pass for digest, finiteness and norm."""
     digest = hashlib.sha256(header)
-    squares = 0.0
-    raw, wide = memoryview(bytearray(_CHUNK_BYTES)), np.empty(_CHUNK_BYTES // 2)
+    total, raw = NormL2(), memoryview(bytearray(_CHUNK_BYTES))
     for tensor in spec.tensors:
         dtype, _ = DTYPES[tensor.dtype]
         left = tensor.bytes
@@ -104,17 +104,15 @@ def _check_values(
             piece = raw[: min(left, _CHUNK_BYTES)]
             _read_into(file, piece)
             digest.update(piece)
-            values = np.frombuffer(piece, dtype)
-            found = _squares(values, wide[: len(values)])
-            if not math.isfinite(found):
-                return HeldBack(finding=_not_finite(tensor, values))
-            squares += found
+            total.add(np.frombuffer(piece, dtype))
             left -= len(piece)
+        if not total.is_finite:
+            return HeldBack(finding=_not_finite(Path(file.name), tensor))
     if file.read(1):
         return HeldBack(finding="the file grew while it was read")
     if (found_digest := "sha256:" + digest.hexdigest()) != ref.digest:
         return HeldBack(finding=f"the file's digest is {found_digest}, its reference {ref.digest}")
-    norm = math.sqrt(squares)
+    norm = total.value()
     if not math.isfinite(norm):
         return HeldBack(finding="the update's norm is too large to compute")
     if max_norm_l2 is not None and norm > max_norm_l2:
@@ -122,18 +120,10 @@ def _check_values(
     return Cleared(norm_l2=norm)
 
 
-def _squares(values: NDArray[np.floating], wide: NDArray[np.float64]) -> float:
-    """Return the sum of squares, in float64: finite only if every value is."""
-    # Numbers that overflow or are not finite are what is looked for: no warning is wanted.
-    with np.errstate(all="ignore"):
-        wide[:] = values
-        # Not np.dot: its library starts threads, which on a busy machine took 40 times as long.
-        return float(np.einsum("i,i->", wide, wide))
-
-
-def _not_finite(tensor: TensorSpec, values: NDArray[np.floating]) -> str:
-    if np.isfinite(values).all():
-        return f"tensor '{tensor.name}' holds numbers too large for a norm"
+def _not_finite(path: Path, tensor: TensorSpec) -> str:
+    with ArrayFile(path) as file:
+        if all(np.isfinite(piece).all() for piece in file.chunks(tensor.name)):
+            return f"tensor '{tensor.name}' holds numbers too large for a norm"
     return f"tensor '{tensor.name}' holds non-finite numbers"
 
 

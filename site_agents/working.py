@@ -15,12 +15,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
-from fedfactory.contracts.errors import FedfactoryError, ProtocolError
+from fedfactory.contracts.errors import FedfactoryError, IntegrityError, ProtocolError
 from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.update_norms import norm_bound
 from fedfactory.contracts.updates import Payload, Update
 from fedfactory.privacy.entries import Charge
+from fedfactory.privacy.sampling import noising
 from fedfactory.tasks.table import load_task
 from fedfactory.wire.arrays import file_ref
+from fedfactory.wire.base_norm import read_base
 from site_agents.admission import measurement_of, mechanism_of
 from site_agents.books import Books
 from site_agents.egress import HeldBack, check_metrics, check_update
@@ -67,7 +70,8 @@ class Working:
         """
         try:
             charge, result = self._left_behind(asked, folder) or self._execute(asked, folder)
-            update = self._guard(asked, charge, result, folder)
+            bound = self.norm_bound(asked, charge) if asked.order.kind == "train" else 0.0
+            update = self._guard(asked, charge, result, folder, bound)
         except RefusedError as error:
             if asked.private and error.code in AFTER_DATA:
                 self._note_failure(asked)
@@ -152,8 +156,29 @@ class Working:
             raise RefusedError(result.failure, "the worker's log says why")
         return result
 
+    def norm_bound(self, asked: Asked, charge: Charge | None) -> float:
+        """Return the bound of the update's norm, which the coordinator computes alike."""
+        order, terms = asked.order, asked.sending.plan.terms
+        assert order.training is not None
+        found = None
+        if charge is not None:
+            assert asked.rule is not None
+            sigma = charge.cost.noise_multiplier
+            found = noising(order.training, asked.rule.public_size, sigma)
+        with self._fetch(order.base) as path:
+            try:
+                base = read_base(path, terms)
+            except IntegrityError as error:
+                raise RefusedError("bad_model", str(error)) from error
+        return norm_bound(terms, order.training, base, found)
+
     def _guard(
-        self, asked: Asked, charge: Charge | None, result: JobResult, folder: Path
+        self,
+        asked: Asked,
+        charge: Charge | None,
+        result: JobResult,
+        folder: Path,
+        max_norm_l2: float,
     ) -> Update:
         order, policy = asked.order, asked.policy
         # Of private training no metric leaves: what a task says of it would be without noise.
@@ -165,8 +190,7 @@ class Working:
         if order.kind == "train":
             assert result.declared is not None
             assert result.update is not None
-            most = asked.sending.plan.terms.max_update_norm_l2
-            found = check_update(folder / UPDATE, result.declared, result.update, most)
+            found = check_update(folder / UPDATE, result.declared, result.update, max_norm_l2)
             if isinstance(found, HeldBack):
                 raise RefusedError("egress_refused", found.finding)
             payload = Payload(form="delta", blob=result.update)

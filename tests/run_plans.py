@@ -18,6 +18,7 @@ EVALUATION = EvaluationRules(
     min_delta=0.0, keep="last",
 )  # fmt: skip
 PLAN = RunPlan(
+    max_examples={},
     run_id="r", task="digits", strategy="fedavg", seed=1, rounds=2, sites=SITES, rules=RULES,
     evaluation=EVALUATION, privacy=None, checkpoints=3,
 )  # fmt: skip

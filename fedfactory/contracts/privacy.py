@@ -25,11 +25,13 @@ from fedfactory.contracts.errors import ProtocolError, ValueRangeError
 
 GradSampleMode = Literal["hooks", "ghost"]
 MAX_NOISE: Final = 1000.0
+MAX_PUBLIC_SIZE: Final = 10**9  # units of one site
 MAX_NAME: Final = 200
 _DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
 LEAST_CLIP: Final = 1e-6  # far below it, float32 rounds a gradient to more than its bound
 MAX_EVALUATION_NOISE: Final = 1e6
 Epsilon = Annotated[float, Range(0, 1e12)]
+Delta = Annotated[float, Range(0, 1 - 1e-9, above=True)]
 Noise = Annotated[float, Range(0, MAX_EVALUATION_NOISE, above=True)]
 
 
@@ -107,7 +109,7 @@ class PrivacySpent:
     """
 
     epsilon_run: Epsilon
-    delta: Fraction
+    delta: Delta
     noise_multiplier: Noise
     sample_rate: Fraction
     steps: Ordinal
@@ -129,7 +131,7 @@ class PrivacyStanding:
     """
 
     epsilon_run: Epsilon
-    delta: Fraction
+    delta: Delta
     unit: str
     accountant: str
     unprotected_updates: Count
@@ -137,8 +139,6 @@ class PrivacyStanding:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not 0 < self.delta < 1:
-            raise ProtocolError("PrivacyStanding.delta: expected a number between 0 and 1")
         for name in (self.unit, self.accountant):
             if not (len(name) <= MAX_NAME and name.isprintable()):
                 raise ProtocolError("PrivacyStanding: expected short printable names")

@@ -52,6 +52,7 @@ REFUSALS: Final[dict[str, str]] = {
     "bad_reply": "the reply does not have the agreed form",
     "bad_update_form": "the update does not have the declared tensors, shapes, dtypes or size",
     "bad_update_values": "the update holds non-finite numbers",
+    "bad_update_norm": "the update's norm is above the bound that was known before the round",
     "missing_update": "the update's bytes never arrived whole",
     "no_answer": "no answer before the deadline",
     "offline": "the site was not connected, and did not come back before the deadline",

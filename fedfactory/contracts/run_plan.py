@@ -5,6 +5,7 @@ What a run may ask of sites is in plans.py; this is the coordinator's side of th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,7 +66,9 @@ class RunPlan:
 
     `sites` may take part; some may still be to come. `privacy` is what the run asks of every site,
     None for none. `checkpoints` is how many finished rounds' models are kept (the best one beside
-    them). In async mode `rounds` counts new models.
+    them). In async mode `rounds` counts new models. `max_examples` declares how many examples
+    (under differential privacy: units) an answer of a site may count at most; a site that it does
+    not name is not limited by it.
     """
 
     run_id: str
@@ -78,3 +81,4 @@ class RunPlan:
     evaluation: EvaluationRules
     privacy: PrivacyPlan | None
     checkpoints: Ordinal
+    max_examples: Mapping[str, Count]

@@ -65,6 +65,7 @@ def run_plan(config: RunConfig, run_id: str) -> RunPlan:
         evaluation=config.evaluation,
         privacy=config.privacy,
         checkpoints=config.checkpoints,
+        max_examples=config.max_examples,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fedfactory.contracts.orders import TrainParameters
+from fedfactory.contracts.update_norms import Noising
 
 EVALUATION_SHARE: Final = 0.2  # of a site's units, kept apart to evaluate on
 
@@ -39,3 +40,14 @@ def sampling(training: TrainParameters, public_size: int) -> Sampling:
     if training.max_steps is not None:
         steps = min(steps, training.max_steps)
     return Sampling(sample_rate=rate, steps=steps, expected_batch=rate * units)
+
+
+def noising(training: TrainParameters, public_size: int, noise_multiplier: float) -> Noising:
+    """Return what bounds the norm of one order's update under dp_sgd at a site of this size."""
+    once = sampling(training, public_size)
+    return Noising(
+        noise_multiplier=noise_multiplier,
+        steps=once.steps,
+        units=max(1, public_size - evaluation_size(public_size)),
+        expected_batch=once.expected_batch,
+    )

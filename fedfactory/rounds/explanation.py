@@ -14,10 +14,11 @@ from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.rounds.events import Event
 from fedfactory.rounds.evidence import Facts, Reading, Seen
 from fedfactory.rounds.history import Round
-from fedfactory.rounds.parts import Part
+from fedfactory.rounds.parts import Part, norm_ratios
 
 # Said by the coordinator of what a site sent, and by the site of its own worker.
-REJECTED: Final = ("bad_reply", "bad_update_form", "bad_update_values")
+REJECTED: Final = ("bad_reply", "bad_update_form", "bad_update_values", "bad_update_norm")
+UNUSUAL: Final = 2.0  # from which ratio on a norm is told; nothing follows from it
 CRASHED: Final = ("worker_lost", "timed_out", "work_failed")
 
 
@@ -56,6 +57,9 @@ def _explained(reading: Reading, plan: RunPlan, found: Round, site: str) -> Expl
     part = found.parts.get(site, Part(status="asked"))
     facts = reading.facts(found.number, site)
     sentence, evidence = _sentence(reading, plan, found.number, part, facts)
+    ratio = norm_ratios(found.parts).get(site, 1.0)
+    if not 1 / UNUSUAL < ratio < UNUSUAL:
+        sentence += f"; its norm is {ratio:.3g} x the round's median"
     numbers = sorted({seen.number for seen in evidence if seen is not None})
     return Explained(
         site=site,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import Final, Literal
 
 from fedfactory.contracts.privacy import PrivacySpent
@@ -31,7 +32,7 @@ class Part:
     """One site's part in one phase of a round. `seconds` is its own working time.
 
     `code` is a key of REFUSALS, `reason` its sentence with the coordinator's own finding. In async
-    mode `updates` counts those in the model, and `staleness` is the largest of theirs.
+    mode `updates` counts those in the model; `staleness` and `norm_l2` are the largest of theirs.
     """
 
     status: PartStatus
@@ -42,6 +43,7 @@ class Part:
     privacy: PrivacySpent | None = None
     updates: int = 0
     staleness: int = 0
+    norm_l2: float | None = None
 
 
 def parts_of(records: Mapping[str, SiteRecord]) -> dict[str, Part]:
@@ -74,7 +76,18 @@ def _given(answers: tuple[ReplyAccepted, ...], staleness: int) -> Part:
         privacy=last.privacy,
         updates=len(answers),
         staleness=staleness,
+        norm_l2=max((a.norm_l2 for a in answers if a.norm_l2 is not None), default=None),
     )
+
+
+def norm_ratios(parts: Mapping[str, Part]) -> dict[str, float]:
+    """Return each update's norm over the median of the round's: shown, and used for nothing.
+
+    Whether an update is taken never depends on the others (contracts/update_norms.py).
+    """
+    norms = {site: part.norm_l2 for site, part in parts.items() if part.norm_l2 is not None}
+    middle = median(norms.values()) if norms else 0.0
+    return {site: norm / middle for site, norm in norms.items()} if middle > 0 else {}
 
 
 def async_parts(state: RunState, number: int, entered: tuple[Waiting, ...]) -> dict[str, Part]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from fedfactory.rounds.events import Finish
 from fedfactory.rounds.guarantees import guarantees
 from fedfactory.rounds.history import History, Interruption, Round
-from fedfactory.rounds.parts import Part
+from fedfactory.rounds.parts import Part, norm_ratios
 
 UNANSWERED: Final = "the run ended before it answered"
 BYTES_COUNT: Final = (
@@ -93,16 +93,19 @@ def round_entry(found: Round, now: float) -> dict[str, Any]:
         "round": found.number,
         "seconds": (found.ended_at or now) - found.began_at,
         "train_seconds": None if trained is None else trained - found.began_at,
-        "sites": {site: _part(part) for site, part in sorted(found.parts.items())},
-        "evaluations": {
-            site: _part(part) for site, part in sorted((found.evaluations or {}).items())
-        },
+        "sites": _parts(found.parts),
+        "evaluations": _parts(found.evaluations or {}),
         "metrics": _metrics(found.shown_metrics),
         "central": _finite(found.central),
     }
 
 
-def _part(part: Part) -> dict[str, Any]:
+def _parts(parts: Mapping[str, Part]) -> dict[str, Any]:
+    ratios = norm_ratios(parts)
+    return {site: _part(part, ratios.get(site)) for site, part in sorted(parts.items())}
+
+
+def _part(part: Part, norm_ratio: float | None) -> dict[str, Any]:
     asked = part.status == "asked"
     return {
         "status": "no_answer" if asked else part.status,
@@ -112,6 +115,8 @@ def _part(part: Part) -> dict[str, Any]:
         "reason": UNANSWERED if asked else part.reason,
         "updates": part.updates,
         "staleness": part.staleness,
+        "norm_l2": part.norm_l2,
+        "norm_to_median": norm_ratio,
         "epsilon": part.privacy.epsilon_run if part.privacy else None,
     }
 

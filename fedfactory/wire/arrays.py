@@ -270,9 +270,9 @@ def norm_l2(file: ArrayFile) -> float:
             file.read_into(tensor.name, start, piece)
             norm.add(piece)
         if not norm.is_finite:
-            raise NotFiniteError(
-                f"tensor '{tensor.name}' holds NaN, infinity or numbers too large for a norm"
-            )
+            finite = all(np.isfinite(piece).all() for piece in file.chunks(tensor.name))
+            told = "numbers too large for a norm" if finite else "NaN or infinity"
+            raise NotFiniteError(f"tensor '{tensor.name}' holds {told}")
     return norm.value()
 
 

@@ -21,6 +21,7 @@ from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD, TrainParameters
 from fedfactory.contracts.plans import Delivery, RunTerms, SignedEnding, SignedPlan
+from fedfactory.contracts.privacy import PrivacySpent
 from fedfactory.contracts.run_plan import EvaluationRules, RoundRules, RunPlan
 from fedfactory.contracts.updates import Payload, Refusal, Reply, Update
 from fedfactory.coordinator.flower_seam import assume_app_identity
@@ -41,6 +42,7 @@ from fedfactory.identity.issuer import Issuer
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.identity.root import Root
 from fedfactory.identity.signing import Signer, new_signing_key, verify
+from fedfactory.privacy.sampling import sampling
 from fedfactory.rounds.log import decode_event
 from fedfactory.wire.arrays import read_arrays, write_arrays
 from tests.patience import until
@@ -124,18 +126,37 @@ class Sites:
         payload = None
         if order.kind == "train":
             out = self.folder / "update"
-            delta = np.float32(0.3) * (target - model["weight"])
+            # Under differential privacy, less than the noise and clipping of its steps allow.
+            part = np.float32(0.3 if order.privacy is None else 0.02)
+            delta = part * (target - model["weight"])
             blob = write_arrays(out, {"weight": delta})
             self.files[blob.digest] = out.read_bytes()
             payload = Payload(form="delta", blob=blob)
+        examples = 100 + 10 * SITES.index(order.site)
         return Update(
             work=order.key(),
             payload=payload,
-            examples=100 + 10 * SITES.index(order.site),
+            examples=examples,
             metrics={"loss": float(np.square(model["weight"]).mean())},
             seconds=0.5,
-            privacy=None,
+            privacy=spent_of(order, examples),
         )
+
+
+def spent_of(order, public_size):
+    """Return what an honest site of that public size says of its guarantee."""
+    if order.privacy is None:
+        return None
+    once = None if order.training is None else sampling(order.training, public_size)
+    return PrivacySpent(
+        epsilon_run=1.0,
+        delta=1e-5,
+        noise_multiplier=order.privacy.noise_multiplier or 1.0,
+        sample_rate=1.0 if once is None else once.sample_rate,
+        steps=1 if once is None else once.steps,
+        unit="row",
+        accountant="RDP",
+    )
 
 
 class PlayedFlower(Grid):
@@ -264,6 +285,8 @@ def settings_of(coordinator, sites, *, rounds=3, strategy="fedavg", options=None
     checkpoints = rules.pop("checkpoints", 2)
     privacy = rules.pop("privacy", None)
     central = rules.pop("central", None)
+    max_examples = rules.pop("max_examples", {})
+    max_norm = rules.pop("max_norm", None)
     run_rules = {
         "mode": "sync",
         "quorum": len(sites),
@@ -288,6 +311,7 @@ def settings_of(coordinator, sites, *, rounds=3, strategy="fedavg", options=None
         **evaluation,
     }
     plan = RunPlan(
+        max_examples=max_examples,
         run_id=RUN,
         task="digits",
         strategy=strategy,
@@ -314,7 +338,7 @@ def settings_of(coordinator, sites, *, rounds=3, strategy="fedavg", options=None
         evaluate=judged["sites"],
         privacy=privacy,
         max_model_bytes=1 << 30,
-        max_update_norm_l2=None,
+        max_update_norm_l2=max_norm,
         nonce="n",
         not_after=4e9,  # fixed: equal runs have equal orders
     )

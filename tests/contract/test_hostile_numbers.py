@@ -12,11 +12,13 @@ import types
 from collections.abc import Mapping
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 
-from fedfactory.contracts.updates import Reply
+from fedfactory.contracts.privacy import PrivacyPlan
+from fedfactory.contracts.updates import Payload, Reply
 from fedfactory.coordinator.aggregating.aggregation import StreamingAggregation
-from fedfactory.coordinator.running import runner, serverapp
+from fedfactory.coordinator.running import runner, serverapp, taking
 from fedfactory.coordinator.running.closing import Closing
 from fedfactory.coordinator.running.journal import JOURNAL
 from fedfactory.report.table import print_results
@@ -24,6 +26,7 @@ from fedfactory.report.text import round_lines
 from fedfactory.rounds.events import ReplyRefused, UpdateLost, UpdateRefused
 from fedfactory.rounds.explanation import explain
 from fedfactory.rounds.history import History, append
+from fedfactory.wire.arrays import read_arrays, write_arrays
 from tests.contract.runner_rig import TRAINING, Coordinator, Killed
 
 WHOLE = ("0", "-1", str(2**53), str(2**53 + 1), str(2**63), "1" + "0" * 400, "9" * 5000)
@@ -36,9 +39,18 @@ ASYNC = {
     "buffer": 2,
     "quorum": 1,
 }
-SPENT = {
-    "epsilon_run": 1.0, "delta": 1e-5, "noise_multiplier": 1.0, "sample_rate": 0.5, "steps": 3,
-    "unit": "row", "accountant": "RDP",
+PRIVATE = PrivacyPlan(
+    target_epsilon=3.0,
+    noise_multiplier=None,
+    delta=1e-5,
+    clip_norm_l2=1.0,
+    grad_sample_mode="hooks",
+    evaluation_noise_multiplier=50.0,
+    evaluation_loss_clip=1.0,
+)
+STANDING = {
+    "epsilon_run": 1.0, "delta": 1e-5, "unit": "row", "accountant": "RDP",
+    "unprotected_updates": 1, "unprotected_on": "2026-12-01",
 }  # fmt: skip
 ANCHOR = {
     "site": "vega", "ledger": "l", "ledger_sequence": 1, "ledger_head": "h", "audit_length": 1,
@@ -69,6 +81,9 @@ CHECKED_BEYOND = (
     ("update", "work", "round"),
     ("refusal", "work", "round"),
     ("update", "payload", "blob", "bytes"),
+    ("update", "privacy", "sample_rate"),
+    ("update", "privacy", "steps"),
+    ("standing", "unprotected_updates"),  # 0 with a date
 )
 
 
@@ -99,11 +114,10 @@ def with_number(path, number):
     def spoil(order, reply):
         if path[0] == "refusal":
             work = reply["update"]["work"]
-            reply = {"update": None, "refusal": {"work": work, "code": "paused"}, "anchor": None}
+            reply |= {"update": None, "refusal": {"work": work, "code": "paused"}}
             work["round"] = "HERE"
             return json.dumps(reply).replace('"HERE"', number)
-        reply["update"]["privacy"] = dict(SPENT)
-        reply["anchor"] = dict(ANCHOR)
+        reply["anchor"], reply["standing"] = dict(ANCHOR), dict(STANDING)
         place = reply
         for name in path[:-1]:
             if (place := place[name]) is None:  # evaluations carry no payload
@@ -145,13 +159,16 @@ def outcome(coordinator):
 )
 def test_a_number_leaves_its_site_out_or_is_counted(made, path, kind, bounds):
     for index, number in enumerate(FLOATS):
-        coordinator = made(f"home{index}")
+        private = PRIVATE if "privacy" in path else None
+        coordinator = made(f"home{index}", privacy=private)
         coordinator.sites.hostile["vega"] = with_number(path, number)
         coordinator.run()
         summary, told = outcome(coordinator)
         assert summary["status"] == "completed", number[:30]
         part = summary["rounds"][0]["sites"]["vega"]
-        if path in CHECKED_BEYOND and allowed(kind, bounds, number):
+        if path == ("standing", "unprotected_updates") and number == str(2**53):
+            assert part["status"] == "took_part"
+        elif path in CHECKED_BEYOND and allowed(kind, bounds, number):
             assert part["status"] == "refused", number[:30]
         elif allowed(kind, bounds, number):
             assert part["status"] == "took_part", number[:30]
@@ -282,3 +299,124 @@ def test_an_update_that_cannot_be_folded_is_its_sites_refusal(made, monkeypatch,
     assert any("cannot weigh it (ZeroDivisionError)" in found.sentence for found in told)
     assert not any(found.contributed for found in told)
     assert any(isinstance(event, UpdateRefused) for event in coordinator.events())
+
+
+# ---- counts and norms ------------------------------------------------------------------------
+
+
+def test_a_count_above_what_the_plan_declares_is_refused(made):
+    coordinator = made("home", max_examples={"vega": 500, "lumi": 500})
+    coordinator.sites.hostile["vega"] = with_number(("update", "examples"), "501")
+    coordinator.sites.hostile["lumi"] = with_number(("update", "examples"), "500")
+    coordinator.run()
+    summary, told = outcome(coordinator)
+    sites = summary["rounds"][0]["sites"]
+    assert sites["lumi"]["examples"] == 500
+    assert sites["vega"]["code"] == "bad_reply"
+    assert "Update.examples: 501, above 500" in told.sentence
+
+
+@pytest.mark.parametrize(
+    ("field", "number", "said"),
+    [
+        (("update", "privacy", "noise_multiplier"), "1001", "at most 1000"),
+        (("update", "privacy", "sample_rate"), "1e-9", "sample_rate"),
+        (("update", "privacy", "steps"), "1000000", "steps"),
+        (("update", "examples"), "1000000001", "above 1000000000"),
+        (("update", "examples"), "0", "the site's public size"),
+        (("update", "examples"), "null", "the site's public size"),
+        (("update", "privacy"), "null", "exactly with differential privacy"),
+    ],
+)
+def test_what_a_site_says_of_its_privacy_must_hold_together(made, field, number, said):
+    """Its public size and noise enter the bound of its norm: a liar would widen it."""
+    coordinator = made("home", privacy=PRIVATE)
+    coordinator.sites.hostile["vega"] = with_number(field, number)
+    coordinator.run()
+    summary, told = outcome(coordinator)
+    assert summary["status"] == "completed"
+    assert summary["rounds"][0]["sites"]["vega"]["code"] == "bad_reply"
+    assert said in told.sentence
+
+
+def test_without_privacy_nobody_claims_it(made):
+    coordinator = made("home")
+    spent = json.dumps({**STANDING, "noise_multiplier": 1.0, "sample_rate": 0.5, "steps": 1})
+    spent = json.dumps({k: v for k, v in json.loads(spent).items() if "unprotected" not in k})
+    coordinator.sites.hostile["vega"] = with_number(("update", "privacy"), spent)
+    coordinator.run()
+    assert outcome(coordinator)[0]["rounds"][0]["sites"]["vega"]["code"] == "bad_reply"
+
+
+def enlarged(coordinator, site, factor):
+    """Let a site multiply its update, as a hostile one would to own the model."""
+    honest = coordinator.sites._work
+
+    def work(order, base):
+        update = honest(order, base)
+        if order.site != site or update.payload is None:
+            return update
+        out = coordinator.sites.folder / "enlarged"
+        delta = read_arrays(coordinator.sites.folder / "update")
+        blob = write_arrays(out, {n: (v * np.float32(factor)) for n, v in delta.items()})
+        coordinator.sites.files[blob.digest] = out.read_bytes()
+        return dataclasses.replace(update, payload=Payload(form="delta", blob=blob))
+
+    coordinator.sites._work = work
+
+
+def largest(coordinator):
+    summary = json.loads((coordinator.folder / "summary.json").read_text())
+    model = read_arrays(coordinator.model_path(summary["model"]["digest"]))
+    return float(np.abs(model["weight"]).max())
+
+
+@pytest.mark.parametrize("strategy", [{}, FLOWER, ASYNC], ids=["fedavg", "FedAdam", "fedbuff"])
+@pytest.mark.parametrize("privacy", [None, PRIVATE], ids=["plain", "dp_sgd"])
+def test_a_site_that_would_drive_the_model_away_is_left_out(made, monkeypatch, strategy, privacy):
+    coordinator = made("home", **{"rounds": 2, "privacy": privacy, **strategy})
+    enlarged(coordinator, "vega", 1e19)
+    coordinator.run()
+    summary, told = outcome(coordinator)
+    assert summary["status"] == "completed", summary["reason"]
+    assert largest(coordinator) < 100
+    assert "bad_update_norm" in told.sentence
+    assert "the bound is" in told.sentence
+    # The coordinator of before, which believed the site:
+    monkeypatch.setattr(taking, "bound_of", lambda *_: math.inf)
+    all_three = {"buffer": 3} if strategy is ASYNC else {}
+    believing = made("before", **{"rounds": 1, "privacy": privacy, **strategy, **all_three})
+    enlarged(believing, "vega", 1e19)
+    believing.run()
+    if strategy is not FLOWER:  # an adaptive step hides the size, not the direction
+        assert largest(believing) > 1e17
+
+
+@pytest.mark.parametrize(("factor", "taken"), [(1.0, True), (1.001, False)])
+def test_the_signed_bound_is_the_coordinators_too(made, factor, taken):
+    first = made("first")
+    first.run()
+    norm = json.loads((first.folder / "summary.json").read_text())["rounds"][0]["sites"]["vega"][
+        "norm_l2"
+    ]
+    coordinator = made("home", max_norm=norm, quorum=1)
+    enlarged(coordinator, "vega", factor)
+    coordinator.run()
+    part = outcome(coordinator)[0]["rounds"][0]["sites"]["vega"]
+    assert (part["status"] == "took_part") is taken, part
+
+
+def test_a_resumed_run_holds_updates_that_nobody_held_against_the_bound(made, monkeypatch):
+    """An older version wrote them into its journal without a norm."""
+    coordinator = made("home", rounds=2)
+    enlarged(coordinator, "vega", 1e19)
+    monkeypatch.setattr(runner, "LARGE_MODEL_BYTES", 0)
+    monkeypatch.setattr(Closing, "aggregate", die)
+    monkeypatch.setattr(taking, "bound_of", lambda *_: math.inf)
+    with pytest.raises(Killed):
+        coordinator.run()
+    monkeypatch.undo()
+    assert believe_without_bound(coordinator, "120") == 1
+    coordinator.run()
+    assert largest(coordinator) < 100
+    assert outcome(coordinator)[0]["status"] == "completed"

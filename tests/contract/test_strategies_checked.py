@@ -57,6 +57,7 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plan(name: str, *, mode: Mode = "sync", sites: tuple[str, ...] = SITES) -> RunPlan:
     return RunPlan(
+        max_examples={},
         run_id="run",
         task="digits",
         strategy=name,

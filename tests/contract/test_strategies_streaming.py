@@ -224,7 +224,7 @@ class TestVerifyUpdate:
 
     def check(self, folder: Path, delta: dict[str, Any]) -> tuple[str, str] | None:
         write_arrays(folder / "update", delta)
-        return verify_update(folder / "update", spec_of(example_model()))
+        return verify_update(folder / "update", spec_of(example_model()), 1e9)
 
     def test_a_good_update_passes(self, tmp_path: Path, delta: dict[str, Any]) -> None:
         assert self.check(tmp_path, delta) == pytest.approx(
@@ -262,14 +262,14 @@ class TestVerifyUpdate:
         delta["conv.weight"][1, 2, 0] = bad
         assert self.check(tmp_path, delta) == Unfit(
             code="bad_update_values",
-            detail="tensor 'conv.weight' holds NaN, infinity or numbers too large for a norm",
+            detail="tensor 'conv.weight' holds NaN or infinity",
         )
 
     def test_a_truncated_file(self, tmp_path: Path, delta: dict[str, Any]) -> None:
         write_arrays(tmp_path / "update", delta)
         whole = (tmp_path / "update").read_bytes()
         (tmp_path / "update").write_bytes(whole[:-1])
-        found = verify_update(tmp_path / "update", spec_of(example_model()))
+        found = verify_update(tmp_path / "update", spec_of(example_model()), 1e9)
         assert isinstance(found, Unfit)
         assert found.code == "bad_update_form"
 
@@ -283,6 +283,6 @@ class TestVerifyUpdate:
         (tmp_path / "update").write_bytes(
             len(header).to_bytes(8, "little") + header + whole[8 + length :]
         )
-        found = verify_update(tmp_path / "update", spec_of(example_model()))
+        found = verify_update(tmp_path / "update", spec_of(example_model()), 1e9)
         assert isinstance(found, Unfit)
         assert found.code == "bad_update_form"

@@ -53,6 +53,7 @@ def plan_of(run_id="run-1", sites=SITES, **changes):
         "evaluation": EVALUATION,
         "privacy": None,
         "checkpoints": 2,
+        "max_examples": {},
     }
     return RunPlan(**{**values, **changes})
 

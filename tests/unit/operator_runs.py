@@ -36,6 +36,7 @@ def blob(number: int) -> BlobRef:
 
 def plan(rounds: int, run_id: str = RUN_ID) -> RunPlan:
     return RunPlan(
+        max_examples={},
         run_id=run_id,
         task="digits",
         strategy="fedavg",

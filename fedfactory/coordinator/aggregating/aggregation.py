@@ -282,21 +282,26 @@ class Unfit:
     detail: str
 
 
-def verify_update(path: Path, model: ModelSpec) -> float | Unfit:
+def verify_update(path: Path, model: ModelSpec, max_norm_l2: float) -> float | Unfit:
     """Check a received update against the model and return its L2 norm; reads it once.
 
-    It must hold exactly the model's float tensors, all finite, and nothing beside them.
+    It must hold exactly the model's float tensors, all finite, and nothing beside them; its norm
+    over all of them is at most `max_norm_l2` (contracts/update_norms.py).
     """
     expected = model.update_spec()
     try:
         with ArrayFile(path) as file:
             if fault := _form_fault(path.stat().st_size, file.spec, expected):
                 return Unfit(code="bad_update_form", detail=fault)
-            return norm_l2(file)
+            norm = norm_l2(file)
     except NotFiniteError as error:  # its tensors' names are the model's
         return Unfit(code="bad_update_values", detail=error.public_message)
     except (IntegrityError, ProtocolError):
         return Unfit(code="bad_update_form", detail="not a whole safetensors file")
+    if norm > max_norm_l2:
+        told = f"its norm is {norm:.6g}, the bound is {max_norm_l2:.6g}"
+        return Unfit(code="bad_update_norm", detail=told)
+    return norm
 
 
 def _form_fault(size: int, found: ModelSpec, expected: ModelSpec) -> str | None:

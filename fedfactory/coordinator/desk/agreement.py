@@ -131,6 +131,8 @@ def _check_rules(plan: RunPlan) -> None:
     _seconds("rounds.lateness_s", rules.lateness_s)
     _within("rounds.retries", rules.retries, 0, 1000)
     _within("rounds.extra", rules.extra, 0, many)
+    if strangers := sorted(plan.max_examples.keys() - set(plan.sites)):
+        raise UsageError(f"max_examples: {', '.join(strangers)} is no site of the run")
     if strangers := sorted(set(rules.required) - set(plan.sites)):
         raise UsageError(f"rounds.required: {', '.join(strangers)} is no site of the run")
     if rules.per_round is not None:

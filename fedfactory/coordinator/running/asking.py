@@ -11,11 +11,13 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD, Order, WorkKey
+from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD, Order
 from fedfactory.contracts.plans import Delivery, SignedEnding
+from fedfactory.contracts.update_norms import Base
 from fedfactory.coordinator.aggregating.site_plan import SitePlan
 from fedfactory.coordinator.running.run_parts import RunParts
 from fedfactory.rounds.events import SendOrders
+from fedfactory.wire.base_norm import read_base
 
 # A reply on its way when the order ends still counts as late, and is told so; Flower would drop it.
 # SuperLink takes up to 55 s to notice that a node went, and a site needs a moment to come back.
@@ -25,10 +27,14 @@ SENT_AT_ONCE: Final = 16
 
 
 class Asking:
-    """Sends orders; `asked` are those of this process, by Flower's message id."""
+    """Sends orders; `asked` are those of this process, by Flower's message id.
+
+    `bases` are the facts of the models that they start from, kept for late answers.
+    """
 
     def __init__(self, parts: RunParts) -> None:
-        self.asked: dict[str, WorkKey] = {}
+        self.asked: dict[str, Order] = {}
+        self.bases: dict[str, Base] = {}  # by digest
         self._until: dict[str, float] = {}  # time.monotonic() seconds: when Flower drops a message
         self._parts = parts
         self._adopted: set[str] = set()
@@ -64,7 +70,7 @@ class Asking:
             ]
             for (_, order), sent in zip(few, parts.post.push_messages(messages), strict=True):
                 if sent:  # None: the node never came online; it is asked when it does
-                    self.asked[sent], self._until[sent] = order.key(), until
+                    self.asked[sent], self._until[sent] = order, until
             parts.link.ring(site for site, _ in few)
 
     def _serve(self, plan: SitePlan, model: BlobRef) -> None:
@@ -72,6 +78,9 @@ class Asking:
         if plan.base.digest in self._adopted:
             return
         checkpoints, link = self._parts.checkpoints, self._parts.link
+        if plan.base.digest not in self.bases:
+            path = checkpoints.path(model) if plan.base == model else plan.base_path
+            self.bases[plan.base.digest] = read_base(path, self._parts.settings.signed.terms)
         if plan.base == model:
             link.adopt(checkpoints.path(model), model)
         else:

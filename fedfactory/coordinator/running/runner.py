@@ -83,7 +83,7 @@ class Runner:
         self._parts = parts
         self._life = parts.life
         self._asking = Asking(parts)
-        self._taking = Taking(parts, self._asking.asked)
+        self._taking = Taking(parts, self._asking)
         self._closing = Closing(parts, self._asking)
         self._deadline: _Deadline | None = None
         self._told = _Told(stops=set(), left=set())

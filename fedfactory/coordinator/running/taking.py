@@ -15,20 +15,23 @@ from flwr.app import Message
 from fedfactory.contracts.codec import from_json
 from fedfactory.contracts.errors import FieldError, ProtocolError
 from fedfactory.contracts.model import BlobRef, ModelSpec
-from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD, WorkKey
+from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD, Order, WorkKey
 from fedfactory.contracts.updates import Reply, Update
 from fedfactory.coordinator.aggregating.aggregation import Unfit, verify_update
+from fedfactory.coordinator.running.asking import Asking
 from fedfactory.coordinator.running.run_parts import RunParts
+from fedfactory.coordinator.running.update_checks import bound_of, false_number
 from fedfactory.rounds.events import Event, ReplyAccepted, ReplyRefused, SiteConnected
 from fedfactory.wire.arrays import ArrayFile
 
 
 class Taking:
-    """Pulls replies to the orders in `asked` (by message id)."""
+    """Pulls replies to the orders that `asking` sent."""
 
-    def __init__(self, parts: RunParts, asked: dict[str, WorkKey]) -> None:
+    def __init__(self, parts: RunParts, asking: Asking) -> None:
         self._parts = parts
-        self._asked = asked
+        self._asked, self._bases = asking.asked, asking.bases
+        self._declared = parts.settings.plan.max_examples
         self._spec: ModelSpec | None = None
 
     def pull(self, message_ids: Sequence[str]) -> list[Event]:
@@ -36,18 +39,19 @@ class Taking:
         ours = [message_id for message_id in message_ids if message_id in self._asked]
         events: list[Event] = []
         for message in self._parts.post.pull_messages(ours) if ours else ():
-            key = self._asked.pop(message.metadata.reply_to_message_id, None)
-            if key is None:
+            order = self._asked.pop(message.metadata.reply_to_message_id, None)
+            if order is None:
                 continue
             if message.has_content():
-                events.append(self._take(key, message))
-            elif key.site not in self._parts.life.state.offline:
+                events.append(self._take(order, message))
+            elif order.site not in self._parts.life.state.offline:
                 # An error is Flower's own: it had given the node up, and the reply is gone. A site
                 # that is away is asked when it is back.
-                events.append(SiteConnected(at=time.time(), site=key.site))
+                events.append(SiteConnected(at=time.time(), site=order.site))
         return events
 
-    def _take(self, key: WorkKey, message: Message) -> Event:
+    def _take(self, order: Order, message: Message) -> Event:
+        key = order.key()
         try:
             reply = from_json(
                 Reply, str(message.content.config_records[MESSAGE_RECORD][MESSAGE_FIELD])
@@ -64,16 +68,18 @@ class Taking:
         if reply.refusal is not None:
             return replace(_refused(key, reply.refusal.code, ""), standing=reply.standing)
         assert reply.update is not None
-        return replace(self._take_update(key, reply.update), standing=reply.standing)
+        if false := false_number(order, reply.update, self._declared.get(key.site)):
+            return replace(_refused(key, "bad_reply", false), standing=reply.standing)
+        return replace(self._take_update(order, reply.update), standing=reply.standing)
 
-    def _take_update(self, key: WorkKey, update: Update) -> ReplyAccepted | ReplyRefused:
-        link, norm_l2 = self._parts.link, None
+    def _take_update(self, order: Order, update: Update) -> ReplyAccepted | ReplyRefused:
+        link, key, norm_l2 = self._parts.link, order.key(), None
         if update.payload is not None:
             digest = update.payload.blob.digest
             # Only what this very site sent counts: it may not name another's blob, nor the base.
             if not link.claim(key.site, digest):
                 return _refused(key, "missing_update", "")
-            found = self._verified(update.payload.blob)
+            found = self._verified(order, update, update.payload.blob)
             if isinstance(found, Unfit):
                 link.discard([digest])
                 return _refused(key, found.code, found.detail)
@@ -93,12 +99,13 @@ class Taking:
             norm_l2=norm_l2,
         )
 
-    def _verified(self, blob: BlobRef) -> float | Unfit:
+    def _verified(self, order: Order, update: Update, blob: BlobRef) -> float | Unfit:
         path = self._parts.link.blob_path(blob.digest)
         if (length := path.stat().st_size) != blob.bytes:
             told = f"Update.payload.blob.bytes: the update is {length} bytes long, not {blob.bytes}"
             return Unfit(code="bad_update_form", detail=told)
-        return verify_update(path, self._model_spec())
+        terms, base = self._parts.settings.signed.terms, self._bases[order.base.digest]
+        return verify_update(path, self._model_spec(), bound_of(terms, order, base, update))
 
     def _model_spec(self) -> ModelSpec:
         """Return the model's tensors: the same in every round."""
