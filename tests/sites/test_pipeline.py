@@ -136,7 +136,17 @@ def test_an_update_beyond_the_planned_norm_is_held_back(make_site, coordinator) 
     site = make_site(without_dp=OPEN)
     site.executor.tensors = {n: a + np.float32(9) for n, a in site.executor.tensors.items()}
     assert site.code(coordinator.terms(privacy=None)) == "egress_refused"
-    assert site.code(coordinator.terms(privacy=None, run_id="r", max_update_norm_l2=None)) is None
+    assert site.code(coordinator.terms(privacy=None, run_id="r", max_update_norm_l2=100.0)) is None
+
+
+@pytest.mark.parametrize(("by", "code"), [(9, "egress_refused"), (1, None)])
+def test_without_a_signed_norm_an_update_is_held_against_the_rule(
+    make_site, coordinator, by, code
+) -> None:
+    """|base| is below 1 here, so the bound is 10; by 9 everywhere the norm is 36."""
+    site = make_site(without_dp=OPEN)
+    site.executor.tensors = {n: a + np.float32(by) for n, a in site.executor.tensors.items()}
+    assert site.code(coordinator.terms(privacy=None, max_update_norm_l2=None)) == code
 
 
 def test_failing_work_pauses_its_run(site: Site) -> None:
