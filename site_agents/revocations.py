@@ -29,6 +29,7 @@ from site_agents.policy.facts import shown
 from site_agents.policy.pins import day_text, pins_of
 from site_agents.policy_file import load_policy
 from site_agents.rate import Rate
+from site_agents.trusted_file import write_fault
 
 log = logging.getLogger("site_agents.revocations")
 
@@ -72,15 +73,19 @@ def kept_revocations(home: Path) -> tuple[Kept, ...]:
     path = home / REVOKED_FILE
     try:
         with path.open("rb") as file:
-            return from_json(_File, file.read(MAX_BYTES)).kept
+            content = file.read(MAX_BYTES)
+        if (fault := write_fault(path)) is None:
+            return from_json(_File, content).kept
     except FileNotFoundError:
         return ()
-    except (OSError, ProtocolError) as error:
-        what = error.strerror if isinstance(error, OSError) else str(error)
-        raise IntegrityError(
-            f"{path} does not hold ({what}): who was revoked is not known, and no order is taken."
-            " Put the last copy of it back; without one, remove it, and the coordinator tells again"
-        ) from error
+    except OSError as error:
+        fault = error.strerror or str(error)
+    except ProtocolError as error:
+        fault = error.public_message
+    raise IntegrityError(
+        f"{path} does not hold ({fault}): who was revoked is not known, and no order is taken. Mend"
+        " it, or put its last copy back; without one, remove it, and the coordinator tells again"
+    )
 
 
 def revoked_keys(home: Path) -> frozenset[str]:

@@ -68,6 +68,7 @@ class Coordinator:
         self._lifetime = timedelta(days=config.certificate_days)
         self._identity = coordinator_identity(self._consortium, self._lifetime)
         self._renewed_at = time.monotonic()
+        self._issuer_stamp: tuple[int, int] | None = None
         self._swept = False
         self._told_pids: dict[str, int] = {}
         self._registry = self._consortium.registry()
@@ -183,9 +184,13 @@ class Coordinator:
         return self._identity
 
     def _renew(self, now: float) -> None:
-        """Renew our own certificate when it is time, or when the issuer changed."""
-        if now - self._renewed_at >= RENEW_EVERY_S:
-            self._renewed_at = now
+        """Renew our own certificate when it is time, or at once when the issuer changed.
+
+        A member that renews after a rotation shows the new root's certificate from then on.
+        """
+        stamp = self._consortium.issuer_stamp()
+        if stamp != self._issuer_stamp or now - self._renewed_at >= RENEW_EVERY_S:
+            self._renewed_at, self._issuer_stamp = now, stamp
             try:
                 self._identity = coordinator_identity(self._consortium, self._lifetime)
             except (OSError, FedfactoryError) as error:

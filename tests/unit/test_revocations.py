@@ -242,6 +242,13 @@ def test_a_damaged_file_stops_all_and_is_not_written_over(site: Site, content: s
     assert path.read_text() == content
 
 
+def test_a_file_that_others_may_write_stops_all(site: Site) -> None:
+    site.revocations.take(signed("ana", "bob"))
+    (site.home / REVOKED_FILE).chmod(0o620)
+    with pytest.raises(IntegrityError, match="may be written by"):
+        revoked_keys(site.home)
+
+
 def test_it_counts_before_it_is_recorded_and_is_recorded_later(site: Site) -> None:
     site.full = True
     site.revocations.take(signed("ana", "bob"))

@@ -30,7 +30,7 @@ from fedfactory.identity.enrolment import (
 )
 from fedfactory.identity.facts import public_key_text
 from fedfactory.identity.formats import check_format
-from fedfactory.identity.issuer import Issuer
+from fedfactory.identity.issuer import ISSUER_FILE, Issuer
 from fedfactory.identity.lifetime import due_in_s
 from fedfactory.identity.roles import Role
 from fedfactory.identity.root import Root
@@ -70,6 +70,14 @@ class Consortium:
     def issuer(self) -> Issuer:
         """Open the issuer. Raises IdentityError."""
         return Issuer(self.home / ISSUER)
+
+    def issuer_stamp(self) -> tuple[int, int] | None:
+        """Return what changes when the issuer's file does: inode and time; None if it is away."""
+        try:
+            found = (self.home / ISSUER / ISSUER_FILE).stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
 
     def registry(self) -> Registry:
         """Open the registry. Raises UsageError, EnvironmentFailedError."""
