@@ -19,8 +19,9 @@ pytestmark = pytest.mark.federation
 SITES = ("cesga", "lumi")
 RUN = (
     *("task=digits", "partition=iid", "local_epochs=1", "seed=5", "evaluate=false"),
-    *("rounds.quorum=1", "rounds=400", f"federation.sites=[{','.join(SITES)}]"),
+    *("rounds.quorum=1", "rounds=400"),
 )
+BOTH = f"federation.sites=[{','.join(SITES)}]"
 
 
 @contextmanager
@@ -38,7 +39,7 @@ def consortium_at(folder: Path, *settings: str) -> Iterator[Consortium]:
 
 def settle(consortium: Consortium, *sites: str) -> None:
     for site in sites:
-        consortium.settle(site, lambda home, invited: make_share(home, invited, RUN))
+        consortium.settle(site, lambda home, invited: make_share(home, invited, (*RUN, BOTH)))
     consortium.wait_for_sites()
 
 
@@ -64,7 +65,8 @@ def test_a_revoked_operators_run_is_refused_and_they_stay_revoked(tmp_path: Path
         settle(consortium, *SITES)
         for home in consortium.sites.values():
             assert whoami in (home / "policy.yaml").read_text()
-        done = consortium.fedfactory("run", *RUN, "--as", str(bob), "--detach", "--json")
+        words = ("run", *RUN, "federation.sites=[cesga]", "--as", str(bob), "--detach", "--json")
+        done = consortium.fedfactory(*words)
         run_id = json.loads(done.stdout)["run_id"]
         journal = consortium.home / "runs" / run_id / JOURNAL
 
