@@ -12,6 +12,8 @@ from cryptography import x509
 
 from fedfactory.coordinator.running.journal import JOURNAL, read_events
 from site_agents.cli.audit import main as audit
+from site_agents.revocations import kept_revocations
+from site_agents.status import read_status
 from tests.federation.consortium import Consortium
 from tests.federation.homes import make_share
 
@@ -44,15 +46,12 @@ def settle(consortium: Consortium, *sites: str) -> None:
 
 
 def revoked_at(consortium: Consortium, site: str) -> list[str]:
-    home = str(consortium.sites[site])
-    told = consortium.command("site-agent", "status", "--json", "--home", home)
-    return [one["operator"] for one in json.loads(told.stdout)["revoked_operators"]]
+    return [kept.operator for kept in kept_revocations(consortium.sites[site])]
 
 
 def outcomes(consortium: Consortium, site: str) -> list[str]:
-    home = str(consortium.sites[site])
-    told = consortium.command("site-agent", "status", "--json", "--home", home)
-    return [one["outcome"] for one in json.loads(told.stdout)["last_known"]["done"]]
+    status = read_status(consortium.sites[site])
+    return [done.outcome for done in status.done] if status else [""]
 
 
 def test_a_revoked_operators_run_is_refused_and_they_stay_revoked(tmp_path: Path) -> None:
@@ -82,7 +81,8 @@ def test_a_revoked_operators_run_is_refused_and_they_stay_revoked(tmp_path: Path
             60, lambda: outcomes(consortium, "cesga")[0] == "not_authorised", "the refusal"
         )
         assert "update" in outcomes(consortium, "cesga")  # of the same run, before
-        consortium.fedfactory("stop", run_id, "--now")
+        consortium.wait_for(60, lambda: consortium.ended(run_id), "the end of the run")
+        assert consortium.summary(run_id)["status"] == "failed"
         assert consortium.fedfactory("runs", "--as", str(bob), code=None).returncode != 0
 
         coordinator, agent = consortium.daemons["coordinator"], consortium.daemons["cesga"]
