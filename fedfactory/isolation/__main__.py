@@ -16,7 +16,7 @@ from typing import cast
 
 from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.isolation.enforcing import find_refusals, isolate
-from fedfactory.isolation.mechanism import WHERE_POSSIBLE, Network, choose
+from fedfactory.isolation.mechanism import MECHANISMS, WHERE_POSSIBLE, Network, choose
 
 
 def main() -> None:
@@ -36,7 +36,8 @@ def _isolate(network: Network | None, *, gpu: bool) -> None:
         isolate(found.mechanism, gpu=gpu)
     except (FedfactoryError, OSError) as error:
         sys.exit(f"this process cannot be isolated: {error}")
-    print(f"network: {found.sentence}", file=sys.stderr)  # noqa: T201  it has no log yet
+    if found.mechanism != MECHANISMS[0]:
+        print(f"network: {found.sentence}", file=sys.stderr)  # noqa: T201  it has no log yet
 
 
 if __name__ == "__main__":

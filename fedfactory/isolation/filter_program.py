@@ -37,6 +37,7 @@ RET_ALLOW: Final = 0x7FFF0000
 LOAD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
 AND: Final = 0x54  # BPF_ALU | BPF_AND | BPF_K
 JUMP_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
+JUMP_ABOVE: Final = 0x25  # BPF_JMP | BPF_JGT | BPF_K
 JUMP_AT_LEAST: Final = 0x35  # BPF_JMP | BPF_JGE | BPF_K
 RETURN: Final = 0x06  # BPF_RET | BPF_K
 
@@ -61,7 +62,7 @@ class Instruction(NamedTuple):
 class Architecture:
     """Numbers of one instruction set: its AUDIT_ARCH and those of its system calls.
 
-    Of `foreign` ranges (first, end) every call is denied: those of a second ABI (x32).
+    Of `foreign` ranges (first, last) every call is denied: those of a second ABI (x32).
     """
 
     audit: int
@@ -88,7 +89,7 @@ ARCHITECTURES: Final = {
         socketpair=53,
         denied=_KEYS_AND_RINGS_X86,
         denied_on_host_network=(42, 43, 288, 101, 310, 311, 438),
-        foreign=((512, 548), (0x40000000, 0xFFFFFFFF)),
+        foreign=((512, 547), (0x40000000, 0xFFFFFFFF)),
     ),
     "aarch64": Architecture(
         audit=0xC00000B7,
@@ -119,7 +120,7 @@ def filter_program(
         Instruction(JUMP_EQUAL, 1, 0, architecture.audit),
         Instruction(RETURN, 0, 0, RET_KILL_PROCESS),
         Instruction(LOAD, 0, 0, NUMBER_AT),
-        *(one for first, end in architecture.foreign for one in _deny_range(first, end)),
+        *(one for first, last in architecture.foreign for one in _deny_range(first, last)),
         *(one for number in denied for one in _when(number, (_DENY_CALL,))),
         *_when(architecture.socket, _judge_socket(own_network=own_network, gpu=gpu)),
         *_when(architecture.socketpair, _judge_pair()),
@@ -132,10 +133,10 @@ def _when(value: int, then: Sequence[Instruction]) -> tuple[Instruction, ...]:
     return (Instruction(JUMP_EQUAL, 0, len(then), value), *then)
 
 
-def _deny_range(first: int, end: int) -> tuple[Instruction, ...]:
+def _deny_range(first: int, last: int) -> tuple[Instruction, ...]:
     return (
         Instruction(JUMP_AT_LEAST, 0, 2, first),
-        Instruction(JUMP_AT_LEAST, 1, 0, end),
+        Instruction(JUMP_ABOVE, 1, 0, last),
         _DENY_CALL,
     )
 

@@ -61,7 +61,8 @@ def unshare(flags: int) -> None:
 
 def mount(source: str, target: str, flags: int) -> None:
     """Attach `source` at `target` in this mount namespace (mount(2))."""
-    _check(_libc.mount(os.fsencode(source), os.fsencode(target), None, flags, None), "mount")
+    words = (os.fsencode(source), os.fsencode(target), None, ctypes.c_ulong(flags), None)
+    _check(_libc.mount(*words), "mount")
 
 
 def raise_loopback() -> None:

@@ -31,6 +31,7 @@ from fedfactory.contracts.errors import (
     UsageError,
 )
 from fedfactory.contracts.model import BlobRef
+from fedfactory.isolation.launching import isolated
 from fedfactory.local.consortium import TICK_S, LocalConsortium
 from fedfactory.local.plan import baselines_request, check_shares
 from fedfactory.operator.client import OperatorClient
@@ -203,7 +204,7 @@ class _LocalRun:
         child = self._children.start(
             "baselines",
             [
-                *(sys.executable, "-m", "fedfactory.local.baselines"),
+                *(*isolated(None, gpu=False), "fedfactory.local.baselines"),
                 *("--config", str(source), "--out", str(out)),
             ],
             home / "logs" / "baselines.log",

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from fedfactory.cli.arguments import Arguments
 from fedfactory.cli.forms import add_forms, tell
-from fedfactory.contracts.errors import DataError, UnknownNameError, UsageError
+from fedfactory.contracts.errors import UnknownNameError, UsageError
 from fedfactory.contracts.orders import Scalar
 from fedfactory.tasks.parameters import WholeNumber
 from fedfactory.tasks.task import Task
@@ -79,10 +78,9 @@ def main(words: Sequence[str]) -> int:
 
 
 def _check(asked: Namespace, settings: Sequence[str]) -> int:
-    from site_agents.data.examination import examine
-    from site_agents.data.sources import open_source
-    from site_agents.data.versions import compare, read_version, write_version
-    from site_agents.overlaps import find_overlaps
+    from site_agents.data.versions import write_version
+    from site_agents.executors.inspecting import inspect
+    from site_agents.inspection import Under
     from site_agents.policy_file import load_policy
 
     home = find_home(asked.home)
@@ -91,39 +89,31 @@ def _check(asked: Namespace, settings: Sequence[str]) -> int:
         raise UnknownNameError("data source", asked.name, config.data)
     tasks = _tasks(asked, settings, policy.tasks)
     rule = policy.data.get(asked.name)
-    source = open_source(asked.name, config.data[asked.name], rule.lineage if rule else asked.name)
-    found = source.version()
-    change = compare(asked.name, read_version(home, asked.name), found, source.starts_with)
-    fits = tuple(
-        examine(
-            source,
-            *_task(name, settings, pinned),
-            unit=rule.unit if rule else "row",
-            private=policy.dp_required,
-        )
-        for name, pinned in tasks.items()
+    lineage = rule.lineage if rule else asked.name
+    under = Under(
+        tasks={name: _task(name, settings, pinned)[1] for name, pinned in tasks.items()},
+        unit=rule.unit if rule else "row",
+        private=policy.dp_required,
     )
-    overlaps: list[str] = []
-    if rule is not None:
-        with suppress(DataError):  # what cannot be read does not fit, and is said below
-            seen = find_overlaps(home, asked.name, config.data[asked.name], policy)
-            overlaps = [one.sentence() for one in seen]
+    found = inspect(config, asked.name, lineage, under=under, overlaps=rule is not None)
+    assert found.content is not None
+    profile, fits = found.content.profile, found.content.fits
     checked = _Checked(
         name=asked.name,
-        lineage=source.lineage,
-        fingerprint=found.fingerprint,
-        change=change.kind,
-        says=change.sentence,
-        records=(profile := source.profile()).records,
+        lineage=lineage,
+        fingerprint=found.version.fingerprint,
+        change=found.change.kind,
+        says=found.change.sentence,
+        records=profile.records,
         columns=profile.columns,
         tasks=fits,
         public_size=rule.public_size if rule else None,
         unit=rule.unit if rule else None,
-        notes=(*_notes(rule, fits), *overlaps),
+        notes=(*_notes(rule, fits), *(found.overlaps or ())),
     )
     wrong = [*checked.notes, *(f"{fit.task}: {fit.problem}" for fit in fits if fit.problem)]
     tell(asked, asdict(checked), ids=wrong, words=_lines(checked))
-    write_version(home, asked.name, found)
+    write_version(home, asked.name, found.version)
     return int(bool(wrong))
 
 

@@ -127,19 +127,21 @@ def _accept_coordinator(home: Path, folder: Path, asked: argparse.Namespace, *, 
 
 def _refuse_overlap(home: Path, lineage: str, policy: Policy) -> None:
     """Hold the lineage's data against every other's; what cannot be read yet is said, no more."""
-    from site_agents.overlaps import find_overlaps
+    from site_agents.executors.inspecting import inspect
 
-    sources = load_agent_config(home, []).data
+    config = load_agent_config(home, [])
     for name, rule in policy.data.items():
-        if rule.lineage != lineage or name not in sources:
+        if rule.lineage != lineage or name not in config.data:
             continue
         try:
-            found = find_overlaps(home, name, sources[name], policy)
+            found = inspect(config, name, lineage, overlaps=True)
+            unknown = found.unknown
         except FedfactoryError as error:
-            print(f"not held against other lineages: {error}", file=sys.stderr)
-            continue
-        if found:
-            raise UsageError(found[0].sentence())
+            found, unknown = None, str(error)
+        if unknown:
+            print(f"not held against other lineages: {unknown}", file=sys.stderr)
+        elif found is not None and found.overlaps:
+            raise UsageError(found.overlaps[0])
 
 
 def _acknowledge(home: Path, asked: argparse.Namespace, *, by: str) -> int:

@@ -10,11 +10,13 @@ from typing import Final
 
 from fedfactory.cli.arguments import Arguments
 from fedfactory.cli.forms import add_forms, tell
+from fedfactory.contracts.errors import EnvironmentFailedError
 from fedfactory.contracts.refusals import REFUSALS
 from site_agents.cli.approvals import columns
 from site_agents.cli.confirming import add_confirm_operator, confirm_operator
 from site_agents.cli.home import add_home, find_home
-from site_agents.config import POLICY_FILE, load_agent_config
+from site_agents.config import POLICY_FILE, AgentConfig, load_agent_config
+from site_agents.executors.isolation import isolation_of
 from site_agents.explanation import Explanation, Step, explain, read_delivery
 from site_agents.ledger import Ledger
 from site_agents.policy import LogsMode, Policy
@@ -68,7 +70,8 @@ def _check(home: Path, asked: Namespace) -> int:
     ledger = Ledger.open(config.ledger)
     lineages = dict(ledger.budget.deltas)
     ledger.close()
-    misfit = list(misfits(policy, config.data, lineages))
+    network, refusal = _network(config)
+    misfit = [*misfits(policy, config.data, lineages), *refusal]
     dp = "required" if policy.dp_required else "optional"
     tell(
         asked,
@@ -80,6 +83,7 @@ def _check(home: Path, asked: Namespace) -> int:
             "strategies": policy.strategies,
             "max_base_abs": dict(policy.max_base_abs),
             "logs": policy.logs,
+            "network": network,
             "misfits": misfit,
         },
         ids=misfit,
@@ -89,9 +93,18 @@ def _check(home: Path, asked: Namespace) -> int:
             f"tasks: {', '.join(policy.tasks) or 'none'}; differential privacy: {dp}",
             f"strategies: {', '.join(policy.strategies or ('any',))}; base models: {_base(policy)}",
             f"logs: {LOGS[policy.logs]}",
+            f"workers' network: {network}",
         ],
     )
     return int(bool(misfit))
+
+
+def _network(config: AgentConfig) -> tuple[str, list[str]]:
+    """Return how workers are kept off the network, and why that is not as agent.yaml asks."""
+    try:
+        return isolation_of(config.worker.network).sentence, []
+    except EnvironmentFailedError as error:
+        return "not isolated", [str(error)]
 
 
 def _base(policy: Policy) -> str:

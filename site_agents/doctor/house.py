@@ -19,6 +19,7 @@ from site_agents.assembly import open_books, sources_of
 from site_agents.config import AGENT_FILE, POLICY_FILE, AgentConfig
 from site_agents.doctor.finding import Finding, fail, ok, warn
 from site_agents.executors.executor import JobTimeoutError, WorkerLostError
+from site_agents.executors.isolation import isolation_of
 from site_agents.executors.warm_worker import WarmWorker
 from site_agents.failures import broken_failures, read_failures
 from site_agents.home_check import home_faults
@@ -163,7 +164,7 @@ def _no_second_place(config: AgentConfig, policy: Policy | None) -> Finding:
 
 def examine_data(config: AgentConfig) -> Iterator[Finding]:
     """Open each source that the policy names and name its version."""
-    from site_agents.data.sources import open_source
+    from site_agents.executors.inspecting import inspect
 
     try:
         sources = sources_of(config)()
@@ -173,35 +174,31 @@ def examine_data(config: AgentConfig) -> Iterator[Finding]:
         began = time.monotonic()
         todo = f"site-agent data check {name} tells more"
         try:
-            found = open_source(name, source.options, source.lineage).version()
+            found = inspect(config, name, source.lineage, overlaps=True)
         except FedfactoryError as error:
             yield fail("data", f"{name}: {error}", todo)
-        except Exception as error:  # noqa: BLE001  a site's own reader may raise anything
-            yield fail("data", f"{name}: {type(error).__name__}", todo)
         else:
-            took = f"{found.bytes / GB:.3g} GB read in {time.monotonic() - began:.1f} s"
-            overlaps, note = _overlaps(config, name)
-            text = f"{name}: version {found.fingerprint[:19]}, {took}{note}; {todo}"
+            took = f"{found.version.bytes / GB:.3g} GB read in {time.monotonic() - began:.1f} s"
+            note = f", not held against other lineages ({found.unknown})" if found.unknown else ""
+            text = f"{name}: version {found.version.fingerprint[:19]}, {took}{note}; {todo}"
             yield ok("data", text)
-            yield from overlaps
-
-
-def _overlaps(config: AgentConfig, name: str) -> tuple[list[Finding], str]:
-    """Hold a source against every lineage that the site has seen; or say why that cannot be."""
-    from site_agents.overlaps import find_overlaps
-
-    try:
-        policy = load_policy(config.home / POLICY_FILE)
-        found = find_overlaps(config.home, name, config.data[name], policy)
-    except Exception as error:  # noqa: BLE001  a site's own reader may raise anything
-        text = str(error) if isinstance(error, FedfactoryError) else type(error).__name__
-        return [], f", not held against other lineages ({text})"
-    todo = f"name one lineage in {POLICY_FILE}"
-    return [fail("data", f"{name}: {one.sentence()}", todo) for one in found], ""
+            same = f"name one lineage in {POLICY_FILE}"
+            yield from (fail("data", f"{name}: {one}", same) for one in found.overlaps or ())
 
 
 def examine_worker(config: AgentConfig) -> Iterator[Finding]:
-    """Start a worker, without data, and end it."""
+    """Say how workers are kept off the network; start one, without data, and end it."""
+    try:
+        isolation = isolation_of(config.worker.network)
+    except EnvironmentFailedError as error:
+        yield fail("worker", str(error), "until then the agent does not start")
+        return
+    text = f"network {isolation.sentence}"
+    if isolation.mechanism == "none":
+        todo = "see docs/site-administrator.md, 'Network of the workers'"
+        yield warn("worker", text, todo)
+    else:
+        yield ok("worker", text)
     settings = WorkerSettings(
         site=config.site, sources={}, threads=config.worker.threads, device="cpu"
     )

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from fedfactory.contracts.errors import EnvironmentFailedError
-from fedfactory.isolation.mechanism import WHERE_POSSIBLE, Isolation, Mechanism, Network, choose
+from fedfactory.isolation.launching import LAUNCHER
+from fedfactory.isolation.mechanism import Isolation, Mechanism, Network, choose
 from site_agents.executors.environment import worker_environment
 
 _TRY_TIMEOUT_S: Final = 60.0
-_LAUNCHER: Final = ("-P", "-m", "fedfactory.isolation")
 
 
 def isolation_of(network: Network | None) -> Isolation:
@@ -30,15 +30,10 @@ def isolation_of(network: Network | None) -> Isolation:
     return choose(network, {} if network == "not_enforced" else _refusals())
 
 
-def launcher(network: Network | None, *, gpu: bool) -> tuple[str, ...]:
-    """Return the command that runs the module named behind it, isolated as `network` asks."""
-    return (sys.executable, *_LAUNCHER, network or WHERE_POSSIBLE, "gpu" if gpu else "cpu")
-
-
 def _refusals() -> Mapping[Mechanism, str]:
     try:
         done = subprocess.run(
-            [sys.executable, *_LAUNCHER, "refusals"],
+            [sys.executable, *LAUNCHER, "refusals"],
             env=worker_environment(os.environ, 1),
             stdin=subprocess.DEVNULL,
             capture_output=True,

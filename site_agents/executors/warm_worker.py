@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedfactory.contracts.codec import to_json
+from fedfactory.isolation.launching import isolated
 from fedfactory.isolation.mechanism import Network
 from site_agents.executors.environment import worker_environment
 from site_agents.executors.executor import JobTimeoutError, WorkerLostError
-from site_agents.executors.isolation import launcher
 from site_agents.jobs.settings import WorkerSettings
 
 READY_TIMEOUT_S: Final = 300.0
@@ -63,7 +63,7 @@ class WarmWorker:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *launcher(self._network, gpu=settings.device != "cpu"),
+                    *isolated(self._network, gpu=settings.device != "cpu"),
                     *("site_agents.worker", "--site", settings.site, "--device", settings.device),
                 ],
                 env=worker_environment(os.environ, settings.threads),

@@ -22,9 +22,14 @@ from fedfactory.contracts.errors import EnvironmentFailedError
 from fedfactory.isolation.mechanism import Mechanism, Network, choose
 from fedfactory.tasks.table import load_task
 from fedfactory.testing.executors import SOURCE, job_of
+from site_agents.cli.main import main
+from site_agents.config import load_agent_config
+from site_agents.doctor.house import examine_data, examine_worker
 from site_agents.executors.isolation import isolation_of
 from site_agents.executors.local import LocalExecutor
 from site_agents.jobs.settings import SourceOptions
+from site_agents.policy import DataRule, policy_text
+from site_agents.setup import make_home
 
 ORDINARY = 12345
 CONFINED: tuple[Mechanism, ...] = ("namespaces", "seccomp")
@@ -204,7 +209,7 @@ except OSError as error:
 numbers = {"x86_64": (101, 310, 438), "aarch64": (117, 270, 438)}[platform.machine()]
 here = ctypes.create_string_buffer(8)
 ours, theirs = (ctypes.c_size_t * 2)(ctypes.addressof(here), 8), (ctypes.c_size_t * 2)(8, 8)
-words = {0: (16, agent, 0, 0), 1: (agent, ours, 1, theirs, 1, 0), 2: (os.pidfd_open(agent), 0, 0)}
+words = {0: (16, agent, 0, 0), 1: (agent, ours, 1, theirs, 1, ctypes.c_ulong(0)), 2: (os.pidfd_open(agent), 0, 0)}
 for place, name in enumerate(("ptrace", "process_vm_readv", "pidfd_getfd")):
     # As long: ctypes passes an int as 32 bits and leaves what is above them.
     whole = [ctypes.c_long(word) if isinstance(word, int) else word for word in words[place]]
@@ -397,8 +402,8 @@ def test_a_source_of_a_warm_worker_reaches_nothing(
         executor.close()
     ways = set(json.loads(found.read_text()).values())
     assert ways == {"reached"} if network == "not_enforced" else "reached" not in ways
-    said = isolation_of(network).sentence
-    assert said in (tmp_path / "worker.log").read_text()
+    said = "not enforced" in (tmp_path / "worker.log").read_text()
+    assert said == (network == "not_enforced")
 
 
 def test_a_choice_falls_back_to_what_the_kernel_permits_and_says_so() -> None:
@@ -412,3 +417,68 @@ def test_a_choice_falls_back_to_what_the_kernel_permits_and_says_so() -> None:
     assert "not enforced" in choose(None, neither).sentence
     with pytest.raises(EnvironmentFailedError, match=r"not permitted.*unknown here.*not_enforced"):
         choose("isolated", neither)
+
+
+def test_data_check_and_doctor_read_a_source_isolated(
+    tmp_path: Path,
+    seeker: tuple[SourceOptions, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source, found = seeker
+    home = tmp_path / "home"
+    rule = DataRule(lineage="mine", public_size=30, unit="row")
+    text = policy_text(coordinators={}, operators={}, data={"mine": rule}, tasks={"digits": "mine"})
+    make_home(
+        home,
+        site="cesga",
+        gateway_address="localhost:1",
+        data={"mine": dict(source.options)},
+        policy_text=text,
+    )
+    agent_yaml = home / "agent.yaml"
+    plain = agent_yaml.read_text()
+    for network, reached in (("isolated", False), ("not_enforced", True)):
+        agent_yaml.write_text(f"{plain}worker: {{network: {network}, devices: [cpu]}}\n")
+        capsys.readouterr()
+        assert main(["data", "check", "mine", "--home", str(home)]) == 0
+        assert "40 records" in capsys.readouterr().out
+        assert ("reached" in json.loads(found.read_text()).values()) == reached
+        found.unlink()
+        assert [f.level for f in examine_data(load_agent_config(home, []))] == ["ok"]
+        assert ("reached" in json.loads(found.read_text()).values()) == reached
+
+
+@pytest.mark.parametrize("network", [None, "isolated", "not_enforced"])
+def test_doctor_and_policy_check_say_which_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], network: Network | None
+) -> None:
+    home = make_plain_home(tmp_path, network)
+    finding = next(iter(examine_worker(load_agent_config(home, []))))
+    assert main(["policy", "check", "--home", str(home), "--json"]) == 1  # no key is pinned
+    said = json.loads(capsys.readouterr().out)["network"]
+    assert isolation_of(network).sentence == said
+    assert said in finding.text
+    assert finding.level == ("warn" if network == "not_enforced" else "ok")
+
+
+def test_an_agent_that_cannot_isolate_as_asked_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kernel's refusals are those of a machine that is not at hand."""
+    neither = {"namespaces": "Operation not permitted", "seccomp": "Invalid argument"}
+    monkeypatch.setattr("site_agents.executors.isolation._refusals", lambda: neither)
+    home = make_plain_home(tmp_path, "isolated")
+    assert main(["run", "--home", str(home)]) == 1
+    said = capsys.readouterr().err
+    assert "worker.network" in said
+    assert "not_enforced" in said
+    assert next(iter(examine_worker(load_agent_config(home, [])))).level == "fail"
+
+
+def make_plain_home(tmp_path: Path, network: Network | None) -> Path:
+    home = tmp_path / "home"
+    text = policy_text(coordinators={}, operators={}, data={}, tasks={})
+    make_home(home, site="cesga", gateway_address="localhost:1", data={}, policy_text=text)
+    with (home / "agent.yaml").open("a") as file:
+        file.write(f"worker: {{network: {network or 'null'}}}\n")
+    return home

@@ -10,7 +10,6 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Final, Self
 
 from fedfactory.contracts.errors import DataError, EnvironmentFailedError, FedfactoryError
 from fedfactory.contracts.orders import Scalar
+from fedfactory.isolation.launching import isolated
 
 # It beats every two seconds while it works; importing torch may hold that up on a busy machine.
 SILENCE_S: Final = 60.0
@@ -37,7 +37,7 @@ class CentralEvaluator:
 
     def __init__(self, task: str, parameters: Mapping[str, Scalar], data: Path) -> None:
         self._command = (
-            *(sys.executable, "-m", "fedfactory.tasks.model_jobs", "measure"),
+            *(*isolated(None, gpu=False), "fedfactory.tasks.model_jobs", "measure"),
             *("--task", task, "--parameters", json.dumps(dict(parameters))),
             *("--data", str(data), "--parent", str(os.getpid())),
         )
