@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Final
 
 from fedfactory.isolation.filter_program import filter_program
+from fedfactory.isolation.landlock import enter_domain
 from fedfactory.isolation.linux import architecture, install_filter, keep_capabilities
 from fedfactory.isolation.mechanism import MECHANISMS, Mechanism
 from fedfactory.isolation.namespaces import effective_capabilities, enter_namespaces
@@ -27,12 +28,14 @@ def isolate(mechanism: Mechanism, *, gpu: bool) -> None:
     """
     if mechanism == "none":
         return
-    program = filter_program(architecture(), own_network=mechanism == "namespaces", gpu=gpu)
+    own_network = mechanism == "namespaces"
+    program = filter_program(architecture(), own_network=own_network, gpu=gpu)
     kept = effective_capabilities() & _OVER_FILES
-    if mechanism == "namespaces":
+    if own_network:
         enter_namespaces()
     keep_capabilities(kept)
     install_filter(program)
+    enter_domain(own_network=own_network)
 
 
 def find_refusals() -> dict[Mechanism, str]:

@@ -27,6 +27,9 @@ _SECCOMP_SET_MODE_FILTER: Final = 1
 # by mitigations of speculative stores.
 _FILTER_FLAGS: Final = 1 | 4
 _CAPABILITY_VERSION: Final = 0x20080522
+# Of every architecture.
+_LANDLOCK_CREATE: Final = 444
+_LANDLOCK_RESTRICT: Final = 446
 _AF_INET: Final = 2
 _SOCK_DGRAM_CLOEXEC: Final = 2 | 0o2000000
 _SIOCGIFFLAGS: Final = 0x8913
@@ -101,6 +104,22 @@ def install_filter(program: Sequence[Instruction]) -> None:
         ),
         "seccomp",
     )
+
+
+def landlock_version() -> int:
+    """Return the ABI of the kernel's Landlock, 0 if it has none (landlock_create_ruleset(2))."""
+    return max(0, int(_libc.syscall(_LANDLOCK_CREATE, None, 0, 1)))
+
+
+def create_landlock_ruleset(attributes: bytes) -> int:
+    """Return the descriptor of a ruleset of the packed struct landlock_ruleset_attr."""
+    size = ctypes.c_size_t(len(attributes))
+    return _check(_libc.syscall(_LANDLOCK_CREATE, attributes, size, 0), "landlock_create_ruleset")
+
+
+def enter_landlock_ruleset(descriptor: int) -> None:
+    """Restrict this process, and whatever it starts, for good (landlock_restrict_self(2))."""
+    _check(_libc.syscall(_LANDLOCK_RESTRICT, descriptor, 0), "landlock_restrict_self")
 
 
 def _check(result: int, call: str) -> int:
