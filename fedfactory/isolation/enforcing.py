@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from fedfactory.isolation.filter_program import filter_program
@@ -41,9 +41,12 @@ def isolate(mechanism: Mechanism, *, gpu: bool) -> None:
 def find_refusals() -> dict[Mechanism, str]:
     """Return the mechanisms that the kernel refuses here, with its reasons.
 
-    Each is tried by a process that ends with it. This one has one thread.
+    Each is tried by a process that ends with it.
     """
     tried = {mechanism: _try(mechanism) for mechanism in MECHANISMS}
+    if len(list(Path("/proc/self/task").iterdir())) > 1:
+        # The process that tried it had one; unshare(2) would refuse this one.
+        tried["namespaces"] = "a sitecustomize or .pth file of this Python has started a thread"
     return {mechanism: reason for mechanism, reason in tried.items() if reason}
 
 
@@ -51,18 +54,17 @@ def _try(mechanism: Mechanism) -> str:
     reads, writes = os.pipe()
     child = os.fork()
     if child == 0:
-        with suppress(BaseException):
-            try:
-                isolate(mechanism, gpu=False)
-            except OSError as error:
-                os.write(writes, str(error.strerror or error).encode()[:_REASON_BYTES])
-        os._exit(0)
+        try:
+            isolate(mechanism, gpu=False)
+            os._exit(0)
+        except OSError as error:
+            os.write(writes, str(error.strerror or error).encode()[:_REASON_BYTES])
+        finally:
+            os._exit(1)
     os.close(writes)
     try:
         reason = os.read(reads, _REASON_BYTES).decode(errors="replace")
     finally:
         os.close(reads)
         _, status = os.waitpid(child, 0)
-    if status:
-        return reason or f"the process that tried it ended with {status}"
-    return reason
+    return (reason or f"the process that tried it ended with status {status}") if status else ""

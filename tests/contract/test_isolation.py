@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from fedfactory.contracts.errors import EnvironmentFailedError
+from fedfactory.isolation.launching import isolated
 from fedfactory.isolation.linux import landlock_version
 from fedfactory.isolation.mechanism import Mechanism, Network, choose
 from fedfactory.tasks.table import load_task
@@ -500,3 +503,43 @@ def make_plain_home(tmp_path: Path, network: Network | None) -> Path:
     with (home / "agent.yaml").open("a") as file:
         file.write(f"worker: {{network: {network or 'null'}}}\n")
     return home
+
+
+def test_a_python_that_has_threads_already_falls_back(tmp_path: Path) -> None:
+    """As one whose sitecustomize starts a thread: unshare(2) of users wants a single one."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    )
+    done = subprocess.run(
+        [*isolated("isolated", gpu=False), "platform"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    assert b"isolated by seccomp" in done.stderr
+    assert b"sitecustomize" in done.stderr
+
+
+def test_an_isolated_process_dies_with_its_parent_and_by_a_kill(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(
+        "import ctypes, time\nctypes.CDLL(None).prctl(1, 9)\nprint(flush=True)\ntime.sleep(600)\n"
+    )
+    parent = (
+        "import subprocess, sys\nfrom fedfactory.isolation.launching import isolated\n"
+        "child = subprocess.Popen([*isolated(None, gpu=False), 'child'], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\nprint(child.pid, flush=True)\nsys.stdin.read()\n"
+    )
+    for kill_child in (True, False):
+        with subprocess.Popen(
+            [sys.executable, "-P", "-c", parent],
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as process:
+            assert process.stdout is not None
+            child = psutil.Process(int(process.stdout.readline()))
+            if kill_child:
+                os.kill(child.pid, signal.SIGKILL)
+            process.kill()
+        assert psutil.wait_procs([child], timeout=20)[1] == []
