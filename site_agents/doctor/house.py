@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-from fedfactory.contracts.errors import FedfactoryError, ProtocolError
+from fedfactory.contracts.errors import EnvironmentFailedError, FedfactoryError, ProtocolError
 from fedfactory.lease import holder_of
 from site_agents import control
 from site_agents.assembly import open_books, sources_of
