@@ -29,7 +29,8 @@ from fedfactory.contracts.privacy import Mechanism
 from fedfactory.privacy.chacha import KEY_BYTES, NoiseSource
 from fedfactory.privacy.units import Units
 from fedfactory.tasks.objectives import CLASSIFICATION
-from fedfactory.tasks.private_learning import GRADIENT_BYTES, descend_privately
+from fedfactory.tasks.private_learning import descend_privately
+from fedfactory.tasks.rehearsal import Passes, rehearsal_of
 from fedfactory.tasks.table import load_task
 
 RECORDS = 479
@@ -89,7 +90,7 @@ def opacus_steps(network: nn.Module, x: Tensor, y: Tensor, how: Mechanism) -> No
     module.to_standard_module()
 
 
-def our_steps(network: nn.Module, x: Tensor, y: Tensor, how: Mechanism) -> None:
+def our_steps(network: nn.Module, x: Tensor, y: Tensor, how: Mechanism, passes: Passes) -> None:
     """Take the mechanism's steps as the worker does."""
     descend_privately(
         network,
@@ -100,7 +101,7 @@ def our_steps(network: nn.Module, x: Tensor, y: Tensor, how: Mechanism) -> None:
         training=TRAINING,
         mechanism=how,
         source=NoiseSource(os.urandom(KEY_BYTES)),
-        gradient_bytes=GRADIENT_BYTES["cpu"],
+        passes=passes,
     )
 
 
@@ -117,18 +118,19 @@ def compare(case: Case, steps: int, turns: int) -> None:
         clip_norm_l2=1.0,
         grad_sample_mode=case.mode,  # type: ignore[arg-type]
     )
-    our_steps(network, x, y, how)
+    passes = task.rehearse(parameters, "cpu", rehearsal_of(how))
+    our_steps(network, x, y, how, passes)
     opacus_steps(network, x, y, how)
     ours, theirs = [], []
     for _ in range(turns):
-        ours.append(_seconds(lambda: our_steps(network, x, y, how)) / steps)
+        ours.append(_seconds(lambda: our_steps(network, x, y, how, passes)) / steps)
         theirs.append(_seconds(lambda: opacus_steps(network, x, y, how)) / steps)
     ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     parameters_count = sum(p.numel() for p in network.parameters())
     noise = _noise_seconds(parameters_count, turns)
-    name = f"digits {case.model}, batch {case.batch}, {case.mode}"
+    name = f"digits {case.model}, batch {case.batch}, {case.mode}, {passes.rows} rows"
     print(
-        f"{name:<34} ours {1e3 * statistics.median(ours):7.2f} ms/step"
+        f"{name:<40} ours {1e3 * statistics.median(ours):7.2f} ms/step"
         f"   Opacus {1e3 * statistics.median(theirs):7.2f}"
         f"   ratio {statistics.median(ratios):5.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
         f"   of it noise {1e3 * noise:5.2f} ms for {parameters_count} parameters",

@@ -27,6 +27,7 @@ from fedfactory.privacy.budget import Budget, Run
 from fedfactory.privacy.delta import delta_fault
 from fedfactory.privacy.entries import Charge, RunAdmitted, RunKey
 from fedfactory.privacy.sampling import evaluation_size, sampling
+from fedfactory.tasks.rehearsal import Rehearsal, evaluation_rehearsal, training_rehearsal
 from site_agents.policy import DataRule, Policy
 
 
@@ -323,6 +324,14 @@ def charge_of(
             f" {limits.lineage:g} for lineage '{admitted.lineage}'"
         )
     return charge
+
+
+def rehearsal_of_order(order: Order, public_size: int) -> Rehearsal:
+    """Return what is tried of an order under differential privacy, before it is paid for."""
+    assert order.privacy is not None
+    if order.training is None:
+        return evaluation_rehearsal(evaluation_size(public_size))
+    return training_rehearsal(sampling(order.training, public_size), order.privacy.grad_sample_mode)
 
 
 def mechanism_of(order: Order, charge: Charge, public_size: int) -> Mechanism | None:

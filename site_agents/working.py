@@ -10,8 +10,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -24,18 +24,19 @@ from fedfactory.privacy.sampling import noising
 from fedfactory.tasks.table import load_task
 from fedfactory.wire.arrays import file_ref
 from fedfactory.wire.base_norm import read_base
-from site_agents.admission import measurement_of, mechanism_of
+from site_agents.admission import measurement_of, mechanism_of, rehearsal_of_order
 from site_agents.books import Books
 from site_agents.egress import HeldBack, check_metrics, check_update
 from site_agents.executors.executor import (
     Executor,
     JobTimeoutError,
     NeverBegunError,
+    UnfitWorkError,
     WorkerLostError,
     WorkStoppedError,
 )
 from site_agents.failures import note_failure, too_many_failures
-from site_agents.jobs.job import RESULT, UPDATE, Job, JobResult, read_result
+from site_agents.jobs.job import RESULT, UPDATE, Job, JobResult, JobTrial, read_result
 from site_agents.permission import Asked, judge_base
 from site_agents.policy import plan_clauses
 from site_agents.refused import RefusedError
@@ -68,18 +69,24 @@ class Working:
             BudgetError, LedgerError: it could not be paid.
             FedfactoryError, OSError: the base model did not come.
         """
-        try:
-            charge, result = self._left_behind(asked, folder) or self._execute(asked, folder)
+        charge, result = self._left_behind(asked, folder) or self._execute(asked, folder)
+        with self._after_data(asked):
             bound = self.norm_bound(asked, charge) if asked.order.kind == "train" else 0.0
             update = self._guard(asked, charge, result, folder, bound)
+        self._books.commit(asked.key, update)
+        return update
+
+    @contextmanager
+    def _after_data(self, asked: Asked) -> Iterator[None]:
+        """Count a failure of private work, and let only one code of it out."""
+        try:
+            yield
         except RefusedError as error:
             if asked.private and error.code in AFTER_DATA:
                 self._note_failure(asked)
                 # Which way work on private data failed says something of the data.
                 raise RefusedError("work_failed", str(error)) from error
             raise
-        self._books.commit(asked.key, update)
-        return update
 
     def _note_failure(self, asked: Asked) -> None:
         assert asked.rule is not None
@@ -106,7 +113,29 @@ class Working:
     def _execute(self, asked: Asked, folder: Path) -> tuple[Charge | None, JobResult]:
         with self._fetch(asked.order.base) as base:
             judge_base(asked, base)
-            return self._attempt(asked, base, folder)
+            if asked.private:
+                self._rehearse(asked, base)
+            with self._after_data(asked):
+                return self._attempt(asked, base, folder)
+
+    def _rehearse(self, asked: Asked, base: Path) -> None:
+        """Refuse, uncharged, what cannot be done privately whatever the records are."""
+        assert asked.rule is not None
+        order = asked.order
+        trial = JobTrial(
+            task=order.task,
+            task_parameters=order.task_parameters,
+            base=str(base),
+            rehearsal=rehearsal_of_order(order, asked.rule.public_size),
+        )
+        try:
+            self._executor.rehearse(trial)
+        except UnfitWorkError as error:
+            raise RefusedError(error.code, str(error)) from error
+        except (WorkerLostError, JobTimeoutError) as error:
+            raise RefusedError("worker_lost", str(error)) from error
+        except (NeverBegunError, WorkStoppedError) as error:
+            raise RefusedError("paused", str(error)) from error
 
     def _attempt(self, asked: Asked, base: Path, folder: Path) -> tuple[Charge | None, JobResult]:
         """Reserve and run; every attempt is reserved anew, for each may have touched the data."""

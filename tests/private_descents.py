@@ -16,7 +16,8 @@ from fedfactory.contracts.privacy import GradSampleMode, Mechanism
 from fedfactory.privacy.chacha import KEY_BYTES, NoiseSource
 from fedfactory.privacy.units import Units
 from fedfactory.tasks.objectives import CLASSIFICATION, Objective
-from fedfactory.tasks.private_learning import GRADIENT_BYTES, descend_privately
+from fedfactory.tasks.private_learning import descend_privately
+from fedfactory.tasks.rehearsal import Passes
 from fedfactory.tasks.table import load_task
 
 MODES: tuple[GradSampleMode, ...] = ("hooks", "ghost")
@@ -112,7 +113,7 @@ def moved(
     by: TrainParameters | None = None,
     unit: NDArray[np.int64] | None = None,
     objective: Objective = CLASSIFICATION,
-    gradient_bytes: int | None = None,
+    rows: int = 32,
 ) -> Tensor:
     """Return how far one descent moves the network's parameters, (parameters,) in float64."""
     start = {name: value.clone() for name, value in network.state_dict().items()}
@@ -125,7 +126,7 @@ def moved(
         training=by or training(),
         mechanism=how,
         source=source or fresh_source(),
-        gradient_bytes=gradient_bytes or GRADIENT_BYTES[x.device.type],
+        passes=Passes(rows=rows, threads=torch.get_num_threads()),
     )
     named = dict(network.named_parameters())
     result = torch.cat([(p.detach() - start[n]).double().flatten() for n, p in named.items()])

@@ -14,6 +14,10 @@ REFUSALS: Final[dict[str, str]] = {
     "unknown_task": "the site has no task of that name",
     "bad_parameters": "a parameter is outside the task's schema",
     "bad_model": "the base model does not fit the site's own model",
+    "not_repeatable": (
+        "the site's device does not give one record the same gradient twice, so it does no private"
+        " work"
+    ),
     "not_authorised": "no signature by a coordinator and an operator that the site's policy pins",
     "outside_plan": "the order asks for more than its signed plan allows",
     "policy_task": "the site's policy does not allow this task",

@@ -10,6 +10,7 @@ from fedfactory.contracts.orders import TrainParameters
 from fedfactory.contracts.update_norms import Noising
 
 EVALUATION_SHARE: Final = 0.2  # of a site's units, kept apart to evaluate on
+ROWS_STEP: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,15 @@ class Sampling:
     sample_rate: float
     steps: int
     expected_batch: float
+
+    @property
+    def pass_rows(self) -> int:
+        """How many rows a pass through the network should have: what most samples fit into.
+
+        The multiple of 16 next above the expected batch plus two standard deviations of a sample.
+        """
+        deviation = math.sqrt(self.expected_batch * (1.0 - self.sample_rate))
+        return _round_up(self.expected_batch + 2.0 * deviation)
 
 
 def evaluation_size(public_size: int) -> int:
@@ -51,3 +61,12 @@ def noising(training: TrainParameters, public_size: int, noise_multiplier: float
         units=max(1, public_size - evaluation_size(public_size)),
         expected_batch=once.expected_batch,
     )
+
+
+def evaluation_pass_rows(public_examples: int) -> int:
+    """Return how many rows a pass of an evaluation should have: all public records, in one."""
+    return _round_up(public_examples)
+
+
+def _round_up(records: float) -> int:
+    return ROWS_STEP * max(1, math.ceil(records / ROWS_STEP))

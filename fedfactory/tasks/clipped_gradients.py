@@ -1,39 +1,45 @@
 """Sums of per-record gradients by Opacus, each clipped as a whole (flat clipping).
 
-Two ways to the same sum (Abadi et al. 2016, algorithm 1). `hooks` holds every record's gradient;
-`ghost` holds a linear layer's as the two factors that it is the product of, in far less memory
-(book-keeping: Bu et al. 2023, "Differentially private optimization on large model at small cost").
-A record whose gradient is not finite, or too long to be of use, contributes zero in both: one
-infinite value would otherwise make the model infinite, and its refusal would tell.
+The sum is that of Abadi et al. 2016, algorithm 1. A linear layer's gradients are held as the two
+factors that each is the product of, in far less memory (book-keeping: Bu et al. 2023,
+"Differentially private optimization on large model at small cost"), all others as they are. Mode
+`hooks` writes a linear layer's out too where factors are not enough (over a sequence, or with a
+weight used twice); `ghost` refuses that, so its memory is known. A record whose gradient is not
+finite contributes zero: one infinite value would otherwise make the model infinite, and its refusal
+would tell.
 
-Both add up the very numbers whose norms they clipped. A second backward pass over re-weighted
-losses, as in Opacus' own ghost clipping, does not: with weights of a coordinator's choice, terms
-cancel in one pass and not in the other, and a record gets past the clip by any factor. Assumed,
-beyond float32 rounding (about 1e-6 of the clipping norm): a record's gradient does not depend,
-through rounding, on which others are in its batch.
+What is added up are the very numbers whose norms were clipped. A second backward pass over
+re-weighted losses, as in Opacus' own ghost clipping, does not: with weights of a coordinator's
+choice, terms cancel in one pass and not in the other, and a record gets past the clip by any
+factor.
+
+Norms and sums are float64: a float32 sum of a million aligned records moves by three clipping
+norms when one of them leaves. That a record's gradient does not depend on the others in its pass
+is the caller's to ensure: one number of rows in every pass (fixed_rows.py), which is tried first
+(row_invariance.py).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 import torch
 from opacus.grad_sample import GradSampleModule
+from opacus.grad_sample.functorch import ft_compute_per_sample_gradient
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
-from fedfactory.contracts.privacy import Mechanism
+from fedfactory.contracts.privacy import GradSampleMode
 from fedfactory.tasks.objectives import Objective
 from fedfactory.tasks.task import ModelMismatchError
 
 # As in Opacus: no division by zero, and a clipped norm just below the bound.
 _NORM_FLOOR: Final = 1e-6
-# A longer gradient's factor would be rounded to few bits, and the clipped norm with it.
-_LONGEST: Final = 1e30
+# What is worked on in float64 at a time: on a CPU it stays in a core's cache.
+_SCRATCH_BYTES: Final = {"cpu": 1 << 19, "cuda": 1 << 28}
 
 
 class PrivateModelError(ModelMismatchError):
@@ -41,17 +47,17 @@ class PrivateModelError(ModelMismatchError):
 
 
 def open_gradients(
-    network: nn.Module, objective: Objective, mechanism: Mechanism
+    network: nn.Module, objective: Objective, mode: GradSampleMode
 ) -> ClippedGradients:
-    """Prepare a network in training mode for clipped sums, in the mechanism's mode.
+    """Prepare a network for clipped sums, its records' gradients held as `mode` says.
 
     Raises:
         PrivateModelError: a layer mixes records, or Opacus has no per-record gradient for it.
     """
+    network.train()
     _refuse_mixing_layers(network)
-    kind = _RowsModule if mechanism.grad_sample_mode == "hooks" else _FactorsModule
     try:
-        return ClippedGradients(kind(network), objective, mechanism.clip_norm_l2)
+        return ClippedGradients(_RecordModule(network, mode), objective)
     except NotImplementedError as error:
         raise PrivateModelError(
             "privacy=dp_sgd: a layer of the model has both parameters and buffers, and Opacus gives"
@@ -77,35 +83,72 @@ def _refuse_mixing_layers(network: nn.Module) -> None:
                 )
 
 
-class _Gradients(Protocol):
+class Gradients(Protocol):
     """All records' gradients of one parameter."""
 
+    @property
+    def parts(self) -> Sequence[Tensor]:
+        """The tensors (records, ...) that norms and sums are computed from, and nothing else is."""
+
     def norms(self) -> Tensor:
-        """Return each record's norm, (records,)."""
+        """Return each record's norm, (records,) float64."""
+
+    def as_rows(self) -> _Rows:
+        """Return them written out, a row for each record."""
 
     def drop(self, lost: Tensor) -> None:
         """Make the gradients of lost records (records,) zero: 0 x infinity would be NaN."""
 
     def weighted(self, factors: Tensor) -> Tensor:
-        """Return their sum, each times its factor (records,)."""
+        """Return the float64 sum of the first records, each times its factor (at most records,)."""
 
 
 class _Rows:
-    """Gradients as they are: rows (records, ...)."""
+    """Gradients as they are: rows (records, elements). `scratch` is float64 room to work in."""
 
-    def __init__(self, rows: Tensor) -> None:
-        self._rows = rows.flatten(1)
+    def __init__(self, rows: Tensor, scratch: Tensor) -> None:
+        self._rows = rows
+        self._scratch = scratch
+
+    @property
+    def parts(self) -> Sequence[Tensor]:
+        return (self._rows,)
+
+    def as_rows(self) -> _Rows:
+        return self
 
     def norms(self) -> Tensor:
-        norms: Tensor = torch.linalg.vector_norm(self._rows, dim=1)
-        return norms
+        squares = torch.zeros(len(self._rows), dtype=torch.float64, device=self._rows.device)
+        for rows, _, values in self._chunks(len(self._rows)):
+            squares[rows] += values.square_().sum(1)
+        return squares.sqrt_()
 
     def drop(self, lost: Tensor) -> None:
-        self._rows[lost] = 0.0
+        self._rows = self._rows.masked_fill(lost[:, None], 0.0)
 
     def weighted(self, factors: Tensor) -> Tensor:
-        total: Tensor = factors.to(self._rows.dtype) @ self._rows
+        total = torch.zeros(self._rows.shape[1], dtype=torch.float64, device=self._rows.device)
+        for rows, columns, values in self._chunks(len(factors)):
+            total[columns].addmv_(values.T, factors[rows])
         return total
+
+    def plus(self, other: _Rows) -> _Rows:
+        """Return the gradients of two uses of one parameter, added up."""
+        if self._rows.shape != other._rows.shape:
+            raise PrivateModelError("privacy=dp_sgd: two uses of one weight have different records")
+        return _Rows(self._rows + other._rows, self._scratch)
+
+    def _chunks(self, records: int) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Give the first records' values in float64, as much at a time as the room takes."""
+        elements = self._rows.shape[1]
+        width = min(elements, len(self._scratch))
+        height = max(1, len(self._scratch) // max(1, width))
+        for left in range(0, elements, width):
+            for top in range(0, records, height):
+                rows = slice(top, min(top + height, records))
+                values = self._rows[rows, left : left + width]
+                room = self._scratch[: values.numel()].view(values.shape)
+                yield rows, slice(left, left + width), room.copy_(values)
 
 
 class _Factors:
@@ -114,137 +157,140 @@ class _Factors:
     backprops: (records, out), activations: (records, in).
     """
 
-    def __init__(self, backprops: Tensor, activations: Tensor) -> None:
-        # In float32 squares of small numbers vanish, and a norm of 0 is not clipped at all.
-        lengths = [
-            torch.linalg.vector_norm(part, dim=1, dtype=torch.float64)
-            for part in (backprops, activations)
-        ]
-        self._norms: Tensor = lengths[0] * lengths[1]
-        self._lengths = torch.where(lengths[1] > 0, lengths[1], 1.0)
+    def __init__(self, backprops: Tensor, activations: Tensor, scratch: Tensor) -> None:
         self._outer, self._inner = backprops, activations
+        self._scratch = scratch
+
+    @property
+    def parts(self) -> Sequence[Tensor]:
+        return (self._outer, self._inner)
+
+    def as_rows(self) -> _Rows:
+        rows = self._outer[:, :, None] * self._inner[:, None, :]
+        return _Rows(rows.flatten(1), self._scratch)
 
     def norms(self) -> Tensor:
-        return self._norms
+        return _lengths(self._outer) * _lengths(self._inner)
 
     def drop(self, lost: Tensor) -> None:
-        keep = ~lost[:, None]
+        # Not in place: the activations of a first layer are the records themselves.
         self._outer, self._inner = (
-            torch.where(keep, part, 0.0) for part in (self._outer, self._inner)
+            part.masked_fill(lost[:, None], 0.0) for part in (self._outer, self._inner)
         )
-        self._lengths = torch.where(lost, 1.0, self._lengths)
 
     def weighted(self, factors: Tensor) -> Tensor:
-        # One part of length 1, the other of the clipped gradient's: neither loses bits.
-        inner = self._inner / self._lengths[:, None]
-        outer = self._outer * (factors * self._lengths)[:, None]
-        total: Tensor = outer.to(self._outer.dtype).T @ inner.to(self._inner.dtype)
-        return total
+        outer, inner = (part[: len(factors)].double() for part in (self._outer, self._inner))
+        total: Tensor = (outer * factors[:, None]).T @ inner
+        return total.flatten()
 
 
-class _RowsModule(GradSampleModule):  # type: ignore[misc]  # Opacus has no types
-    """Opacus' module, with gradients of every parameter as rows."""
+def _lengths(rows: Tensor) -> Tensor:
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return lengths
 
-    def __init__(self, network: nn.Module) -> None:
+
+class _RecordModule(GradSampleModule):  # type: ignore[misc]  # Opacus has no types
+    """Opacus' module, with each record's gradients kept here.
+
+    As factors for a linear layer that is used once, on one vector a record; as rows for all else.
+    Opacus itself copies every gradient into a tensor of zeros, a third of a step's time.
+    """
+
+    def __init__(self, network: nn.Module, mode: GradSampleMode) -> None:
         super().__init__(network, loss_reduction="sum")
-        self.record_bytes = sum(p.nbytes for p in trainable(network))
-
-    def gradients(self, parameter: nn.Parameter) -> _Gradients:
-        """Return a parameter's gradients of the last backward pass."""
-        rows = getattr(parameter, "grad_sample", None)
-        if not isinstance(rows, Tensor):
-            raise _not_by_record(parameter)
-        return _Rows(rows)
-
-    def forget(self) -> None:
-        """Let go of the last backward pass."""
-        self.zero_grad(set_to_none=True)
-
-
-class _FactorsModule(_RowsModule):
-    """Opacus' module, with gradients of linear layers as factors, of all others as rows."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__(network)
-        self._found: dict[nn.Parameter, _Gradients] = {}
-        uses = Counter(p for layer in network.modules() for p in layer.parameters(recurse=False))
-        for layer in network.modules():
-            for parameter in trainable(layer) if type(layer) is nn.Linear else ():
-                if uses[parameter] > 1:
-                    raise _not_by_record(parameter)
-                self.record_bytes -= parameter.nbytes
+        self._found: dict[nn.Parameter, Gradients] = {}
+        self._needs_factors = mode == "ghost"
+        device = next(network.parameters()).device
+        room = _SCRATCH_BYTES[device.type] // 8
+        self._scratch = torch.empty(room, dtype=torch.float64, device=device)
 
     def capture_backprops_hook(
         self, module: nn.Module, forward_input: Any, forward_output: Any, **how: Any
     ) -> None:
         """See Opacus; called once for each use of a layer with parameters."""
-        if type(module) is not nn.Linear:
-            super().capture_backprops_hook(module, forward_input, forward_output, **how)
-            return
-        (activations,), backprops = self.rearrange_grad_samples(
+        del forward_input
+        activations, backprops = self.rearrange_grad_samples(
             module=module, backprops=forward_output[0].detach(), **how
         )
-        if backprops.dim() != 2:
-            raise PrivateModelError(
-                "privacy=dp_sgd: grad_sample_mode=ghost cannot clip a linear layer over a sequence;"
-                " use privacy.grad_sample_mode=hooks"
-            )
-        self._keep(module.weight, _Factors(backprops, activations))
-        if module.bias is not None:
-            self._keep(module.bias, _Rows(backprops))
+        is_linear = type(module) is nn.Linear
+        if is_linear and backprops.dim() == 2 and module.weight not in self._found:
+            self._keep(module.weight, _Factors(backprops, activations[0], self._scratch))
+            if module.bias is not None:
+                self._keep(module.bias, _Rows(backprops, self._scratch))
+        elif is_linear and self._needs_factors:
+            raise _no_factors(module)
+        else:
+            kind = self._get_module_type(module)
+            sampler = self.GRAD_SAMPLERS.get(kind, ft_compute_per_sample_gradient)
+            for parameter, rows in sampler(module, activations, backprops).items():
+                self._keep(parameter, _Rows(rows.flatten(1), self._scratch))
+        if not module.activations:
+            del module.max_batch_len
 
-    def gradients(self, parameter: nn.Parameter) -> _Gradients:
-        """See _RowsModule."""
-        return self._found.get(parameter) or super().gradients(parameter)
+    def gradients(self, parameter: nn.Parameter) -> Gradients:
+        """Return a parameter's gradients of the last backward pass."""
+        if parameter not in self._found:
+            raise _not_by_record(parameter)
+        return self._found[parameter]
 
     def forget(self) -> None:
-        """See _RowsModule."""
-        super().forget()
+        """Let go of the last backward pass."""
+        self.zero_grad(set_to_none=True)
         self._found.clear()
 
-    def _keep(self, parameter: Any, gradients: _Gradients) -> None:
-        if parameter in self._found:
-            raise _not_by_record(parameter)
+    def _keep(self, parameter: nn.Parameter, gradients: Gradients) -> None:
+        before = self._found.get(parameter)
+        if before is not None:  # of another use of the parameter
+            gradients = before.as_rows().plus(gradients.as_rows())
         if parameter.requires_grad:
             self._found[parameter] = gradients
 
 
 class ClippedGradients:
-    """Gives clipped sums for the network it was opened on, until closed.
+    """Gives clipped sums for the network it was opened on, until closed."""
 
-    `record_bytes` is the memory that one record's gradients take.
-    """
-
-    def __init__(self, module: _RowsModule, objective: Objective, clip_norm_l2: float) -> None:
+    def __init__(self, module: _RecordModule, objective: Objective) -> None:
         self._module = module
         self._parameters = trainable(module)
         self._objective = objective
-        self._clip = clip_norm_l2
-        self.record_bytes = module.record_bytes
 
-    def sums(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        """Return the batch's clipped gradients added up, one tensor a trainable parameter."""
-        losses = self._objective.losses(self._module(x), y)
-        with _hooked_first_layer():
-            losses.sum().backward()  # type: ignore[no-untyped-call]
-        found = [self._module.gradients(parameter) for parameter in self._parameters]
-        parts = [gradients.norms().double() for gradients in found]
-        for parameter, part in zip(self._parameters, parts, strict=True):
-            if len(part) != len(x):
-                raise _not_by_record(parameter)
-        norms = torch.stack(parts).norm(dim=0)
-        lost = ~(norms <= _LONGEST)  # also what is no number
-        if lost.any():
-            norms[lost] = 0.0
-            for gradients in found:
-                gradients.drop(lost)
-        factors = (self._clip / (norms + _NORM_FLOOR)).clamp(max=1.0)
-        sums = [
-            gradients.weighted(factors).view_as(parameter)
-            for gradients, parameter in zip(found, self._parameters, strict=True)
-        ]
-        self._module.forget()
-        return sums
+    def sums(self, x: Tensor, y: Tensor, count: int, clip_norm_l2: float) -> list[Tensor]:
+        """Return the clipped gradients of the first `count` records added up.
+
+        x: (rows, *features), y: (rows,). The other rows are null records: they pass through the
+        network, and their gradients are dropped. One float64 tensor a trainable parameter.
+
+        Raises:
+            PrivateModelError: Opacus did not give one gradient a record.
+        """
+        with self.by_record(x, y) as found:
+            parts = torch.stack([gradients.norms() for gradients in found])
+            norms = torch.linalg.vector_norm(parts, dim=0)
+            lost = ~norms.isfinite()
+            if lost.any():
+                norms[lost] = 0.0
+                for gradients in found:
+                    gradients.drop(lost)
+            factors = (clip_norm_l2 / (norms[:count] + _NORM_FLOOR)).clamp(max=1.0)
+            return [
+                gradients.weighted(factors).view_as(parameter)
+                for gradients, parameter in zip(found, self._parameters, strict=True)
+            ]
+
+    @contextmanager
+    def by_record(self, x: Tensor, y: Tensor) -> Iterator[list[Gradients]]:
+        """Lend all rows' gradients, one entry a trainable parameter; see `sums`."""
+        try:
+            losses = self._objective.losses(self._module(x), y)
+            with _hooked_first_layer():
+                losses.sum().backward()  # type: ignore[no-untyped-call]
+            found = [self._module.gradients(parameter) for parameter in self._parameters]
+            for parameter, gradients in zip(self._parameters, found, strict=True):
+                if any(len(part) != len(x) for part in gradients.parts):
+                    raise _not_by_record(parameter)
+            yield found
+        finally:
+            self._module.forget()
 
     def close(self) -> None:
         """Take Opacus' hooks, and what they kept of records, off the network."""
@@ -262,6 +308,13 @@ def _hooked_first_layer() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         yield
+
+
+def _no_factors(layer: nn.Module) -> PrivateModelError:
+    return PrivateModelError(
+        f"privacy=dp_sgd: grad_sample_mode=ghost cannot clip {layer}, which is used over a sequence"
+        " or more than once; use privacy.grad_sample_mode=hooks"
+    )
 
 
 def _not_by_record(parameter: nn.Parameter) -> PrivateModelError:

@@ -7,7 +7,7 @@ from the operating system.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from fedfactory.privacy.units import Units
 from fedfactory.tasks.descent import Descent
 from fedfactory.tasks.examples import Examples, SiteData
 from fedfactory.tasks.objectives import Objective
+from fedfactory.tasks.rehearsal import Passes, Rehearsal, rehearsal_of
+from fedfactory.tasks.seeds import derive_seed
+from fedfactory.tasks.step_randomness import repeat_randomness
 from fedfactory.tasks.task import ModelMismatchError, Outcome
 from fedfactory.wire.arrays import read_arrays, spec_of, write_arrays
 
@@ -39,12 +42,18 @@ class Learning:
     """One network and one site's data, ready to work."""
 
     def __init__(
-        self, network: nn.Module, data: SiteData, device: str, objective: Objective
+        self,
+        network: nn.Module,
+        data: SiteData,
+        device: str,
+        objective: Objective,
+        rehearse: Callable[[Rehearsal], Passes],
     ) -> None:
         self._network = network.to(device)
         self._spec = spec_of(arrays_of(network))
         self._device = device
         self._objective = objective
+        self._rehearse = rehearse
         self._data = data
         self._train = _tensors(data.train, device, objective)
         self._test = _tensors(data.test, device, objective)
@@ -64,7 +73,8 @@ class Learning:
         loss_sum = torch.zeros((), device=self._device)
         score_sum = torch.zeros((), device=self._device, dtype=torch.float64)
         seen = 0
-        for indices in _batches(len(y), training, seed):
+        for step, indices in enumerate(_batches(len(y), training, seed)):
+            repeat_randomness(derive_seed(seed, "step", step))
             xs, ys = x[indices], y[indices]
             outputs = self._network(xs)
             loss = self._objective.mean_loss(outputs, ys)
@@ -101,8 +111,9 @@ class Learning:
             PrivateModelError: the model has a layer that DP-SGD cannot train.
         """
         # Importing Opacus takes 1 to 3 s.
-        from fedfactory.tasks.private_learning import GRADIENT_BYTES, descend_privately
+        from fedfactory.tasks.private_learning import descend_privately
 
+        passes = self._rehearse(rehearsal_of(mechanism))
         before = self._load(base)
         x, y = self._train
         descend_privately(
@@ -114,7 +125,7 @@ class Learning:
             training=training,
             mechanism=mechanism,
             source=NoiseSource(os.urandom(KEY_BYTES)),
-            gradient_bytes=GRADIENT_BYTES[x.device.type],
+            passes=passes,
         )
         named = self._network.named_parameters(remove_duplicate=False)
         update = self._write_update(out, before, {name for name, p in named if p.requires_grad})
@@ -124,6 +135,7 @@ class Learning:
         """Measure `base` on the test split with noise; `examples` is the true count."""
         from fedfactory.tasks.private_measuring import measure_privately
 
+        passes = self._rehearse(rehearsal_of(measurement))
         self._load(base)
         x, y = self._test
         metrics = measure_privately(
@@ -134,7 +146,7 @@ class Learning:
             units=Units(len(y), self._data.test.unit),
             measurement=measurement,
             source=NoiseSource(os.urandom(KEY_BYTES)),
-            batch=EVALUATION_BATCH,
+            passes=passes,
         )
         return Outcome(examples=len(y), metrics=metrics, update=None)
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.errors import DataError
 from fedfactory.contracts.model import BlobRef, ModelSpec
 from fedfactory.contracts.orders import Scalar
 from fedfactory.tasks.examples import DataSchema, SiteData
+from fedfactory.tasks.rehearsal import Passes, Rehearsal
 from fedfactory.tasks.seeds import derive_seed
 from fedfactory.tasks.task import Task, Workload
 from fedfactory.wire.arrays import spec_of, write_arrays
 
 if TYPE_CHECKING:
     from torch import nn
+
+# What was tried in this process. Library versions do not change in one.
+_REHEARSED: Final[dict[tuple[Any, ...], Passes]] = {}
+_MOST_REHEARSED: Final = 256  # a coordinator varies parameters within a policy's ranges
 
 
 class NetworkTask(Task):
@@ -34,7 +41,7 @@ class NetworkTask(Task):
 
     def reports(self, parameters: Mapping[str, Scalar]) -> tuple[str, ...]:
         """See Task; the error of a number, or how often a class was right, but not both."""
-        other = "accuracy" if self._label_is_number(parameters) else "mae"
+        other = "accuracy" if self._schema_of(parameters).classes is None else "mae"
         return tuple(name for name in self.metrics if name != other)
 
     @abstractmethod
@@ -63,13 +70,34 @@ class NetworkTask(Task):
     ) -> Workload:
         """See Task."""
         from fedfactory.tasks.learning import Learning
-        from fedfactory.tasks.objectives import CLASSIFICATION, REGRESSION
+        from fedfactory.tasks.objectives import objective_of
 
         network = self.network(self.check(parameters))
         if data is None:
             raise DataError(f"task '{self.name}' works on data, and the site names none for it")
-        objective = REGRESSION if self._label_is_number(parameters) else CLASSIFICATION
-        return Learning(network, data, device, objective)
+        objective = objective_of(self._schema_of(parameters))
+        rehearse = partial(self.rehearse, parameters, device)
+        return Learning(network, data, device, objective, rehearse)
 
-    def _label_is_number(self, parameters: Mapping[str, Scalar]) -> bool:
-        return self.schema(self.data_parameters_of(parameters)).classes is None
+    def _schema_of(self, parameters: Mapping[str, Scalar]) -> DataSchema:
+        schema = self.data_schema(parameters)
+        assert schema is not None
+        return schema
+
+    def rehearse(
+        self, parameters: Mapping[str, Scalar], device: str, rehearsal: Rehearsal
+    ) -> Passes:
+        """See Task; tried once in a process, on a network of its own."""
+        import torch
+
+        key = (self.name, to_json(parameters), device, rehearsal, torch.get_num_threads())
+        if key not in _REHEARSED:
+            from fedfactory.tasks.objectives import objective_of
+            from fedfactory.tasks.row_invariance import settle_passes
+
+            schema = self._schema_of(parameters)
+            network = self.network(self.check(parameters)).to(device)
+            while len(_REHEARSED) >= _MOST_REHEARSED:
+                del _REHEARSED[next(iter(_REHEARSED))]
+            _REHEARSED[key] = settle_passes(network, objective_of(schema), schema, rehearsal)
+        return _REHEARSED[key]

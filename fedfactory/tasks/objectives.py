@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
+from fedfactory.tasks.examples import DataSchema
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
@@ -58,3 +60,8 @@ REGRESSION: Final = Objective(
     scores=_absolute_errors,
     score_bound=math.sqrt,
 )
+
+
+def objective_of(schema: DataSchema) -> Objective:
+    """Return what a label is learned by: cross-entropy for classes, squared error for a number."""
+    return REGRESSION if schema.classes is None else CLASSIFICATION

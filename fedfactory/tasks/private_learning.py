@@ -7,11 +7,6 @@ seed, and its sampling rate follows the loader's length.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
-
 import numpy as np
 import torch
 from opacus.optimizers import DPOptimizer
@@ -23,13 +18,11 @@ from fedfactory.privacy.chacha import NoiseSource
 from fedfactory.privacy.units import Units
 from fedfactory.tasks.clipped_gradients import open_gradients, trainable
 from fedfactory.tasks.descent import Descent
+from fedfactory.tasks.fixed_rows import FixedRows
+from fedfactory.tasks.kernels import deterministic_kernels
 from fedfactory.tasks.objectives import Objective
-
-# Memory for per-record gradients at a time; a larger draw is added up in pieces. On a CPU tensors
-# over 32 MiB come from fresh pages each time, which costs more than the pieces.
-GRADIENT_BYTES: Final = {"cpu": 1 << 25, "cuda": 1 << 30}
-# Activations are not counted in those bytes.
-MAX_PIECE: Final = 512
+from fedfactory.tasks.rehearsal import Passes
+from fedfactory.tasks.step_randomness import secret_randomness
 
 
 def descend_privately(
@@ -42,50 +35,34 @@ def descend_privately(
     training: TrainParameters,
     mechanism: Mechanism,
     source: NoiseSource,
-    gradient_bytes: int,
+    passes: Passes,
 ) -> None:
     """Move the network's trainable parameters by exactly `mechanism.steps` noisy steps.
 
     A step draws units by Poisson sampling, adds up their clipped gradients, adds noise, divides by
     `mechanism.expected_batch`; FedProx's term and momentum come after. Nobody drawn is a noisy
-    step too. x: (rows, *features), y: (rows,).
+    step too. x: (records, *features), y: (records,).
 
     Raises:
         PrivateModelError: the model has a layer that DP-SGD cannot train.
     """
-    network.train()
-    gradients = open_gradients(network, objective, mechanism)
+    gradients = open_gradients(network, objective, mechanism.grad_sample_mode)
     optimizer = NoisyOptimizer(Descent(trainable(network), training), mechanism, source)
-    limit = min(MAX_PIECE, max(1, gradient_bytes // max(1, gradients.record_bytes)))
+    fixed = FixedRows(x, y, passes.rows)
+    clip = mechanism.clip_norm_l2
     try:
-        with _float32_convolutions():
-            # A model that cannot fails here, on zeros: no failure tells if anybody was drawn.
-            gradients.sums(x.new_zeros(1, *x.shape[1:]), y.new_zeros(1))
+        with deterministic_kernels(passes.threads), secret_randomness(source, x.device) as draw:
+            # A model that cannot fails here, on null records: no failure tells if any was drawn.
+            gradients.sums(*fixed.null(), 0, clip)
             for _ in range(mechanism.steps):
-                rows = torch.from_numpy(units.sample(source, mechanism.sample_rate)).to(x.device)
-                for piece in _pieces(rows, limit):
-                    optimizer.add(gradients.sums(x[piece], y[piece]))
+                drawn = torch.from_numpy(units.sample(source, mechanism.sample_rate)).to(x.device)
+                for rows_x, rows_y, count in fixed.passes(drawn):
+                    draw()
+                    optimizer.add(gradients.sums(rows_x, rows_y, count, clip))
                 optimizer.step()
     finally:
         gradients.close()
         optimizer.close()
-
-
-@contextmanager
-def _float32_convolutions() -> Iterator[None]:
-    """Keep CUDA from TensorFloat-32: in ten bits ghost's norms and gradients would disagree."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
-def _pieces(rows: Tensor, limit: int) -> tuple[Tensor, ...]:
-    """Split rows into pieces of equal length, give or take one, of at most `limit`."""
-    count = math.ceil(len(rows) / limit)
-    return rows.tensor_split(count) if count else ()
 
 
 class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
@@ -110,7 +87,7 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
             parameter.summed_grad += gradient
 
     def add_noise(self) -> None:
-        """Put sum plus noise into `grad`: added up in float64, then rounded to the model's type."""
+        """Put sum plus noise into `grad`: both float64, then rounded to the model's type."""
         deviation = self.noise_multiplier * self.max_grad_norm
         for parameter in self.params:
             noise = self._noise[: parameter.numel()]
@@ -135,4 +112,4 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
     def _clear(self) -> None:
         for parameter in self.params:
             parameter.grad = None
-            parameter.summed_grad = torch.zeros_like(parameter)
+            parameter.summed_grad = torch.zeros_like(parameter, dtype=torch.float64)

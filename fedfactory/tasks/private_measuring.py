@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from fedfactory.contracts.privacy import Measurement
 from fedfactory.privacy.chacha import NoiseSource
 from fedfactory.privacy.units import Units
+from fedfactory.tasks.fixed_rows import FixedRows
+from fedfactory.tasks.kernels import deterministic_kernels
 from fedfactory.tasks.objectives import Objective
+from fedfactory.tasks.rehearsal import Passes
+from fedfactory.tasks.step_randomness import secret_randomness
 
 
 def measure_privately(
@@ -24,7 +28,7 @@ def measure_privately(
     units: Units,
     measurement: Measurement,
     source: NoiseSource,
-    batch: int,
+    passes: Passes,
 ) -> Mapping[str, float]:
     """Return the noised mean loss and score over `measurement.public_examples` records.
 
@@ -36,14 +40,18 @@ def measure_privately(
     score_bound = objective.score_bound(loss_bound)
     sums = np.zeros(2)
     network.eval()
-    rows = torch.from_numpy(units.one_row_each(source)).to(x.device)
-    with torch.inference_mode():
-        for start in range(0, len(rows), batch):
-            some = rows[start : start + batch]
-            outputs = network(x[some])
+    drawn = torch.from_numpy(units.one_row_each(source)).to(x.device)
+    with (
+        torch.inference_mode(),
+        deterministic_kernels(passes.threads),
+        secret_randomness(source, x.device) as draw,
+    ):
+        for rows_x, rows_y, count in FixedRows(x, y, passes.rows).passes(drawn):
+            draw()
+            outputs = network(rows_x)
             sums += (
-                _bounded_sum(objective.losses(outputs, y[some]), loss_bound),
-                _bounded_sum(objective.scores(outputs, y[some]), score_bound),
+                _bounded_sum(objective.losses(outputs, rows_y)[:count], loss_bound),
+                _bounded_sum(objective.scores(outputs, rows_y)[:count], score_bound),
             )
     noise = np.empty(2)
     source.fill_gaussians(noise)

@@ -18,6 +18,7 @@ from fedfactory.contracts.orders import Scalar, TrainParameters
 from fedfactory.contracts.privacy import Measurement, Mechanism
 from fedfactory.tasks.examples import DataSchema, Examples, SiteData
 from fedfactory.tasks.parameters import Parameter, check_parameters
+from fedfactory.tasks.rehearsal import Passes, Rehearsal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +128,19 @@ class Task(ABC):
         del parameters
         return None
 
+    def rehearse(
+        self, parameters: Mapping[str, Scalar], device: str, rehearsal: Rehearsal
+    ) -> Passes:
+        """Try private work without data; return how it will go, the same for all data.
+
+        A record's share of a sum must be the same bits whatever the other records are.
+
+        Raises:
+            ModelMismatchError: the model or the device cannot do it.
+        """
+        del device, rehearsal
+        raise ModelMismatchError(f"task '{self.name}' has no private work: {parameters}")
+
     def bundled(self, parameters: Mapping[str, Scalar]) -> Examples:
         """Return the public, or generated, data that come with the task, in the form of its schema.
 
@@ -159,3 +173,7 @@ class Task(ABC):
 
 class ModelMismatchError(FedfactoryError):
     """The base model does not have the tensors of the task's own model."""
+
+
+class UnstableKernelsError(ModelMismatchError):
+    """A record's gradient does not repeat on this device, not even one record at a time."""

@@ -8,7 +8,8 @@ from typing import Protocol
 
 from fedfactory.contracts.errors import EnvironmentFailedError
 from fedfactory.contracts.orders import Scalar
-from site_agents.jobs.job import Job, JobResult
+from fedfactory.tasks.rehearsal import Passes
+from site_agents.jobs.job import Job, JobResult, JobTrial
 from site_agents.jobs.settings import SourceFacts
 
 
@@ -32,6 +33,14 @@ class NoDataError(EnvironmentFailedError):
     """The site's data of that name cannot be read, or does not fit the task."""
 
 
+class UnfitWorkError(EnvironmentFailedError):
+    """Private work cannot be done as ordered, whatever the data. `code` is a key of REFUSALS."""
+
+    def __init__(self, code: str, finding: str) -> None:
+        super().__init__(finding)
+        self.code = code
+
+
 class Executor(Protocol):
     """Runs jobs in processes that see data and no network. Safe to use from several threads."""
 
@@ -53,6 +62,14 @@ class Executor(Protocol):
 
         Raises:
             NoDataError: it has not; the executor's log says why.
+            WorkerLostError, JobTimeoutError, WorkStoppedError, NeverBegunError: as `run`.
+        """
+
+    def rehearse(self, trial: JobTrial) -> Passes:
+        """Try private work without data, where it would be done; return how it will go.
+
+        Raises:
+            UnfitWorkError: the base model or the device is not fit for it.
             WorkerLostError, JobTimeoutError, WorkStoppedError, NeverBegunError: as `run`.
         """
 

@@ -16,25 +16,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from fedfactory.contracts.codec import decode, encode
 from fedfactory.contracts.errors import EnvironmentFailedError, FedfactoryError
 from fedfactory.contracts.orders import Scalar
 from fedfactory.isolation.mechanism import Network
+from fedfactory.tasks.rehearsal import Passes
 from site_agents.executors.devices import find_devices
 from site_agents.executors.executor import (
     JobTimeoutError,
     NeverBegunError,
     NoDataError,
+    UnfitWorkError,
     WorkerLostError,
     WorkStoppedError,
 )
 from site_agents.executors.revival import Revival
 from site_agents.executors.warm_worker import WarmWorker
-from site_agents.jobs.job import JOB, RESULT, Job, JobResult, read_result, write_file
+from site_agents.jobs.job import JOB, RESULT, Job, JobResult, JobTrial, read_result, write_file
 from site_agents.jobs.settings import SourceFacts, SourceOptions, WorkerSettings
 
 log = logging.getLogger("site_agents.executors")
 
 DESCRIBE_TIMEOUT_S: Final = 600.0
+REHEARSAL_TIMEOUT_S: Final = 600.0
 CLOSE_TIMEOUT_S: Final = 5.0
 LOOK_EVERY_S: Final = 1.0
 Sources = Callable[[], Mapping[str, SourceOptions]]
@@ -110,6 +114,15 @@ class LocalExecutor:
                 f"data source '{source}' cannot be read for task '{task}': see {self._log}"
             )
         return answer[ask]
+
+    def rehearse(self, trial: JobTrial) -> Passes:
+        """See Executor."""
+        is_training = trial.rehearsal.kind == "train"
+        request = {"rehearse": encode(trial)}
+        answer = self._ask(request, REHEARSAL_TIMEOUT_S, needs_device=is_training)
+        if "failure" in answer:
+            raise UnfitWorkError(answer["failure"], f"{answer['finding']}; see {self._log}")
+        return decode(Passes, answer["passes"])
 
     def run(self, job: Job, folder: Path, timeout_s: float) -> JobResult:
         """See Executor."""

@@ -18,6 +18,7 @@ from fedfactory.contracts.model import BlobRef, ModelSpec
 from fedfactory.contracts.orders import Scalar, TrainParameters, WorkKey, WorkKind
 from fedfactory.contracts.privacy import Measurement, Mechanism
 from fedfactory.durable_file import write_in_one_piece
+from fedfactory.tasks.rehearsal import Rehearsal
 
 JOB: Final = "job.json"
 RESULT: Final = "result.json"
@@ -43,6 +44,16 @@ class Job:
     source: str | None
     mechanism: Mechanism | None
     measurement: Measurement | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobTrial:
+    """What to try, without data, before private work is paid for; as in Job."""
+
+    task: str
+    task_parameters: Mapping[str, Scalar]
+    base: str
+    rehearsal: Rehearsal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,9 @@
 """The process that sees data and GPU, and no network: `python -m site_agents.worker`.
 
 Its first line of standard input is its settings, each later one a request in JSON: a job's folder,
-or a source whose form, or counts, are asked for. It answers on standard output, when a job's result
-lies in the folder. Ends when its input closes, also in the middle of a job: its agent is gone.
+a trial of private work, or a source whose form, or counts, are asked for. It answers on standard
+output; a job's result then lies in its folder. Ends when its input closes, also in the middle of a
+job: its agent is gone.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedfactory.contracts.codec import encode
+from fedfactory.contracts.codec import decode, encode
 from fedfactory.contracts.errors import FedfactoryError
+from fedfactory.tasks.task import UnstableKernelsError
+from site_agents.jobs.job import JobTrial
 from site_agents.jobs.settings import SourceOptions, WorkerSettings
 from site_agents.worker.work import Worker, log
 
@@ -45,6 +48,8 @@ def main() -> None:
 
 
 def _answer(worker: Worker, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "rehearse" in request:
+        return _rehearse(worker, decode(JobTrial, request["rehearse"]))
     if "job" in request:
         folder = Path(request["job"])
         worker.work(folder)
@@ -63,6 +68,23 @@ def _answer(worker: Worker, request: Mapping[str, Any]) -> Mapping[str, Any]:
         log.error("source '%s': %s", source, type(error).__name__)
         return {"failure": "no_data"}
     return {"facts": encode(facts)}
+
+
+def _rehearse(worker: Worker, trial: JobTrial) -> Mapping[str, Any]:
+    # No record is touched here: a reason may be written down whole.
+    try:
+        passes = worker.rehearse(trial)
+    except UnstableKernelsError as error:
+        return {"failure": "not_repeatable", "finding": str(error)}
+    except FedfactoryError as error:
+        log.warning("private work cannot be done: %s", error)
+        return {"failure": "bad_model", "finding": str(error)}
+    except Exception as error:
+        log.exception("private work cannot be tried")
+        return {"failure": "bad_model", "finding": type(error).__name__}
+    if passes.rows < trial.rehearsal.rows:
+        log.info("%s: %d rows a pass, %d threads", trial.task, passes.rows, passes.threads)
+    return {"passes": encode(passes)}
 
 
 def _settings(raw: Mapping[str, Any]) -> WorkerSettings:

@@ -19,15 +19,17 @@ from fedfactory.contracts.errors import DataError, EnvironmentFailedError, Integ
 from fedfactory.contracts.model import ModelSpec
 from fedfactory.contracts.orders import Scalar
 from fedfactory.tasks.examples import DataSchema, SiteData
+from fedfactory.tasks.rehearsal import Passes
 from fedfactory.tasks.seeds import derive_seed
-from fedfactory.tasks.table import load_task
+from fedfactory.tasks.table import check_task, load_task
 from fedfactory.tasks.task import ModelMismatchError, Outcome, Task, Workload
+from fedfactory.wire.arrays import ArrayFile
 from site_agents.data.files import Stamp
 from site_agents.data.pieces import WINDOWS_NEED_A_UNIT
 from site_agents.data.source import Source, schema_of
 from site_agents.data.sources import open_source
 from site_agents.data.versions import Version, compare
-from site_agents.jobs.job import RESULT, UPDATE, Job, JobResult, read_job, write_file
+from site_agents.jobs.job import RESULT, UPDATE, Job, JobResult, JobTrial, read_job, write_file
 from site_agents.jobs.settings import SourceFacts, WorkerSettings
 
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -105,6 +107,22 @@ class Worker:
             evaluate=len(data.test),
             fingerprint=self._versions[source][1].fingerprint,
         )
+
+    def rehearse(self, trial: JobTrial) -> Passes:
+        """Hold the base model against the task's, and try private work without data.
+
+        Raises:
+            UsageError: no such task, or its parameters do not fit.
+            ModelMismatchError: the base model, the network or the device is not fit for it.
+            IntegrityError, ProtocolError: the base is no whole model.
+        """
+        task = check_task(trial.task, trial.task_parameters)
+        device = self._device()
+        with ArrayFile(Path(trial.base)) as file:
+            difference = task.model_spec(trial.task_parameters).difference(file.spec)
+        if difference:
+            raise ModelMismatchError(f"the base model does not fit the task: {difference}")
+        return task.rehearse(trial.task_parameters, device, trial.rehearsal)
 
     def work(self, folder: Path) -> None:
         """Do the job in a folder; its result is there when this returns."""

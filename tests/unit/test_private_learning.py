@@ -16,6 +16,7 @@ from fedfactory.contracts.privacy import GradSampleMode
 from fedfactory.privacy.chacha import KEY_BYTES, NoiseSource
 from fedfactory.tasks.clipped_gradients import PrivateModelError
 from fedfactory.tasks.examples import SiteData
+from fedfactory.tasks.rehearsal import Passes
 from fedfactory.tasks.table import load_task
 from fedfactory.tasks.task import ModelMismatchError, Workload
 from fedfactory.wire.arrays import read_arrays
@@ -200,7 +201,7 @@ def test_memory_for_one_record_at_a_time_gives_the_same_sum(mode: GradSampleMode
     network, x, y = network_and_data("digits cnn", 21)
     how = mechanism(grad_sample_mode=mode)
     whole = moved(network, x, y, how, source=silent_source())
-    pieces = moved(network, x, y, how, source=silent_source(), gradient_bytes=1)
+    pieces = moved(network, x, y, how, source=silent_source(), rows=1)
     assert torch.allclose(whole, pieces, atol=1e-6)
 
 
@@ -370,7 +371,13 @@ def test_buffers_of_a_model_do_not_leave(tmp_path: Path) -> None:
     network = nn.Sequential(Counting(), nn.Linear(64, 10))
     examples = load_task("digits").bundled({"model": "mlp"})
     part = examples.take(np.arange(20))
-    workload = Learning(network, SiteData(train=part, test=part), "cpu", CLASSIFICATION)
+    workload = Learning(
+        network,
+        SiteData(train=part, test=part),
+        "cpu",
+        CLASSIFICATION,
+        lambda _: Passes(rows=16, threads=1),
+    )
     write_arrays(tmp_path / "base", {k: v.copy() for k, v in arrays_of(network).items()})
     workload.train_privately(
         base=tmp_path / "base", out=tmp_path / "u", training=training(), mechanism=mechanism()

@@ -16,6 +16,7 @@ from fedfactory.privacy.units import Units
 from fedfactory.tasks.examples import SiteData
 from fedfactory.tasks.objectives import CLASSIFICATION, REGRESSION, Objective
 from fedfactory.tasks.private_measuring import measure_privately
+from fedfactory.tasks.rehearsal import Passes
 from fedfactory.tasks.table import load_task
 from tests.private_descents import fresh_source, network_and_data, silent_source
 
@@ -45,7 +46,7 @@ def measured(
             noise_multiplier=noise_multiplier, loss_clip=CLIP, public_examples=PUBLIC
         ),
         source=source,
-        batch=8,
+        passes=Passes(rows=16, threads=1),
     )
     return found["loss"], found[objective.metric]
 

@@ -1,0 +1,47 @@
+"""What a network draws for itself in a step, as dropout does: where its generator's state is from.
+
+Under differential privacy it is from the operating system. With a state that a coordinator knows,
+one record less gives the others known, different masks: the sum moved by 5 clipping norms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import numpy as np
+import torch
+
+from fedfactory.privacy.chacha import NoiseSource
+
+_WORDS: Final = 624  # of the Mersenne Twister; torch keeps each in 8 bytes, after a header of 24
+
+
+def repeat_randomness(seed: int) -> None:
+    """Make all generators begin as `seed` says: same seed, same masks."""
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def secret_randomness(source: NoiseSource, device: torch.device) -> Iterator[Callable[[], None]]:
+    """Lend what gives the device's generator a new secret state; put the old state back after.
+
+    On a CPU the whole state of its Mersenne Twister is drawn, for a seed would be 32 bits of it. On
+    CUDA it is the 64-bit key of Philox.
+    """
+    is_cpu = device.type == "cpu"
+    header = torch.Generator().get_state()
+
+    def draw() -> None:
+        words = np.empty(_WORDS, np.uint64)
+        source.fill_words(words)
+        if not is_cpu:
+            torch.cuda.manual_seed(int(words[0]))
+            return
+        state = header.numpy()
+        state[24 : 24 + 8 * _WORDS] = (words >> np.uint64(32)).view(np.uint8)
+        torch.default_generator.set_state(header)
+
+    with torch.random.fork_rng(devices=[] if is_cpu else [device]):
+        yield draw
