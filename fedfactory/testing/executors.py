@@ -15,16 +15,18 @@ from pathlib import Path
 import pytest
 
 from fedfactory.contracts.orders import TrainParameters, WorkKind
+from fedfactory.tasks.rehearsal import Rehearsal
 from fedfactory.tasks.table import load_task
 from site_agents.executors.executor import (
     Executor,
     JobTimeoutError,
     NeverBegunError,
     NoDataError,
+    UnfitWorkError,
     WorkerLostError,
     WorkStoppedError,
 )
-from site_agents.jobs.job import RESULT, UPDATE, Job, JobResult
+from site_agents.jobs.job import RESULT, UPDATE, Job, JobResult, JobTrial
 from site_agents.jobs.settings import SourceOptions
 
 SOURCE = "share"
@@ -44,6 +46,12 @@ DATA = {
     )
 }
 LONG_EPOCHS = 100_000
+
+
+def _trial(base: Path, rehearsal: Rehearsal) -> JobTrial:
+    return JobTrial(
+        task="digits", task_parameters={"model": "mlp"}, base=str(base), rehearsal=rehearsal
+    )
 
 
 class ExecutorContract:
@@ -96,6 +104,19 @@ class ExecutorContract:
         load_task("digits").write_initial({"model": "cnn"}, 1, other)
         assert executor.run(job_of(other), tmp_path / "1", 120).failure == "bad_model"
         assert executor.run(job_of(base), tmp_path / "2", 120).failure is None
+
+    def test_private_work_is_tried_without_data(
+        self, executor: Executor, base: Path, tmp_path: Path
+    ) -> None:
+        """Its passes for a model that fits; UnfitWorkError for one that does not."""
+        rehearsal = Rehearsal(kind="train", rows=48, grad_sample_mode="hooks")
+        assert executor.rehearse(_trial(base, rehearsal)).rows in {1, 48}
+        other = tmp_path / "other.safetensors"
+        load_task("digits").write_initial({"model": "cnn"}, 1, other)
+        with pytest.raises(UnfitWorkError) as error:
+            executor.rehearse(_trial(other, rehearsal))
+        assert error.value.code == "bad_model"
+        assert executor.run(job_of(base), tmp_path / "1", 120).failure is None
 
     def test_a_killed_process_is_told_and_replaced(
         self, executor: Executor, base: Path, tmp_path: Path

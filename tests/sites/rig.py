@@ -25,11 +25,12 @@ from fedfactory.contracts.plans import Anchor, Delivery, RunTerms, Sending, Sign
 from fedfactory.contracts.privacy import PrivacyPlan
 from fedfactory.contracts.updates import Reply
 from fedfactory.identity.signing import Signer, fingerprint, new_signing_key
+from fedfactory.tasks.rehearsal import Passes
 from fedfactory.wire.arrays import spec_of, write_arrays
 from site_agents.assembly import open_books
 from site_agents.books import Books
 from site_agents.config import load_agent_config
-from site_agents.jobs.job import RESULT, UPDATE, Job, JobResult, write_file
+from site_agents.jobs.job import RESULT, UPDATE, Job, JobResult, JobTrial, write_file
 from site_agents.jobs.settings import SourceFacts
 from site_agents.pipeline import Pending, Pipeline, Transfer
 from site_agents.policy import AcknowledgedRisk, DataRule, Range, WithoutDp, policy_text
@@ -120,6 +121,8 @@ class Scripted:
     described: int = 0
     forms_checked: int = 0
     misfit: Exception | None = None
+    rehearsed: list[JobTrial] = field(default_factory=list)
+    unfit: Exception | None = None
 
     def describe(
         self, source: str, task: str, task_parameters: Mapping[str, Scalar]
@@ -131,6 +134,12 @@ class Scripted:
         self.forms_checked += 1
         if self.misfit is not None:
             raise self.misfit
+
+    def rehearse(self, trial: JobTrial) -> Passes:
+        self.rehearsed.append(trial)
+        if self.unfit is not None:
+            raise self.unfit
+        return Passes(rows=trial.rehearsal.rows, threads=1)
 
     def run(self, job: Job, folder: Path, timeout_s: float) -> JobResult:
         self.jobs.append(job)
