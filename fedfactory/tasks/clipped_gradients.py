@@ -212,11 +212,12 @@ class _RecordModule(GradSampleModule):  # type: ignore[misc]  # Opacus has no ty
         activations, backprops = self.rearrange_grad_samples(
             module=module, backprops=forward_output[0].detach(), **how
         )
+        own = dict(module.named_parameters(recurse=False))
         is_linear = type(module) is nn.Linear
-        if is_linear and backprops.dim() == 2 and module.weight not in self._found:
-            self._keep(module.weight, _Factors(backprops, activations[0], self._scratch))
-            if module.bias is not None:
-                self._keep(module.bias, _Rows(backprops, self._scratch))
+        if is_linear and backprops.dim() == 2 and own["weight"] not in self._found:
+            self._keep(own["weight"], _Factors(backprops, activations[0], self._scratch))
+            if "bias" in own:
+                self._keep(own["bias"], _Rows(backprops, self._scratch))
         elif is_linear and self._needs_factors:
             raise _no_factors(module)
         else:

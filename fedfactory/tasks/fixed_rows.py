@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from fedfactory.privacy.sampling import ROWS_STEP
@@ -54,7 +55,7 @@ class FixedRows:
 
     def passes(self, drawn: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Give (x, y, count): the first `count` rows are drawn ones, the others null records."""
-        for piece in drawn.split(self._rows):
+        for piece in torch.split(drawn, self._rows):
             count = len(piece)
             if not count:  # an empty tensor splits into one empty piece
                 return

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+
+_deterministic: Any = torch.utils.deterministic  # of which torch has no types
 
 
 @contextmanager
@@ -20,7 +23,7 @@ def deterministic_kernels(threads: int) -> Iterator[None]:
     before = (
         torch.get_num_threads(),
         torch.are_deterministic_algorithms_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
+        _deterministic.fill_uninitialized_memory,
         (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32),
     )
     _set(threads, True, False, (False, True, False, False))
@@ -37,5 +40,5 @@ def _set(
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = fill
+    _deterministic.fill_uninitialized_memory = fill
     cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = flags

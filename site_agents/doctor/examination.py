@@ -20,6 +20,7 @@ from site_agents.doctor.house import (
     examine_worker,
 )
 from site_agents.doctor.operators import examine_operators
+from site_agents.doctor.private_work import examine_private_work
 from site_agents.doctor.records import examine_records
 
 
@@ -44,5 +45,6 @@ def examine(home: Path) -> Iterator[Finding]:
     yield from examine_way(config.gateway_address, config.home / "identity")
     yield from examine_gpus(config.worker.devices, config.worker.threads)
     yield from examine_worker(config)
+    yield from examine_private_work(config, policy)
     yield from examine_data(config)
     yield from examine_records(config, policy)

@@ -48,11 +48,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobTrial:
-    """What to try, without data, before private work is paid for; as in Job."""
+    """What to try, without data, before private work is paid for; as in Job.
+
+    `base` is None where the device alone is tried.
+    """
 
     task: str
     task_parameters: Mapping[str, Scalar]
-    base: str
+    base: str | None
     rehearsal: Rehearsal
 
 

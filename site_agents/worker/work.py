@@ -118,10 +118,11 @@ class Worker:
         """
         task = check_task(trial.task, trial.task_parameters)
         device = self._device()
-        with ArrayFile(Path(trial.base)) as file:
-            difference = task.model_spec(trial.task_parameters).difference(file.spec)
-        if difference:
-            raise ModelMismatchError(f"the base model does not fit the task: {difference}")
+        if trial.base is not None:
+            with ArrayFile(Path(trial.base)) as file:
+                difference = task.model_spec(trial.task_parameters).difference(file.spec)
+            if difference:
+                raise ModelMismatchError(f"the base model does not fit the task: {difference}")
         return task.rehearse(trial.task_parameters, device, trial.rehearsal)
 
     def work(self, folder: Path) -> None:
