@@ -9,6 +9,7 @@ each call and written under a lock, so no process sends or writes an older ancho
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,11 @@ from pathlib import Path
 from typing import Final
 
 from fedfactory.contracts.codec import from_json, to_json
+from fedfactory.contracts.errors import FieldError
 from fedfactory.contracts.plans import Anchor
 from fedfactory.durable_file import write_durably
+
+log = logging.getLogger("fedfactory.anchors")
 
 _LOCK: Final = ".lock"
 
@@ -30,10 +34,17 @@ class Anchors:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def of(self, site: str) -> Anchor | None:
-        """Return the newest anchor of a site."""
+        """Return the newest anchor of a site.
+
+        One with a number beyond its bound, which an older version kept, counts as none: it would
+        end every run that the site is part of.
+        """
         try:
             return from_json(Anchor, self._path(site).read_bytes())
         except FileNotFoundError:
+            return None
+        except FieldError as error:
+            log.warning("%s is not believed: %s", self._path(site), error)
             return None
 
     def keep(self, site: str, anchor: Anchor) -> None:

@@ -420,3 +420,26 @@ def test_a_resumed_run_holds_updates_that_nobody_held_against_the_bound(made, mo
     coordinator.run()
     assert largest(coordinator) < 100
     assert outcome(coordinator)[0]["status"] == "completed"
+
+
+def test_an_anchor_that_an_older_version_kept_ends_no_run(made):
+    coordinator = made("home")
+    folder = coordinator.home / "anchors"
+    folder.mkdir()
+    kept = json.dumps({**ANCHOR, "ledger_sequence": "HERE"}).replace('"HERE"', "1" + "0" * 400)
+    (folder / "vega.json").write_text(kept)
+    coordinator.run()
+    assert outcome(coordinator)[0]["status"] == "completed"
+
+
+def test_an_unusual_norm_is_shown_beside_the_rounds_median_and_taken(made):
+    """By its own bound alone it is judged: 6 x the others', and below 10 x |base|."""
+    coordinator = made("home")
+    enlarged(coordinator, "vega", 6.0)
+    coordinator.run()
+    summary, told = outcome(coordinator)
+    sites = summary["rounds"][0]["sites"]
+    norms = sorted(part["norm_l2"] for part in sites.values())
+    assert sites["vega"]["status"] == "took_part"
+    assert sites["vega"]["norm_to_median"] == norms[2] / norms[1] > 4
+    assert f"its norm is {norms[2] / norms[1]:.3g} x the round's median" in told.sentence

@@ -87,6 +87,34 @@ def test_typed_values_reach_the_config(tmp_path: Path):
     assert (config.out, config.task_data) == (tmp_path / "a b", data)
 
 
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        ("null", {}),
+        ("500", {"cesga": 500, "lumi": 500}),
+        ("{lumi: 7}", {"lumi": 7}),
+    ],
+)
+def test_what_sites_may_count_is_declared_for_all_or_by_site(told, found):
+    config = config_of("federation.sites=[lumi,cesga]", "rounds.quorum=1", f"max_examples={told}")
+    assert config.max_examples == found
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("0", "max_examples=0: expected a whole number from 1"),
+        ("1.5", "max_examples=1.5: expected a whole number"),
+        ("9007199254740993", "max_examples=9007199254740993: expected"),
+        ("{lumi: -1}", "max_examples.lumi=-1: expected"),
+        ("{vega: 1}", "unknown site 'max_examples.vega'"),
+    ],
+)
+def test_a_declared_count_out_of_range_is_named(told, said):
+    with pytest.raises(UsageError, match=said):
+        config_of("federation.sites=[lumi,cesga]", "rounds.quorum=1", f"max_examples={told}")
+
+
 @pytest.mark.parametrize("sign", ["", "+", "++"])
 def test_a_strategy_by_target_takes_keys_of_its_own(sign):
     config = config_of(

@@ -55,6 +55,7 @@ def test_an_honest_submission_holds():
         (lambda: submission(plan=plan_of(sites=("b", "a"))), "alphabetical"),
         (lambda: submission(plan=plan_of(sites=("a", "b/c"))), "cannot be a name"),
         (lambda: submission(plan=plan_of(checkpoints=0)), "checkpoints"),
+        (lambda: submission(plan=plan_of(max_examples={"nobody": 1})), "nobody is no site"),
         (lambda: submission(plan=plan_of(evaluation=changed(EVALUATION, central=True))), "public"),
     ],
 )
