@@ -9,7 +9,7 @@ from typing import Final
 
 from fedfactory.cli.completers import completed
 from fedfactory.cli.forms import tell_done
-from fedfactory.contracts.errors import UsageError
+from fedfactory.contracts.errors import FedfactoryError, UsageError
 from site_agents.cli.home import add_home, find_home
 from site_agents.config import POLICY_FILE
 
@@ -35,7 +35,10 @@ def pinned_operators(prefix: str, parsed_args: Namespace, **_: object) -> list[s
     """Return the names that the policy of the home pins."""
     from site_agents.policy_file import load_policy
 
-    policy = load_policy(find_home(parsed_args.home) / POLICY_FILE)
+    try:
+        policy = load_policy(find_home(parsed_args.home) / POLICY_FILE)
+    except FedfactoryError:
+        return []
     return [name for name in policy.operators if name.startswith(prefix)]
 
 

@@ -226,7 +226,8 @@ def _next_steps(home: Path, invitation: Invitation | None) -> list[str]:
         enrolling = "  3. site-agent enrol FILE, with the consortium's invitation"
     else:
         pins = f"     It pins {invitation.consortium}'s keys as the invitation names them: compare"
-        pins += " with the consortium, by another way than the invitation came."
+        pins += " with the consortium, by another way than the invitation came, and confirm each"
+        pins += " operator's: site-agent policy confirm-operator NAME FINGERPRINT."
         enrolling = "  3. site-agent run enrols with the invitation; or do it now: site-agent enrol"
         enrolling += " FILE"
     return [

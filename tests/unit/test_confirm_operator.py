@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import time
+from argparse import Namespace
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedfactory.identity.signing import Signer, fingerprint, new_signing_key
+from site_agents.cli.confirming import pinned_operators
 from site_agents.cli.main import main
 from site_agents.person import person
 from site_agents.policy import Confirmation, OperatorPin, PolicyFileError, parse_policy
@@ -156,3 +158,11 @@ def test_any_layout_keeps_all_else(others: list[str], form: str, is_last: bool) 
     assert changed == replace(policy, operators={**policy.operators, "ada": new})
     with pytest.raises(PolicyFileError, match="no 'bob'"):
         with_pin(text, "bob", new, file="p")
+
+
+def test_the_shell_offers_the_pinned_names(home: Path) -> None:
+    asked = Namespace(home=home)
+    assert pinned_operators("a", asked) == ["ada"]
+    assert pinned_operators("b", asked) == []
+    (home / "policy.yaml").write_text("half: [")
+    assert pinned_operators("a", asked) == []
