@@ -31,6 +31,7 @@ from site_agents.policy import (
     judge,
     parse_policy,
 )
+from site_agents.policy.holds import UNBOUNDED, Holds
 from site_agents.policy.pins import day_text
 from site_agents.policy.text import render
 from site_agents.policy.values import EGRESS_MODES, LOGS_MODES, TRAINING_KEYS
@@ -132,6 +133,15 @@ def policies(draw: st.DrawFn) -> Policy:
         max_base_abs=draw(st.dictionaries(st.sampled_from(("*", "fc.*")), st.floats(0.1, 10))),
         egress=draw(st.sampled_from(EGRESS_MODES)),
         logs=draw(st.sampled_from(LOGS_MODES)),
+        holds=draw(
+            st.builds(
+                Holds,
+                plan_days=st.floats(0.01, 366),
+                silent_days=st.floats(0.01, 366),
+                hold_share=st.floats(0.01, 1),
+                unbounded_lineage=st.sampled_from(UNBOUNDED),
+            )
+        ),
     )
 
 
