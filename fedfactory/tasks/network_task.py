@@ -39,9 +39,13 @@ class NetworkTask(Task):
     def schema(self, parameters: Mapping[str, Scalar]) -> DataSchema:
         """See Task; a network always has data."""
 
+    def data_schema(self, parameters: Mapping[str, Scalar]) -> DataSchema:
+        """See Task; a network always has data."""
+        return self.schema(self.data_parameters_of(parameters))
+
     def reports(self, parameters: Mapping[str, Scalar]) -> tuple[str, ...]:
         """See Task; the error of a number, or how often a class was right, but not both."""
-        other = "accuracy" if self._schema_of(parameters).classes is None else "mae"
+        other = "accuracy" if self.data_schema(parameters).classes is None else "mae"
         return tuple(name for name in self.metrics if name != other)
 
     @abstractmethod
@@ -75,14 +79,9 @@ class NetworkTask(Task):
         network = self.network(self.check(parameters))
         if data is None:
             raise DataError(f"task '{self.name}' works on data, and the site names none for it")
-        objective = objective_of(self._schema_of(parameters))
+        objective = objective_of(self.data_schema(parameters))
         rehearse = partial(self.rehearse, parameters, device)
         return Learning(network, data, device, objective, rehearse)
-
-    def _schema_of(self, parameters: Mapping[str, Scalar]) -> DataSchema:
-        schema = self.data_schema(parameters)
-        assert schema is not None
-        return schema
 
     def rehearse(
         self, parameters: Mapping[str, Scalar], device: str, rehearsal: Rehearsal
@@ -95,7 +94,7 @@ class NetworkTask(Task):
             from fedfactory.tasks.objectives import objective_of
             from fedfactory.tasks.row_invariance import settle_passes
 
-            schema = self._schema_of(parameters)
+            schema = self.data_schema(parameters)
             network = self.network(self.check(parameters)).to(device)
             while len(_REHEARSED) >= _MOST_REHEARSED:
                 del _REHEARSED[next(iter(_REHEARSED))]

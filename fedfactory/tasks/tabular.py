@@ -78,7 +78,7 @@ class Tabular(NetworkTask):
     def bundled(self, parameters: Mapping[str, Scalar]) -> Examples:
         """Return generated rows of the declared columns, whose label depends on all of them."""
         x, y = synthetic_rows(*declared_columns(parameters), BUNDLED_ROWS, BUNDLED_SEED)
-        return self.schema(parameters).check(x, y, "generated rows")
+        return self.data_schema(parameters).check(x, y, "generated rows")
 
     def network(self, parameters: Mapping[str, Scalar]) -> nn.Module:
         """Build a linear model, or one hidden layer, behind the declared scaling."""

@@ -86,7 +86,7 @@ class TimeSeries(NetworkTask):
 
     def bundled(self, parameters: Mapping[str, Scalar]) -> Examples:
         """Return windows over generated machines that wear out."""
-        schema = self.schema(parameters)
+        schema = self.data_schema(parameters)
         assert schema.windows is not None
         found = synthetic_readings(*declared_sensors(parameters), BUNDLED_MACHINES, BUNDLED_SEED)
         rows = schema.of_rows().check(found.x, found.y, "generated readings")

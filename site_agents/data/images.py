@@ -121,7 +121,7 @@ class Images(Source):
     def _other_folders(self, schema: DataSchema, classes: LabelMap) -> tuple[Fault, ...]:
         """Count the folders of no class, also empty ones."""
         assert isinstance(schema.label, Classes)
-        folders = [path for path in _listed(self._path) if path.is_dir()]
+        folders = [path for path in _listed(self._path) if _is_folder(path)]
         others = [path for path in folders if classes.index_of(path.name) < 0]
         if not others:
             return ()
@@ -198,7 +198,7 @@ class Images(Source):
         """Each class's folder as a column: how many files it has."""
         counts: dict[str, int] = {}
         for path in _listed(self._path):
-            if path.is_dir():
+            if _is_folder(path):
                 counts[path.name] = 0
         for folder, _ in self._files():
             if folder:
@@ -217,7 +217,7 @@ class Images(Source):
         What lies beside the folders comes with the name "".
         """
         for folder in _listed(self._path):
-            if not folder.is_dir():
+            if not _is_folder(folder):
                 yield "", folder
                 continue
             try:
@@ -263,6 +263,14 @@ def _open_regular(path: Path) -> BufferedReader:
     if not path.is_file():
         raise DataError(f"{path}: is no file")
     return open_file(path)
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path leads to a folder; a link may lead to where nobody may look."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _pattern(name: str, text: str | None) -> re.Pattern[str] | None:

@@ -146,6 +146,18 @@ def test_without_privacy_data_that_cannot_be_counted(
     assert fitness(site, about_plan(site, terms)) == site.code(terms) != ""
 
 
+@pytest.mark.parametrize("error", [NoDataError(), WorkerLostError(), NeverBegunError()])
+def test_with_privacy_the_form_of_the_data_is_asked_and_no_record(
+    site: Site, coordinator: Coordinator, error: Exception
+) -> None:
+    terms = coordinator.terms()
+    assert fitness(site, about_plan(site, terms)) == ""
+    site.executor.misfit = error
+    assert fitness(site, about_plan(site, terms)) == site.code(terms) != ""
+    assert (site.executor.forms_checked, site.executor.described) == (3, 0)
+    assert (site.executions(), site.steps_spent()) == (0, 0)
+
+
 def test_a_count_that_takes_long_is_not_waited_for_and_not_begun_twice(
     make_site: Callable[..., Site], coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

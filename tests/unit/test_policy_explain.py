@@ -62,10 +62,20 @@ def home(first_home, monkeypatch):
     return first_home
 
 
-def deliver(folder: Path, *, terms=None, lead=LEAD, operator=OPERATOR, receipt=None, **changes):
+def deliver(
+    folder: Path,
+    *,
+    terms=None,
+    lead=LEAD,
+    operator=OPERATOR,
+    receipt=None,
+    task_parameters=None,
+    **changes,
+):
     """Write a signed delivery into a file, and return its path."""
     now = time.time()
-    terms = replace(terms or TERMS, task_parameters={"model": "mlp"}, not_after=now + 100)
+    parameters = task_parameters or {"model": "mlp"}
+    terms = replace(terms or TERMS, task_parameters=parameters, not_after=now + 100)
     plan = SignedPlan(terms=terms, signature=operator.sign(terms))
     sending = replace(sending_of(terms, **changes), plan=plan, expires_at=now + 50, receipt=receipt)
     path = folder / "order.json"
@@ -131,6 +141,30 @@ def test_a_stranger_is_refused_by_the_key_that_is_not_pinned(home, tmp_path, cap
     assert code == 1
     assert "REFUSED not_authorised" in above
     assert f"decided by {key}: " in above
+
+
+def test_data_parameters_that_are_left_open_are_explained(home, tmp_path, capsys):
+    """And what to write: the order's own values, quoted."""
+    series = {
+        "kind": "classification",
+        "label": "fails:0|1",
+        "sensors": "heat:70:10",
+        "order": "cycle",
+        "window": 32,
+        "stride": 8,
+        "channels": 8,
+    }
+    fixed = {n: OneOf((series[n],)) for n in ("label", "sensors", "order", "stride")}
+    path = deliver(tmp_path, terms=replace(TERMS, task="timeseries"), task_parameters=series)
+    for window, code in ((None, 1), (OneOf((16, 32)), 1), (OneOf((32,)), 0)):
+        parameters = fixed if window is None else {**fixed, "window": window}
+        rule = TaskRule(source="scans", parameters=parameters)
+        (home / "policy.yaml").write_text(render(replace(HERE, tasks={"timeseries": rule})))
+        found, above, rows = explained(path, capsys)
+        assert found == code
+        verdict = rows["tasks.timeseries.parameters"]
+        assert ("parameters: {window: [32]}" in verdict) == bool(code)
+        assert ("REFUSED policy_parameters" in above) == bool(code)
 
 
 def test_an_altered_order_has_no_signature(home, tmp_path, capsys):
