@@ -331,7 +331,7 @@ def test_each_round_is_executed_with_the_noise_rate_and_steps_that_it_was_charge
         TRAINING,
         dataclasses.replace(TRAINING, local_epochs=1),
         dataclasses.replace(TRAINING, max_steps=3),
-        dataclasses.replace(TRAINING, lr=0.01, momentum=0.99, proximal_mu=1e6),
+        dataclasses.replace(TRAINING, lr=0.01, proximal_mu=1e6),
     ]
     for number, training in enumerate(shapes, 1):
         before = site.steps_spent()

@@ -50,7 +50,11 @@ class Killed:
         self.model = read_arrays(folder / "base.safetensors")
         self.terms: RunTerms = changed(
             coordinator.terms(
-                rounds=ROUNDS, evaluate=False, max_model_bytes=10**7, max_update_norm_l2=None
+                rounds=ROUNDS,
+                evaluate=False,
+                max_model_bytes=10**7,
+                max_update_norm_l2=None,
+                initial=self.site.base,
             ),
             privacy=changed(PRIVACY, target_epsilon=None, noise_multiplier=50.0),
         )
