@@ -17,6 +17,7 @@ from typing import cast
 from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.isolation.enforcing import find_refusals, isolate
 from fedfactory.isolation.mechanism import MECHANISMS, WHERE_POSSIBLE, Network, choose
+from fedfactory.isolation.sharing import share_through_proc
 
 
 def main() -> None:
@@ -34,6 +35,8 @@ def _isolate(network: Network | None, *, gpu: bool) -> None:
     try:
         found = choose(network, {} if network == "not_enforced" else find_refusals())
         isolate(found.mechanism, gpu=gpu)
+        if found.mechanism != "none":
+            share_through_proc()
     except (FedfactoryError, OSError) as error:
         sys.exit(f"this process cannot be isolated: {error}")
     if found.mechanism != MECHANISMS[0]:

@@ -543,3 +543,24 @@ def test_an_isolated_process_dies_with_its_parent_and_by_a_kill(tmp_path: Path) 
                 os.kill(child.pid, signal.SIGKILL)
             process.kill()
         assert psutil.wait_procs([child], timeout=20)[1] == []
+
+
+LOADER = """
+from multiprocessing import reduction
+from fedfactory.isolation.sharing import share_through_proc
+share_through_proc()
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+records = TensorDataset(torch.arange(64.0).reshape(64, 1))
+loader = DataLoader(records, 8, num_workers=2, timeout=60)
+total = sum(float(batch.sum()) for (batch,) in loader)
+before = len(os.listdir("/proc/self/fd"))
+for _ in range(100):
+    os.close(reduction.DupFd(0).detach())
+print(json.dumps([total, len(os.listdir("/proc/self/fd")) - before < 5]))
+"""
+
+
+@pytest.mark.parametrize("mechanism", CONFINED)
+def test_the_processes_of_a_data_loader_share_tensors(mechanism: Mechanism) -> None:
+    assert ask(LOADER, mechanism) == [64 * 63 / 2, True]
