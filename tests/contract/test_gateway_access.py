@@ -104,6 +104,7 @@ def refused(call, *arguments):
 
 
 @pytest.mark.parametrize("role", WHO)
+@pytest.mark.rule("36")
 def test_every_method_asks_for_its_roles(rig, role):
     rig.admit("cesga", 7)
     with open_channel(rig.address, rig.enrol(role, WHO[role])) as channel:

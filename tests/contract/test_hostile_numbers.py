@@ -157,6 +157,7 @@ def outcome(coordinator):
 @pytest.mark.parametrize(
     ("path", "kind", "bounds"), FIELDS, ids=[".".join(path) for path, _, _ in FIELDS]
 )
+@pytest.mark.rule("34")
 def test_a_number_leaves_its_site_out_or_is_counted(made, path, kind, bounds):
     for index, number in enumerate(FLOATS):
         private = PRIVATE if "privacy" in path else None
@@ -373,6 +374,7 @@ def largest(coordinator):
 
 @pytest.mark.parametrize("strategy", [{}, FLOWER, ASYNC], ids=["fedavg", "FedAdam", "fedbuff"])
 @pytest.mark.parametrize("privacy", [None, PRIVATE], ids=["plain", "dp_sgd"])
+@pytest.mark.rule("31")
 def test_a_site_that_would_drive_the_model_away_is_left_out(made, monkeypatch, strategy, privacy):
     coordinator = made("home", **{"rounds": 2, "privacy": privacy, **strategy})
     enlarged(coordinator, "vega", 1e19)

@@ -176,6 +176,7 @@ def test_without_isolation_every_server_of_the_host_is_reached(
 
 @pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("mechanism", CONFINED)
+@pytest.mark.rule("29")
 def test_nothing_outside_is_reached(
     mechanism: Mechanism, host: dict[str, Any], user: int | None, *, gpu: bool
 ) -> None:
@@ -401,6 +402,7 @@ def seeker(
 
 
 @pytest.mark.parametrize("network", [None, "isolated", "not_enforced"])
+@pytest.mark.rule("29")
 def test_a_source_of_a_warm_worker_reaches_nothing(
     tmp_path: Path, seeker: tuple[SourceOptions, Path], network: Network | None
 ) -> None:

@@ -42,6 +42,7 @@ class Misnamed(Tabular):
     data_parameters: ClassVar[tuple[str, ...]] = ("window", "hidden")
 
 
+@pytest.mark.rule("26")
 def test_a_task_that_reads_another_parameter_for_its_data_is_refused() -> None:
     with pytest.raises(EnvironmentFailedError, match="reads parameter 'hidden'"):
         Greedy().data_schema(written("tabular"))

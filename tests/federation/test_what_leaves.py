@@ -19,6 +19,7 @@ pytestmark = pytest.mark.federation
 RECORDER = Path(__file__).parent / "recorder"
 
 
+@pytest.mark.rule("33")
 def test_no_record_leaves_in_any_form(launch: Launcher, tmp_path: Path) -> None:
     records = tmp_path / "records"
     records.mkdir()

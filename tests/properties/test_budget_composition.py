@@ -40,6 +40,7 @@ def test_without_sampling_it_is_the_gaussian_in_closed_form(noise, steps, delta)
 
 @given(st.floats(1.0, 50.0), st.integers(1, 400), deltas)
 @settings(max_examples=60, deadline=None)
+@pytest.mark.rule("7")
 def test_epsilon_is_above_the_exact_one_of_the_gaussian(noise, steps, delta):
     """Balle and Wang 2018, theorem 8: the least epsilon there is; Renyi accounting is near it."""
     mu = math.sqrt(steps) / noise
@@ -72,6 +73,7 @@ def test_steps_add_up(noise, rate, first, second):
     deltas,
 )
 @settings(max_examples=12, deadline=None)
+@pytest.mark.rule("7")
 def test_it_agrees_with_opacus_at_the_same_orders(history, delta):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

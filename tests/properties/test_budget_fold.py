@@ -219,6 +219,7 @@ def play(sequence):
 
 @given(st.lists(actions, max_size=40))
 @settings(max_examples=300)
+@pytest.mark.rule("6")
 def test_caps_hold_and_epsilon_never_falls_but_by_what_never_began(sequence):
     last = 0.0
     for budget, entry, now in play(sequence):
@@ -385,6 +386,7 @@ def begun(*entries):
     return budget, table
 
 
+@pytest.mark.rule("9")
 def test_an_attempt_that_was_followed_by_another_is_never_taken_back():
     budget, table = begun("reserve", "reserve", "refund")
     assert sum(budget.spendings[LINEAGE].values()) == 5

@@ -64,6 +64,7 @@ def test_the_sum_is_that_of_algorithm_1(name: str, mode: GradSampleMode, clip: f
     feature=st.none() | st.integers(0, 1),
     clip=st.sampled_from([0.01, 1.0]),
 )
+@pytest.mark.rule("21")
 def test_a_record_replaced_by_null_moves_the_sum_by_the_clipping_norm_at_most(
     name: str, mode: GradSampleMode, *, record: int, scale: float, feature: int | None, clip: float
 ) -> None:
@@ -118,6 +119,7 @@ def _clipped_sums(
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("power", [6, 12, 20, 30])
+@pytest.mark.rule("21")
 def test_no_cancellation_in_the_coordinators_weights_gets_a_record_past_the_clip(
     mode: GradSampleMode, power: int
 ) -> None:

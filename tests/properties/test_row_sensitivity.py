@@ -58,6 +58,7 @@ def moves(network: nn.Module, x: Tensor, y: Tensor, record: int, **how: object) 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.rule("18")
 def test_rounding_that_weights_amplify_is_each_records_own(
     mode: GradSampleMode, rows: int, threads: int
 ) -> None:
@@ -72,6 +73,7 @@ def test_rounding_that_weights_amplify_is_each_records_own(
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.rule("18")
 def test_every_model_with_hostile_weights_and_any_number_drawn(name: str, rows: int) -> None:
     network, x, y = network_and_data(name, 2 * rows + 1)
     hostile(network, rows)
@@ -110,6 +112,7 @@ def test_what_fails_without_fixed_rows() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.rule("20")
 def test_three_hundred_thousand_aligned_records(mode: GradSampleMode) -> None:
     """Float32 sums moved by 1.2 to 3.3 clipping norms."""
     count = 300_000
@@ -119,6 +122,7 @@ def test_three_hundred_thousand_aligned_records(mode: GradSampleMode) -> None:
     assert 0.99 < moves(network, x, y, 0, rows=512, mode=mode) <= BOUND
 
 
+@pytest.mark.rule("18")
 def test_an_evaluation_counts_a_record_the_same_beside_others() -> None:
     """With hostile weights the class that a record gets follows the rounding of its pass."""
     _, x, y = network_and_data("digits mlp", 80)
@@ -143,6 +147,7 @@ def test_an_evaluation_counts_a_record_the_same_beside_others() -> None:
             assert steps.max() <= bound / 80 * BOUND
 
 
+@pytest.mark.rule("17")
 def test_dropout_draws_its_masks_from_the_operating_system() -> None:
     """With masks of a known seed one record less moved the sum by 5 clipping norms."""
     network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 10))

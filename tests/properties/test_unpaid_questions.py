@@ -44,6 +44,7 @@ def every_damage(*, short: bool = True) -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "number"), every_damage())
+@pytest.mark.rule("25")
 def test_whatever_one_unit_holds_is_the_same_work(name: str, number: int, tmp_path: Path) -> None:
     """Every kind of damage that is listed, in place of one unit."""
     kind = KINDS[name]
@@ -92,6 +93,7 @@ def _own(kind: Kind, tmp_path: Path) -> set[bytes]:
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("work", ["train", "evaluate"])
+@pytest.mark.rule("25")
 def test_a_side_without_a_record_sends_noise(name: str, work: str, tmp_path: Path) -> None:
     """None at all, one alone, all of them damaged alike: the work is done."""
     kind = KINDS[name]

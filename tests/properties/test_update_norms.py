@@ -70,6 +70,7 @@ def test_honest_plain_updates_are_far_below_the_bound(tmp_path, name, lr):
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("sigma", [0.5, 5.0, 100.0])
+@pytest.mark.rule("31")
 def test_honest_private_updates_are_below_the_bound(tmp_path, name, sigma):
     workload, base = opened(tmp_path, name, seed=1)
     order, terms, public = training(), terms_of(privacy=private(sigma)), RECORDS * 5 // 4

@@ -44,6 +44,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("keeper", ["coordinator", "second place"])
+@pytest.mark.rule("40")
 def test_an_anchor_is_held_against_the_books(anchored: Site, keeper: str, change: str) -> None:
     changes, finding = CHANGES[change]
     anchor: Anchor = replace(anchored.books.anchor(), **changes)
@@ -58,6 +59,7 @@ def test_an_anchor_is_held_against_the_books(anchored: Site, keeper: str, change
     assert keeper in str(caught.value)
 
 
+@pytest.mark.rule("40")
 def test_an_old_copy_that_has_grown_again_is_found(anchored: Site, tmp_path: Path) -> None:
     """Longer than what was seen, but not by the same way."""
     anchored.close()
@@ -95,6 +97,7 @@ def test_an_altered_chain_stops_an_agent_that_runs(site: Site) -> None:
     assert site.executions() == 1
 
 
+@pytest.mark.rule("33")
 def test_a_refusal_is_written_down_and_its_texts_are_cut(site: Site) -> None:
     before = site.books.anchor().audit_length
     assert site.code(run_id="x" * 100_000) is not None

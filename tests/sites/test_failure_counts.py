@@ -42,6 +42,7 @@ def code(site: Site, hub: str, number: int) -> str | None:
 
 
 @pytest.mark.parametrize("left_s", [-1.0, 0.0, 1.0, LEAST_LEFT_S - 0.1])
+@pytest.mark.rule("27")
 def test_private_work_without_time_left_is_refused_unpaid_and_uncounted(
     site: Site, left_s: float
 ) -> None:
@@ -87,6 +88,7 @@ def test_finished_work_is_sent_again_in_the_last_second(site: Site) -> None:
 # ---- whose failures pause whom -----------------------------------------------------------------
 
 
+@pytest.mark.rule("28")
 def test_a_coordinator_pauses_itself_and_nobody_else(shared: Site) -> None:
     shared.executor.failure = "work_failed"
     for number in range(MOST_FAILURES):
@@ -97,6 +99,7 @@ def test_a_coordinator_pauses_itself_and_nobody_else(shared: Site) -> None:
     assert code(shared, "hub-b", 9) is None
 
 
+@pytest.mark.rule("28")
 def test_failures_of_several_coordinators_pause_the_lineage_until_resume(shared: Site) -> None:
     shared.executor.failure = "work_failed"
     for hub in HUBS[:2]:

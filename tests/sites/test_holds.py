@@ -59,6 +59,7 @@ def held(site: Site, hub: str | None = None) -> float:
 
 
 @pytest.mark.parametrize("days", [31.5, 366.0, 20 * 365.0, 36_500.0])
+@pytest.mark.rule("11")
 def test_a_plan_of_years_is_refused_before_anything_is_held(site, coordinator, days) -> None:
     terms = plan(coordinator, "long", days=days)
     answer = questions_of(site).answer(about_plan(site, terms))
@@ -76,6 +77,7 @@ def test_the_policy_says_how_long(make_site, coordinator) -> None:
     assert site.code(plan(coordinator, "short", days=2)) is None
 
 
+@pytest.mark.rule("11")
 def test_a_silent_runs_hold_lapses_for_others_and_for_good(site, coordinator, clock) -> None:
     silent = plan(coordinator, "silent")
     assert site.code(silent) is None
@@ -159,6 +161,7 @@ def test_an_agent_killed_at_the_lapse_goes_on_to_the_same_end(
 # ---- how much ----------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("11")
 def test_nine_plans_of_one_coordinator_leave_a_budget_to_another(make_site, coordinator) -> None:
     site = make_site()
     key = fingerprint(coordinator.key.public_key)
@@ -180,6 +183,7 @@ def test_a_whole_run_is_possible_whatever_the_share(make_site, coordinator) -> N
 
 
 @pytest.mark.parametrize(("size", "code"), [(99_999, None), (100_000, "policy_privacy")])
+@pytest.mark.rule("12")
 def test_a_delta_of_one_unit_is_refused(make_site, coordinator, size, code) -> None:
     data = {"cohort": DataRule(lineage=LINEAGE, public_size=size, unit="row")}
     site = make_site(data=data)
@@ -196,6 +200,7 @@ def test_a_lineage_that_outgrew_its_delta_is_refused(make_site, coordinator) -> 
 # ---- epsilon of a run --------------------------------------------------------------------------
 
 
+@pytest.mark.rule("10")
 def test_attempts_whose_worker_died_count_and_are_told_with_the_refusal(site, coordinator) -> None:
     def lost(job: Job) -> None:
         raise WorkerLostError("gone")
@@ -237,6 +242,7 @@ def unprotected(site: Site, coordinator: Coordinator, rounds: int = 2) -> None:
     assert site.code(terms, round=1, kind="evaluate") is None
 
 
+@pytest.mark.rule("13")
 def test_a_release_without_privacy_voids_the_bound_everywhere(
     open_site, coordinator, capsys
 ) -> None:
@@ -260,6 +266,7 @@ def test_a_release_without_privacy_voids_the_bound_everywhere(
     assert reply.standing.unprotected_on == day_of(time.time())
 
 
+@pytest.mark.rule("13")
 def test_an_update_is_in_the_ledger_before_it_leaves(open_site, coordinator, monkeypatch) -> None:
     """The agent is killed as the update leaves: a new one knows of it, and counts it once."""
     site = open_site

@@ -177,6 +177,7 @@ def _hold_to_account(walk: Walk, line: int) -> None:
 
 
 @pytest.mark.parametrize("part", range(4))
+@pytest.mark.rule("9")
 def test_every_tenth_line(walk: Walk, part: int) -> None:
     total = walk.lines()
     assert total > 300

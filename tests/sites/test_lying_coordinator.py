@@ -62,6 +62,7 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("lie", ORDERS)
+@pytest.mark.rule("15")
 def test_an_order_outside_its_plan(site: Site, lie: str) -> None:
     change, code = ORDERS[lie]
     assert site.code(**change) in {code, "outside_plan"}
@@ -104,16 +105,19 @@ def test_a_signed_plan_beyond_the_policy(site: Site, coordinator: Coordinator, l
     assert site.code(coordinator.terms(**change)) == code
 
 
+@pytest.mark.rule("15")
 def test_an_order_after_its_time(site: Site) -> None:
     assert site.code(expires_at=1000.0) == "expired"
 
 
 @pytest.mark.parametrize("who", ["key", "operator"])
+@pytest.mark.rule("36")
 def test_a_key_that_the_policy_does_not_pin(site: Site, coordinator: Coordinator, who: str) -> None:
     setattr(coordinator, who, Signer(new_signing_key()))
     assert site.code() == "not_authorised"
 
 
+@pytest.mark.rule("36")
 def test_an_operators_key_signs_no_orders_and_a_coordinators_no_plans(
     site: Site, coordinator: Coordinator
 ) -> None:
@@ -197,6 +201,7 @@ def test_path_tricks_in_names(site: Site, coordinator: Coordinator, name: str) -
 
 
 @pytest.mark.happens
+@pytest.mark.rule("14")
 def test_a_replay_costs_nothing_and_gives_nothing_new(site: Site) -> None:
     text = site.delivery()
     first, again = site.answer(text), site.answer(text)
@@ -212,6 +217,7 @@ def test_orders_out_of_their_order_are_each_done_once(site: Site) -> None:
 
 
 @pytest.mark.happens
+@pytest.mark.rule("14")
 def test_the_same_round_with_a_model_of_its_choosing_is_done_once(site: Site) -> None:
     """Two bases for one round would give two looks at the data for the price of one."""
     assert site.code(round=2) is None
@@ -230,6 +236,7 @@ def test_a_second_plan_for_the_same_run_takes_nothing(site: Site, coordinator: C
 
 
 @pytest.mark.happens
+@pytest.mark.rule("3")
 def test_no_number_of_runs_passes_the_lineages_cap(
     make_site: Callable[..., Site], coordinator: Coordinator
 ) -> None:

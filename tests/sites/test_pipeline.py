@@ -247,6 +247,7 @@ def test_a_run_is_held_whole_so_that_another_cannot_take_it(site: Site, coordina
     assert budget.spendings[LINEAGE]
 
 
+@pytest.mark.rule("39")
 def test_a_strategy_may_lower_the_learning_rate_and_never_raise_it(site: Site) -> None:
     cooler = replace(TRAINING, lr=0.01, proximal_mu=0.1)
     assert site.code(training=cooler) is None
@@ -255,6 +256,7 @@ def test_a_strategy_may_lower_the_learning_rate_and_never_raise_it(site: Site) -
     assert site.executions() == 1
 
 
+@pytest.mark.rule("39")
 def test_round_1_starts_from_the_signed_model_alone_and_nothing_is_charged(site: Site) -> None:
     other = BlobRef(digest="sha256:" + "e" * 64, bytes=site.base.bytes)
     assert site.code(base=other) == "outside_plan"
@@ -265,6 +267,7 @@ def test_round_1_starts_from_the_signed_model_alone_and_nothing_is_charged(site:
 @pytest.mark.parametrize(
     ("value", "policy"), [(np.inf, {}), (-np.inf, {}), (np.nan, {}), (-2.0, {"b": 1.0})]
 )
+@pytest.mark.rule("39")
 def test_a_base_of_values_that_the_policy_does_not_allow_costs_nothing(
     site: Site, value: float, policy: dict[str, float]
 ) -> None:

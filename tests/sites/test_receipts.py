@@ -23,6 +23,7 @@ def known(site: Site) -> Site:
     return site
 
 
+@pytest.mark.rule("41")
 def test_new_work_without_the_receipt_that_there_was_is_refused_and_costs_nothing(
     known: Site,
 ) -> None:

@@ -88,6 +88,7 @@ def pinned(**parameters: Any) -> TaskRule:
 
 
 @pytest.mark.parametrize("private", [True, False])
+@pytest.mark.rule("26")
 def test_a_run_of_plans_over_windows_learns_nothing(
     make_site: Callable[..., Site], coordinator: Coordinator, *, private: bool
 ) -> None:
@@ -132,6 +133,7 @@ def test_a_run_of_plans_over_windows_learns_nothing(
         ("stride", "range"),
     ],
 )
+@pytest.mark.rule("26")
 def test_a_data_parameter_that_is_not_fixed_is_refused_and_what_to_write_is_said(
     make_site: Callable[..., Site],
     coordinator: Coordinator,
@@ -167,6 +169,7 @@ def test_a_data_parameter_that_is_not_fixed_is_refused_and_what_to_write_is_said
         (NeverBegunError("no room"), "paused"),
     ],
 )
+@pytest.mark.rule("27")
 def test_data_of_another_form_are_refused_before_anything_is_paid(
     site: Site, error: Exception, code: str
 ) -> None:
@@ -233,6 +236,7 @@ def test_a_count_of_failures_that_does_not_hold_stops_private_work(site: Site) -
     assert site.code() is None
 
 
+@pytest.mark.rule("28")
 def test_refusals_of_private_work_are_alike_but_for_the_books(
     make_site: Callable[..., Site],
 ) -> None:
@@ -252,6 +256,7 @@ def test_refusals_of_private_work_are_alike_but_for_the_books(
 # ---- what an update says beside its tensors --------------------------------------------------
 
 
+@pytest.mark.rule("32")
 def test_nothing_that_a_worker_counted_leaves_with_private_training(site: Site) -> None:
     """The worker here says 400 examples, a loss and an accuracy, as one without privacy would."""
     update = site.ask().update

@@ -29,6 +29,7 @@ def site(tmp_path: Path) -> Site:
         (NeverBegunError("busy"), "paused"),
     ],
 )
+@pytest.mark.rule("19")
 def test_a_trial_that_fails_is_refused_unpaid_and_uncounted(
     site: Site, obstacle: Exception, code: str
 ) -> None:
@@ -41,6 +42,7 @@ def test_a_trial_that_fails_is_refused_unpaid_and_uncounted(
     assert site.code(site.coordinator.terms(run_id="run-9")) is None
 
 
+@pytest.mark.rule("27")
 def test_nothing_is_reserved_for_it(site: Site) -> None:
     site.executor.unfit = UnfitWorkError("bad_model", "another form")
     assert site.code() == "bad_model"

@@ -75,6 +75,7 @@ def test_who_was_revoked_is_not_known_so_nobody_asks(both: Site) -> None:
 
 
 @pytest.mark.parametrize(("days", "code"), [(-1, "not_authorised"), (0, None), (1, None)])
+@pytest.mark.rule("37")
 def test_a_pin_counts_to_the_end_of_its_day(
     both: Site, coordinator: Coordinator, days: int, code: str | None
 ) -> None:

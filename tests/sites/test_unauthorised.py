@@ -52,6 +52,7 @@ def unsigned_plan(site: Site, number: int) -> str:
         coordinator.operator = operator
 
 
+@pytest.mark.rule("43")
 def test_a_flood_is_one_line_when_the_books_are_closed(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -130,6 +130,7 @@ def test_a_run_is_admitted_with_all_its_rounds_and_the_least_noise(budget):
     assert (found.lineage, found.plan_digest, found.expires_at) == (LINEAGE, "plan", LATER)
 
 
+@pytest.mark.rule("6")
 def test_the_policys_cap_holds_where_the_target_is_higher(budget):
     found = asked(budget, caps=Caps(epsilon_per_run=1.0, epsilon_per_lineage=5.0))
     assert epsilon(found.planned) <= 1.0
@@ -222,6 +223,7 @@ def test_work_done_again_costs_again_and_later_rounds_find_it_gone(budget):
     assert isinstance(charged(budget, order(number=2)), Shortfall)
 
 
+@pytest.mark.rule("8")
 def test_another_runs_hold_is_never_taken(budget):
     budget.apply(asked(budget, "run-1"))
     budget.apply(asked(budget, "run-2"))
@@ -278,6 +280,7 @@ def test_the_worker_is_told_what_was_charged(budget):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 999, 10**7])
 @pytest.mark.parametrize("batch", [1, 7, 64, 10**6])
+@pytest.mark.rule("1")
 def test_a_batch_is_what_it_is_said_to_be(size, batch):
     units = max(1, size - evaluation_size(size))
     found = sampling(replace(TRAINING, batch_size=batch, local_epochs=3), size)

@@ -60,6 +60,7 @@ def broken_after(pieces):
 # ---- uploads and claims ----------------------------------------------------------------------
 
 
+@pytest.mark.rule("44")
 def test_what_is_claimed_lies_under_its_digest_for_us_alone(store):
     store.receive(CESGA, REF, 0, map(memoryview, cut(DATA)))
     path = store.path(REF.digest)

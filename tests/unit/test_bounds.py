@@ -56,6 +56,7 @@ def bare(kind: Any, where: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", WIRE, ids=lambda kind: kind.__name__)
+@pytest.mark.rule("34")
 def test_no_number_crosses_a_wire_without_a_bound(kind):
     assert bare(kind, kind.__name__) == []
 

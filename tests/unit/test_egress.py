@@ -53,6 +53,7 @@ def test_the_declared_tensors_leave_and_their_norm_is_known(tmp_path: Path) -> N
     assert found.norm_l2 == pytest.approx(_norm(), rel=1e-12)
 
 
+@pytest.mark.rule("30")
 def test_a_norm_above_the_plans_is_held_back_and_one_at_it_is_not(tmp_path: Path) -> None:
     write_arrays(tmp_path / "u", _tensors())
     cleared = _check(tmp_path / "u")
@@ -73,6 +74,7 @@ def test_a_norm_above_the_plans_is_held_back_and_one_at_it_is_not(tmp_path: Path
         (lambda t: {**{n: a for n, a in t.items() if n != "bias"}, "b_as": t["bias"]}, "missing"),
     ],
 )
+@pytest.mark.rule("30")
 def test_other_tensors_than_the_declared_are_held_back(
     tmp_path: Path, change: Any, word: str
 ) -> None:
@@ -82,6 +84,7 @@ def test_other_tensors_than_the_declared_are_held_back(
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["bias", "half", "weight"])
+@pytest.mark.rule("30")
 def test_one_number_that_is_not_finite_is_held_back_and_its_tensor_named(
     tmp_path: Path, bad: float, name: str
 ) -> None:

@@ -82,6 +82,7 @@ def test_the_newest_entries_were_taken_away(tmp_path):
     refused(tmp_path, "rolled back or cut short", "entry 9")
 
 
+@pytest.mark.rule("40")
 def test_an_older_file_was_put_back(tmp_path):
     make_used(tmp_path)
     old = (tmp_path / "ledger.sqlite").read_bytes()

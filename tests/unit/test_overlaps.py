@@ -82,6 +82,7 @@ COPIES = {
 
 @pytest.mark.parametrize("size", [600, 10_000])
 @pytest.mark.parametrize("copy", COPIES)
+@pytest.mark.rule("4")
 def test_a_copy_is_found(tmp_path, copy, size):
     rows, new = people(size, 1), people(size, 2)
     one = sketched(write(tmp_path / "a.csv", rows), "a")
@@ -208,6 +209,7 @@ def faults(home):
     return [f.text for f in examine_data(config) if f.level == "fail"]
 
 
+@pytest.mark.rule("4")
 def test_data_check_doctor_and_open_lineage_find_it_until_it_is_acknowledged(home, capsys):
     words = ["--home", str(home)]
     assert main(["data", "check", "a", *words]) == 0
@@ -246,6 +248,7 @@ def test_what_a_lineage_once_held_counts_when_the_data_were_replaced(home, tmp_p
     assert main(["data", "check", "b", "--home", str(home)]) == 1
 
 
+@pytest.mark.rule("5")
 def test_salt_and_sketches_are_the_owners_alone_and_hold_no_value(home):
     assert main(["data", "check", "a", "--home", str(home)]) == 0
     files = [home / "data" / SALT, *(home / "data" / SKETCHES).iterdir()]

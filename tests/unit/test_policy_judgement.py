@@ -268,6 +268,7 @@ CASES: list[tuple[str, Policy, Sending, Facts]] = [
 @pytest.mark.parametrize(
     ("key", "policy", "sending", "facts"), CASES, ids=[f"{i}-{c[0]}" for i, c in enumerate(CASES)]
 )
+@pytest.mark.rule("45")
 def test_one_thing_wrong_is_refused_by_its_clause(key, policy, sending, facts):
     verdict = judge(policy, sending, facts)
     assert verdict.clause == key

@@ -64,6 +64,7 @@ def audited(how: Mechanism, source: Callable[[bytes], NoiseSource]) -> float:
 
 
 @either
+@pytest.mark.rule("35")
 def test_a_canary_is_told_no_better_than_the_ledger_says(how: Mechanism) -> None:
     assert audited(how, NoiseSource) <= charged(how)
 
@@ -73,6 +74,7 @@ def test_a_canary_is_told_no_better_than_the_ledger_says(how: Mechanism) -> None
     list(zip(MECHANISMS, (WeakSource, SilentSource), strict=True)),
     ids=["a tenth of the noise", "no noise"],
 )
+@pytest.mark.rule("35")
 def test_the_audit_finds_too_little_noise(how: Mechanism, broken: type[NoiseSource]) -> None:
     """The audit has teeth; simulated, it finds at least 1.14 times what is charged."""
     assert audited(how, broken) > charged(how)

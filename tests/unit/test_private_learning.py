@@ -70,6 +70,7 @@ def one_pixel_network() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.rule("22")
 def test_nobody_drawn_is_a_noisy_step_of_the_declared_variance(mode: GradSampleMode) -> None:
     network, _, _ = network_and_data("digits mlp", 1)
     how = mechanism(
@@ -98,6 +99,7 @@ def test_noise_of_several_steps_adds_up() -> None:
     assert low < float((total**2).sum()) < high
 
 
+@pytest.mark.rule("16")
 def test_one_seed_in_every_generator_gives_other_noise_and_other_batches() -> None:
     network, x, y = network_and_data("digits mlp", 40)
     noisy, batches = mechanism(sample_rate=1.0), mechanism(sample_rate=0.5)
@@ -138,6 +140,7 @@ def test_training_draws_from_no_torch_generator() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 3e38])
+@pytest.mark.rule("21")
 def test_a_record_that_is_not_finite_counts_as_null(mode: GradSampleMode, value: float) -> None:
     network, x, y = network_and_data("digits mlp", 9)
     how = mechanism(grad_sample_mode=mode)
@@ -158,6 +161,7 @@ def test_a_batch_of_nothing_finite_is_a_noisy_step(mode: GradSampleMode) -> None
     assert low < float((step**2).sum()) < high
 
 
+@pytest.mark.rule("1")
 def test_the_rate_and_the_divisor_are_the_mechanisms_not_the_data_sets() -> None:
     network, x, y = one_pixel_network()
     how = mechanism(sample_rate=0.25, expected_batch=400.0)
@@ -172,6 +176,7 @@ def test_the_rate_and_the_divisor_are_the_mechanisms_not_the_data_sets() -> None
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.rule("2")
 def test_a_unit_gives_one_row_a_step_however_many_it_holds(mode: GradSampleMode) -> None:
     network, x, y = one_pixel_network()
     how = mechanism(grad_sample_mode=mode)
@@ -205,6 +210,7 @@ def test_memory_for_one_record_at_a_time_gives_the_same_sum(mode: GradSampleMode
     assert torch.allclose(whole, pieces, atol=1e-6)
 
 
+@pytest.mark.rule("22")
 def test_exactly_the_steps_reserved_are_taken_whatever_the_order_says() -> None:
     network, x, y = network_and_data("digits mlp", 20)
     for steps in (1, 5):
@@ -215,6 +221,7 @@ def test_exactly_the_steps_reserved_are_taken_whatever_the_order_says() -> None:
         assert source.noises == steps * len(list(network.parameters()))
 
 
+@pytest.mark.rule("24")
 def test_the_proximal_term_comes_after_clipping_and_noise() -> None:
     """Two steps on nobody: the second pulls back by mu times the first, which is far over the clip."""
     network, _, _ = network_and_data("digits mlp", 1)
@@ -233,6 +240,7 @@ def test_the_proximal_term_comes_after_clipping_and_noise() -> None:
     assert torch.allclose(pulled, both - 0.25 * first, atol=1e-4)
 
 
+@pytest.mark.rule("24")
 def test_momentum_acts_on_noised_gradients() -> None:
     network, _, _ = network_and_data("digits mlp", 1)
     key = os.urandom(KEY_BYTES)
@@ -253,6 +261,7 @@ def test_momentum_acts_on_noised_gradients() -> None:
 @pytest.mark.parametrize(
     "norm", [nn.BatchNorm1d(256), nn.BatchNorm1d(256, affine=False), nn.SyncBatchNorm(256)]
 )
+@pytest.mark.rule("23")
 def test_batch_norm_is_refused_and_the_error_says_what_to_do(
     mode: GradSampleMode, norm: nn.Module
 ) -> None:
@@ -339,6 +348,7 @@ def test_an_update_moves_every_parameter_and_no_metric_comes_of_it(tmp_path: Pat
     assert all((array != 0).any() for array in update.values())
 
 
+@pytest.mark.rule("16")
 def test_two_workers_with_one_run_seed_send_different_updates(tmp_path: Path) -> None:
     updates = []
     for name in ("a", "b"):
@@ -353,6 +363,7 @@ def test_two_workers_with_one_run_seed_send_different_updates(tmp_path: Path) ->
         assert not np.isclose(array, updates[1][name], rtol=1e-6, atol=0).all()
 
 
+@pytest.mark.rule("23")
 def test_buffers_of_a_model_do_not_leave(tmp_path: Path) -> None:
     """A layer that counts its records in a buffer: the update says it did not move."""
     from fedfactory.tasks.learning import Learning, arrays_of

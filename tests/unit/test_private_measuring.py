@@ -63,6 +63,7 @@ def test_without_noise_it_is_the_clipped_mean_over_the_public_count() -> None:
 
 @pytest.mark.parametrize("objective", [CLASSIFICATION, REGRESSION])
 @pytest.mark.parametrize("value", [0.0, 1e20, float("inf"), float("nan")])
+@pytest.mark.rule("32")
 def test_a_record_replaced_by_null_moves_each_sum_by_its_bound_at_most(
     objective: Objective, value: float
 ) -> None:
@@ -77,6 +78,7 @@ def test_a_record_replaced_by_null_moves_each_sum_by_its_bound_at_most(
         assert abs(found - other) <= bound / PUBLIC * (1 + 1e-9)
 
 
+@pytest.mark.rule("32")
 def test_each_sum_gets_noise_of_the_multiplier_times_their_joint_sensitivity() -> None:
     network, x, y = network_and_data("digits mlp", 50)
     source, sigma, draws = fresh_source(), 2.0, 400
@@ -99,6 +101,7 @@ def test_what_noise_moved_out_of_range_is_put_back() -> None:
         assert 0.0 <= accuracy <= 1.0
 
 
+@pytest.mark.rule("2")
 def test_a_unit_contributes_one_row_however_many_it_holds() -> None:
     network = nn.Linear(1, 2)
     x, y = torch.ones(40, 1), torch.zeros(40, dtype=torch.int64)

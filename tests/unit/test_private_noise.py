@@ -23,6 +23,7 @@ ZERO_KEY_STREAM = bytes.fromhex(
 ONE_IN_A_MILLION = 1e-6
 
 
+@pytest.mark.rule("16")
 def test_the_stream_is_chacha20() -> None:
     words = np.empty(8, np.uint64)
     NoiseSource(bytes(KEY_BYTES)).fill_words(words)

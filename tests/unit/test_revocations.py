@@ -87,6 +87,7 @@ def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
 
 
+@pytest.mark.rule("37")
 def test_a_pinned_operator_revokes_another_and_it_is_kept(site: Site) -> None:
     site.revocations.take(signed("ana", "bob"))
     assert site.revoked == {"bob"}
@@ -280,6 +281,7 @@ def test_any_order_of_revocations_is_as_the_rule_says(
         assert len(kept_revocations(site.home)) == len(expected) <= len(PINNED)
 
 
+@pytest.mark.rule("37")
 def test_the_doctor_says_how_each_pin_stands(site: Site) -> None:
     from site_agents.policy import Confirmation
 

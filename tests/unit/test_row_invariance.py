@@ -93,6 +93,7 @@ def test_every_bundled_model_goes_in_full_passes_here(name: str, mode: GradSampl
 
 @pytest.mark.parametrize("kind", [Mixing, FirstIsSpecial])
 @pytest.mark.parametrize("work", ["train", "evaluate"])
+@pytest.mark.rule("19")
 def test_a_network_in_which_records_meet_goes_one_at_a_time(
     kind: type[nn.Module], work: str
 ) -> None:
@@ -114,6 +115,7 @@ def test_dropout_layers_go_in_full_passes_and_stay_on() -> None:
 @pytest.mark.parametrize(
     ("kind", "why"), [(Remembering, "buffer 'memory.mean'"), (Unrepeatable, "position")]
 )
+@pytest.mark.rule("19")
 def test_what_is_not_its_own_even_alone_gets_no_private_work(
     kind: type[nn.Module], why: str
 ) -> None:
@@ -146,6 +148,7 @@ def test_ghost_refuses_what_it_has_no_factors_for_before_anything() -> None:
     ("expected", "rate", "rows"),
     [(64.0, 64 / 479, 80), (479.0, 1.0, 480), (1.0, 0.001, 16), (0.5, 0.01, 16), (200.0, 0.5, 224)],
 )
+@pytest.mark.rule("1")
 def test_rows_follow_public_numbers_alone(expected: float, rate: float, rows: int) -> None:
     assert Sampling(sample_rate=rate, steps=1, expected_batch=expected).pass_rows == rows
 

@@ -98,6 +98,7 @@ def test_who_slept_through_rotations_follows_all_of_them() -> None:
 
 
 @given(st.sets(st.integers(0, 3), min_size=1), st.sets(st.integers(0, 2)), st.integers(0, 3))
+@pytest.mark.rule("38")
 def test_only_what_trusted_keys_certified_is_ever_trusted(
     roots: set[int], crosses: set[int], at: int
 ) -> None:

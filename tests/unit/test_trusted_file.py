@@ -33,6 +33,7 @@ def test_a_file_that_its_owner_alone_writes_is_trusted(path: Path, mode: int) ->
 @pytest.mark.parametrize(
     ("mode", "who"), [(0o620, "its group"), (0o602, "everybody"), (0o666, "everybody")]
 )
+@pytest.mark.rule("42")
 def test_a_file_that_others_write_is_not(path: Path, mode: int, who: str) -> None:
     path.chmod(mode)
     assert write_fault(path) == f"{path} may be written by {who}: chmod go-w {path}"
