@@ -81,6 +81,11 @@ def _refuse_mixing_layers(network: nn.Module) -> None:
                     " record by record; choose a model without it (with group norm for batch norm,"
                     " Opacus' own layers for LSTM, GRU and attention)"
                 )
+        if getattr(layer, "max_norm", None) is not None:
+            raise PrivateModelError(
+                f"privacy=dp_sgd: layer '{name}' shortens, without noise, the vectors that records"
+                " look up (max_norm); choose a model without it"
+            )
 
 
 class Gradients(Protocol):
@@ -213,7 +218,7 @@ class _RecordModule(GradSampleModule):  # type: ignore[misc]  # Opacus has no ty
             module=module, backprops=forward_output[0].detach(), **how
         )
         own = dict(module.named_parameters(recurse=False))
-        is_linear = type(module) is nn.Linear
+        is_linear = type(module) is nn.Linear and "weight" in own  # not made of other parameters
         if is_linear and backprops.dim() == 2 and own["weight"] not in self._found:
             self._keep(own["weight"], _Factors(backprops, activations[0], self._scratch))
             if "bias" in own:

@@ -46,7 +46,10 @@ def measure_privately(
         deterministic_kernels(passes.threads),
         secret_randomness(source, x.device) as draw,
     ):
-        for rows_x, rows_y, count in FixedRows(x, y, passes.rows).passes(drawn):
+        fixed = FixedRows(x, y, passes.rows)
+        # What a network does at its first pass only, it does on null records, as in training.
+        network(fixed.null()[0])
+        for rows_x, rows_y, count in fixed.passes(drawn):
             draw()
             outputs = network(rows_x)
             sums += (

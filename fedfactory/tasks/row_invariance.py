@@ -18,8 +18,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from fedfactory.tasks.clipped_gradients import open_gradients
-from fedfactory.tasks.columns import Categorical
+from fedfactory.contracts.errors import FedfactoryError
+from fedfactory.tasks.clipped_gradients import PrivateModelError, open_gradients
 from fedfactory.tasks.examples import DataSchema
 from fedfactory.tasks.fixed_rows import affordable_rows
 from fedfactory.tasks.kernels import deterministic_kernels
@@ -27,6 +27,7 @@ from fedfactory.tasks.objectives import Objective
 from fedfactory.tasks.rehearsal import Passes, Rehearsal
 from fedfactory.tasks.step_randomness import repeat_randomness
 from fedfactory.tasks.task import UnstableKernelsError
+from fedfactory.tasks.trial_records import Records, TrialRecords
 
 # What each row's share is computed from: tensors (rows, ...).
 Shares = list[Tensor]
@@ -36,6 +37,9 @@ Probe = Callable[[Tensor, Tensor], Shares]
 _SEED: Final = 20_111_206  # of the trial alone: nothing of it is used for work
 _SCALE: Final = 1.0e3
 _GAIN: Final = 1.0e4
+# By how many positions records are moved, of one weight filling. A kernel rounds apart the rows at
+# the end of its vectors, or of a thread's part, and one value in ten shows it.
+_SHIFTS: Final = 15
 _DROPOUTS: Final = (
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
     *(nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU),
@@ -103,90 +107,116 @@ class _Trial:
         self._network = network
         self._probe = probe
         self._objective = objective
-        self._schema = schema
+        self._records = TrialRecords(schema, objective, _SEED)
         self._generator = torch.Generator().manual_seed(_SEED)
         self.device = next(network.parameters()).device
 
     def record_bytes(self) -> int:
-        """Return the memory that one record's gradients, or measures, take."""
-        return sum(part.nbytes for part in self._probe(*self._nulls(1)))
+        """Return the memory that one record's gradients, or measures, take.
+
+        Raises:
+            PrivateModelError: one null record does not go through, or leaves something behind.
+        """
+        before = self._state()
+        try:
+            shares = self._shares(self._null(1))
+        except FedfactoryError:
+            raise
+        except Exception as error:  # a network is code of any kind
+            raise PrivateModelError(
+                f"privacy=dp_sgd: the network cannot take one record of zeros: {_brief(error)}"
+            ) from error
+        if changed := self._changed(before):
+            raise PrivateModelError(f"privacy=dp_sgd: {changed}")
+        return sum(part.nbytes for part in shares)
 
     def difference(self, rows: int) -> str | None:
         """Return the first thing found that changes a record's share, or None."""
-        before = {name: b.clone() for name, b in self._network.named_buffers()}
         for fill in (_random, _cancelling):
             self._fill(fill)
+            before = self._state()
             try:
-                found = next(self._differences(rows), None)
-            except RuntimeError as error:  # an operation that has no deterministic form
-                return str(error).partition("\n")[0]
-            if found is not None:
+                with _without_dropout(self._network):
+                    found = next(self._differences(rows), None)
+            except FedfactoryError:
+                raise
+            except Exception as error:  # noqa: BLE001  such as an operation of no deterministic form
+                return _brief(error)
+            if found := found or self._changed(before):
                 return found
-        for name, buffer in self._network.named_buffers():
-            if not _same(buffer[None], before[name][None]):
-                return f"buffer '{name}' keeps something of the records"
         return None
 
     def _differences(self, rows: int) -> Iterator[str]:
-        """Try one record at every position, alone and beside others; say what made a difference."""
-        record = self._examples(1)
-        everywhere = torch.arange(rows, device=self.device)
-        with _without_dropout(self._network):
-            alone = self._beside(record, everywhere[:1], self._nulls(rows))
-            for kind, others in self._neighbours(rows):
-                for start in range(min(2, rows)):
-                    found = self._beside(record, everywhere[start::2], others)
-                    if not all(map(_same, found, alone)):
-                        yield f"it follows the record's position, or {kind} records beside it"
+        """Try each record at other positions, and beside others; say what made a difference."""
+        records = self._to_device(self._records.fitting(rows))
+        home = self._shares(records)
+        for shift in range(1, min(rows, _SHIFTS + 1)):
+            moved = self._shares((records[0].roll(shift, 0), records[1].roll(shift, 0)))
+            if not all(_same(part, one.roll(shift, 0)) for part, one in _pairs(moved, home)):
+                yield "it follows the record's position"
+        for kind, others in self._records.neighbours(rows):
+            for start in range(min(2, rows)):
+                at = torch.arange(start, rows, 2, device=self.device)
+                x, y = self._to_device(others)
+                x[at], y[at] = records[0][at], records[1][at]
+                beside = self._shares((x, y))
+                if not all(_same(part[at], one[at]) for part, one in _pairs(beside, home)):
+                    yield f"it follows {kind} records beside it"
 
-    def _beside(
-        self, record: tuple[Tensor, Tensor], at: Tensor, others: tuple[Tensor, Tensor]
-    ) -> Shares:
-        """Return the record's share at each of the positions `at`, where it is among others."""
-        x, y = (t.clone() for t in others)
-        x[at], y[at] = record
+    def _shares(self, records: Records) -> Shares:
+        """Return every row's share in one pass, each time with the same randomness."""
+        x, y = (t.clone() for t in records)  # a network may work in place
         repeat_randomness(_SEED)
-        return [part[at] for part in self._probe(x, y)]
+        return self._probe(x, y)
 
-    def _neighbours(self, rows: int) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-        numbers = torch.tensor(
-            [not isinstance(column, Categorical) for column in self._schema.columns]
+    def _null(self, rows: int) -> Records:
+        return self._to_device(self._records.null(rows))
+
+    def _to_device(self, records: Records) -> Records:
+        x, y = (t.to(self.device, copy=True) for t in records)
+        return x, y
+
+    def _state(self) -> dict[str, Tensor]:
+        kinds = (
+            ("parameter", self._network.named_parameters()),
+            ("buffer", self._network.named_buffers()),
         )
-        yield "null", self._nulls(rows)
-        yield "other", self._examples(rows)
-        x, y = self._examples(rows)
-        x[:, numbers] *= 1e30
-        yield "huge", (x, y)
-        x, y = self._examples(rows)
-        x[:, numbers] = torch.inf
-        x[::3, numbers] = torch.nan
-        yield "infinite", (x, y)
+        return {f"{kind} '{name}'": t.clone() for kind, found in kinds for name, t in found}
 
-    def _nulls(self, rows: int) -> tuple[Tensor, Tensor]:
-        x = torch.zeros(rows, *self._schema.features, device=self.device)
-        return x, torch.zeros(rows, dtype=self._objective.y_type, device=self.device)
-
-    def _examples(self, rows: int) -> tuple[Tensor, Tensor]:
-        """Return records of the schema's form: its categories, and numbers from -1 to 1."""
-        x = torch.rand(rows, *self._schema.features, generator=self._generator) * 2.0 - 1.0
-        for number, column in enumerate(self._schema.columns):
-            if isinstance(column, Categorical):
-                x[:, number] = self._whole(len(column.categories), x[:, number].shape)
-        y = self._whole(self._schema.classes or 2, (rows,))
-        return x.to(self.device), y.to(self.device, self._objective.y_type)
-
-    def _whole(self, below: int, shape: tuple[int, ...]) -> Tensor:
-        return torch.randint(below, shape, generator=self._generator).float()
+    def _changed(self, before: dict[str, Tensor]) -> str | None:
+        for name, tensor in self._state().items():
+            if name not in before or not _same(tensor[None], before[name][None]):
+                return f"{name} keeps something of the records that pass"
+        return None
 
     @torch.no_grad()
     def _fill(self, fill: Callable[[Tensor, bool], Tensor]) -> None:
-        """Give matrices and kernels other weights; biases and scales stay as they were made."""
+        """Give the network other weights: what a base model brings, a coordinator chooses.
+
+        What has one dimension or none (biases, scales, gates), and buffers, are drawn for random
+        weights, and stay so for cancelling ones.
+        """
         first = True
         for parameter in self._network.parameters():
-            if parameter.dim() > 1 and parameter.is_floating_point():
-                values = torch.randn(parameter.shape, generator=self._generator)
+            if not parameter.is_floating_point():
+                continue
+            values = torch.randn(parameter.shape, generator=self._generator)
+            if parameter.dim() > 1:
                 parameter.copy_(fill(values, first))
                 first = False
+            elif fill is _random:
+                parameter.copy_(values)
+        for buffer in self._network.buffers():
+            if buffer.is_floating_point() and fill is _random:  # a variance may not be negative
+                buffer.copy_(torch.rand(buffer.shape, generator=self._generator) + 0.5)
+
+
+def _pairs(found: Shares, expected: Shares) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(found, expected, strict=True)
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _random(values: Tensor, is_first: bool) -> Tensor:
@@ -214,7 +244,9 @@ def _cancelling(values: Tensor, is_first: bool) -> Tensor:
 
 
 def _same(found: Tensor, one: Tensor) -> bool:
-    """Whether all rows of `found` are the one row of `one`, what is no number included."""
+    """Whether both are equal, what is no number included."""
+    if found.shape != one.shape:
+        return False
     equal = (found == one) | ((found != found) & (one != one))  # noqa: PLR0124
     return bool(equal.all())
 

@@ -25,10 +25,11 @@ def repeat_randomness(seed: int) -> None:
 
 @contextmanager
 def secret_randomness(source: NoiseSource, device: torch.device) -> Iterator[Callable[[], None]]:
-    """Lend what gives the device's generator a new secret state; put the old state back after.
+    """Lend what gives torch's generators a new secret state; put the old states back after.
 
-    On a CPU the whole state of its Mersenne Twister is drawn, for a seed would be 32 bits of it. On
-    CUDA it is the 64-bit key of Philox.
+    Of the CPU's, from which networks on CUDA draw too (which layers to skip), the whole state of
+    the Mersenne Twister is drawn, for a seed would be 32 bits of it. On CUDA it is the 64-bit key
+    of Philox.
     """
     is_cpu = device.type == "cpu"
     header = torch.Generator().get_state()
@@ -38,7 +39,7 @@ def secret_randomness(source: NoiseSource, device: torch.device) -> Iterator[Cal
         source.fill_words(words)
         if not is_cpu:
             torch.cuda.manual_seed(int(words[0]))
-            return
+            source.fill_words(words)
         state = header.numpy()
         state[24 : 24 + 8 * _WORDS] = (words >> np.uint64(32)).view(np.uint8)
         torch.default_generator.set_state(header)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fedfactory.contracts.privacy import GradSampleMode
 from fedfactory.privacy.sampling import Sampling, evaluation_pass_rows
-from fedfactory.tasks.clipped_gradients import PrivateModelError
+from fedfactory.tasks.clipped_gradients import PrivateModelError, open_gradients
 from fedfactory.tasks.digits import SCHEMA
 from fedfactory.tasks.fixed_rows import FixedRows, affordable_rows
+from fedfactory.tasks.kernels import deterministic_kernels
 from fedfactory.tasks.objectives import CLASSIFICATION
 from fedfactory.tasks.rehearsal import Passes, Rehearsal
 from fedfactory.tasks.row_invariance import settle_passes
@@ -77,6 +80,44 @@ class SecretlyRandom(Layer):
         return self.inner(nn.functional.dropout(x, training=self.training))
 
 
+class Gated(Layer):
+    """Mixes once a buffer, which comes with a base model, is not 0 any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Identity()
+        self.gate.register_buffer("open", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x + self.gate.open * x.nan_to_num().clamp(-1, 1).mean(0))
+
+
+class MixingBrightest(Layer):
+    """Lets only records that reach the end of the columns' range see the others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = x.amax(1, keepdim=True) > 0.9 * SCHEMA.columns[0].high  # type: ignore[union-attr]
+        return self.inner(x + bright * x.nan_to_num().clamp(-1, 1).mean(0))
+
+
+class Shortening(Layer):
+    """Looks vectors up, and shortens in place, without noise, those that records ask for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(17, 8, max_norm=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.table(x.nan_to_num().clamp(0, 16).long()).mean(2))
+
+
+class Squeezing(Layer):
+    """Loses the axis of records where there is one record."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x).squeeze()
+
+
 def settled(network: nn.Module, mode: GradSampleMode = "hooks", rows: int = 32) -> Passes:
     rehearsal = Rehearsal(kind="train", rows=rows, grad_sample_mode=mode)
     return settle_passes(network, CLASSIFICATION, SCHEMA, rehearsal)
@@ -91,7 +132,7 @@ def test_every_bundled_model_goes_in_full_passes_here(name: str, mode: GradSampl
         assert load_task(task).rehearse(parameters, "cpu", rehearsal).rows == 48
 
 
-@pytest.mark.parametrize("kind", [Mixing, FirstIsSpecial])
+@pytest.mark.parametrize("kind", [Mixing, FirstIsSpecial, Gated, MixingBrightest])
 @pytest.mark.parametrize("work", ["train", "evaluate"])
 @pytest.mark.rule("19")
 def test_a_network_in_which_records_meet_goes_one_at_a_time(
@@ -100,6 +141,29 @@ def test_a_network_in_which_records_meet_goes_one_at_a_time(
     rehearsal = Rehearsal(kind=work, rows=32, grad_sample_mode="hooks")  # type: ignore[arg-type]
     found = settle_passes(kind(), CLASSIFICATION, SCHEMA, rehearsal)
     assert found == Passes(rows=1, threads=1)
+
+
+@pytest.mark.parametrize("width", [3, 7])
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Softplus, nn.SiLU])
+@pytest.mark.rule("19")
+def test_kernels_that_round_the_last_rows_apart_go_one_at_a_time(
+    act: type[nn.Module], width: int
+) -> None:
+    # Which widths a kernel rounds apart, the processor decides: all moves by one pass' rows tell.
+    network = nn.Sequential(nn.Linear(64, width), act(), nn.Linear(width, 10))
+    x, y = torch.rand(48, 64), torch.arange(48) % 10
+
+    def shares(shift: int) -> list[Tensor]:
+        with gradients.by_record(x.roll(shift, 0), y.roll(shift, 0)) as found:
+            return [part.roll(-shift, 0) for one in found for part in one.parts]
+
+    gradients = open_gradients(network, CLASSIFICATION, "hooks")
+    with deterministic_kernels(torch.get_num_threads()):
+        home = shares(0)
+        differ = sum(not all(map(torch.equal, home, shares(shift))) for shift in range(1, 48))
+    gradients.close()
+    if differ > 12:
+        assert settled(network, rows=48).rows == 1
 
 
 def test_masks_that_cannot_be_switched_off_go_one_at_a_time() -> None:
@@ -121,6 +185,27 @@ def test_what_is_not_its_own_even_alone_gets_no_private_work(
 ) -> None:
     with pytest.raises(UnstableKernelsError, match=why):
         settled(kind())
+
+
+@pytest.mark.rule("19")
+def test_a_lookup_that_shortens_vectors_in_place_gets_no_private_work() -> None:
+    for kind, why in (("train", "max_norm"), ("evaluate", "parameter 'table.weight'")):
+        rehearsal = Rehearsal(kind=kind, rows=32, grad_sample_mode="hooks")  # type: ignore[arg-type]
+        with pytest.raises(PrivateModelError, match=why):
+            settle_passes(Shortening(), CLASSIFICATION, SCHEMA, rehearsal)
+
+
+def test_a_network_that_cannot_take_one_record_is_refused_with_the_reason() -> None:
+    with pytest.raises(PrivateModelError, match="one record of zeros: RuntimeError: size mismatch"):
+        settled(Squeezing())
+
+
+def test_weights_made_of_other_parameters_are_refused_before_anything() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        network = nn.Sequential(nn.utils.weight_norm(nn.Linear(64, 10)))
+    with pytest.raises(PrivateModelError, match="no gradient for each record"):
+        settled(network)
 
 
 def test_a_model_that_cannot_be_trained_by_record_is_refused_before_anything() -> None:
