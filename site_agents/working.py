@@ -127,6 +127,7 @@ class Working:
             task_parameters=order.task_parameters,
             base=str(base),
             rehearsal=rehearsal_of_order(order, asked.rule.public_size),
+            begin_by=_begin_by(asked),
         )
         try:
             self._executor.rehearse(trial)
@@ -243,6 +244,11 @@ def _reads_data(asked: Asked) -> bool:
     return load_task(asked.order.task).data_schema(asked.order.task_parameters) is not None
 
 
+def _begin_by(asked: Asked) -> float | None:
+    """Return when private work is too late to begin: it is paid for, and others hold devices."""
+    return asked.sending.expires_at - plan_clauses.LEAST_LEFT_S if asked.private else None
+
+
 def _job(asked: Asked, charge: Charge | None, base: Path) -> Job:
     order, rule = asked.order, asked.rule
     mechanism = measurement = None
@@ -262,4 +268,5 @@ def _job(asked: Asked, charge: Charge | None, base: Path) -> Job:
         source=asked.source if _reads_data(asked) else None,
         mechanism=mechanism,
         measurement=measurement,
+        begin_by=_begin_by(asked),
     )

@@ -7,9 +7,11 @@ sources DATA and one device, and override `kill` to end all its processes.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,6 +157,32 @@ class ExecutorContract:
         busy = self._training(executor, base, tmp_path / "long")
         with busy, pytest.raises(NeverBegunError):
             executor.run(job_of(base, seed=2), tmp_path / "1", 0.5)
+        assert not (tmp_path / "1" / RESULT).exists()
+
+    def test_work_that_is_paid_for_waits_and_then_has_all_of_its_time(
+        self, executor: Executor, base: Path, tmp_path: Path
+    ) -> None:
+        """Who keeps a device busy cannot make another's work fail."""
+        executor.run(job_of(base), tmp_path / "0", 120)
+        job = replace(job_of(base), begin_by=time.time() + 120)
+        with ThreadPoolExecutor() as threads:
+            long = threads.submit(
+                executor.run, job_of(base, epochs=LONG_EPOCHS), tmp_path / "long", 12
+            )
+            with pytest.raises(TimeoutError):
+                long.result(0.7)
+            assert executor.run(job, tmp_path / "1", 10).failure is None
+            assert isinstance(long.exception(10), JobTimeoutError)
+
+    def test_work_that_is_paid_for_is_not_begun_late(
+        self, executor: Executor, base: Path, tmp_path: Path
+    ) -> None:
+        """Nobody would take its result."""
+        executor.run(job_of(base), tmp_path / "0", 120)
+        job = replace(job_of(base), begin_by=time.time() + 1.5)
+        busy = self._training(executor, base, tmp_path / "long")
+        with busy, pytest.raises(NeverBegunError):
+            executor.run(job, tmp_path / "1", 120)
         assert not (tmp_path / "1" / RESULT).exists()
 
     def test_an_evaluation_does_not_wait_for_a_training(

@@ -77,13 +77,15 @@ class Executor(Protocol):
         """Run a job in its folder, when there is room for it.
 
         A `train` job waits for a device; an `evaluate` job never waits for a `train` job to end.
+        A job with `begin_by` waits until then, and has all of `timeout_s` from when it begins:
+        others who keep a device busy can neither have it begun in vain nor have it fail.
 
         Raises:
             WorkerLostError: its process died; another takes the next job.
             JobTimeoutError: it took longer than `timeout_s` and was ended.
             WorkStoppedError: `stop_work` ended it.
-            NeverBegunError: the folder cannot be written, no device was free within `timeout_s`, a
-                worker did not get ready, or `drain` or `stop_work` came while it waited.
+            NeverBegunError: the folder cannot be written, no device was free in time, a worker did
+                not get ready, or `drain` or `stop_work` came while it waited.
         """
 
     def drain(self) -> None:

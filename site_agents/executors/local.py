@@ -119,7 +119,9 @@ class LocalExecutor:
         """See Executor."""
         is_training = trial.rehearsal.kind == "train"
         request = {"rehearse": encode(trial)}
-        answer = self._ask(request, REHEARSAL_TIMEOUT_S, needs_device=is_training)
+        answer = self._ask(
+            request, REHEARSAL_TIMEOUT_S, needs_device=is_training, begin_by=trial.begin_by
+        )
         if "failure" in answer:
             raise UnfitWorkError(answer["failure"], f"{answer['finding']}; see {self._log}")
         return decode(Passes, answer["passes"])
@@ -132,7 +134,8 @@ class LocalExecutor:
             write_file(folder / JOB, job)
         except OSError as error:
             raise NeverBegunError(f"{folder} cannot be written: {error.strerror}") from error
-        self._ask({"job": str(folder)}, timeout_s, needs_device=job.kind == "train")
+        is_training = job.kind == "train"
+        self._ask({"job": str(folder)}, timeout_s, needs_device=is_training, begin_by=job.begin_by)
         return read_result(folder)
 
     def drain(self) -> None:
@@ -162,9 +165,15 @@ class LocalExecutor:
                 worker.close()
 
     def _ask(
-        self, request: Mapping[str, Any], timeout_s: float, *, needs_device: bool
+        self,
+        request: Mapping[str, Any],
+        timeout_s: float,
+        *,
+        needs_device: bool,
+        begin_by: float | None = None,
     ) -> dict[str, Any]:
-        end = time.monotonic() + timeout_s
+        wait_s = timeout_s if begin_by is None else begin_by - time.time()
+        end = time.monotonic() + wait_s
         with self._changed:
             stops = self._stops
         self.start()
@@ -177,8 +186,11 @@ class LocalExecutor:
                 ) from error
             if self._stops != stops:
                 raise NeverBegunError
+            left_s = end - time.monotonic()
+            if begin_by is not None and left_s <= 0.0:
+                raise NeverBegunError("no worker was ready in the time in which it could begin")
             try:
-                return worker.ask(request, max(0.0, end - time.monotonic()))
+                return worker.ask(request, max(0.0, left_s) if begin_by is None else timeout_s)
             except (WorkerLostError, JobTimeoutError) as error:
                 if self._stops != stops:
                     raise WorkStoppedError from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from fedfactory.contracts.bounds import Count, Metrics, Seconds, Seed
+from fedfactory.contracts.bounds import Count, Metrics, Seconds, Seed, UnixTime
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.model import BlobRef, ModelSpec
 from fedfactory.contracts.orders import Scalar, TrainParameters, WorkKey, WorkKind
@@ -30,7 +30,8 @@ class Job:
     """What to do. `base` is the file of the verified base model, `source` the site's own data.
 
     Under differential privacy a `train` job carries the `mechanism` that was reserved for it, and
-    an `evaluate` job its `measurement`.
+    an `evaluate` job its `measurement`. What is paid for is not begun after `begin_by` (Unix
+    seconds) and, once begun, has all of its time; None: the time in which it waits counts, too.
     """
 
     kind: WorkKind
@@ -44,19 +45,22 @@ class Job:
     source: str | None
     mechanism: Mechanism | None
     measurement: Measurement | None
+    begin_by: UnixTime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobTrial:
     """What to try, without data, before private work is paid for; as in Job.
 
-    `base` is None where the device alone is tried.
+    It waits for its device until `begin_by`, or for as long as it may take (None). `base` is None
+    where the device alone is tried.
     """
 
     task: str
     task_parameters: Mapping[str, Scalar]
     base: str | None
     rehearsal: Rehearsal
+    begin_by: UnixTime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

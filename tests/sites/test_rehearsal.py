@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,16 @@ def test_work_without_privacy_is_not_tried(site: Site) -> None:
     site.write_policy(without_dp=OPEN)
     site.ask(changed(site.coordinator.terms(), privacy=None))
     assert site.executor.rehearsed == []
+
+
+@pytest.mark.rule("27")
+def test_private_work_is_not_begun_when_its_order_has_ended(site: Site) -> None:
+    before = time.time()
+    site.ask()
+    trial, job = site.executor.rehearsed[0], site.executor.jobs[0]
+    assert job.begin_by is not None
+    assert trial.begin_by == job.begin_by > before
+    site.write_policy(without_dp=OPEN)
+    terms = changed(site.coordinator.terms(run_id="open"), privacy=None)
+    site.ask(terms)
+    assert site.executor.jobs[1].begin_by is None
