@@ -111,6 +111,11 @@ def overlaps_with(home: Path, found: Sketch) -> list[Overlap]:
     return [one for one in seen if one is not None and frozenset(one.lineages) not in known]
 
 
+def sketched_lineages(home: Path) -> frozenset[str]:
+    """Return the lineages on record, also those that no policy names any more. Raises DataError."""
+    return frozenset(found.lineage for found in _sketches(home))
+
+
 def acknowledged(home: Path) -> tuple[Acknowledged, ...]:
     """Return what was acknowledged.
 

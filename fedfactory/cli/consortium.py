@@ -166,7 +166,7 @@ def _lines(told: Mapping[str, Any]) -> list[str]:
         lines += [
             f"{kind:<12} {root['fingerprint']}",
             f"             valid from {root['valid_from']} until {root['valid_until']}",
-            f"             {len(root['holders'])} hold what rests on it",
+            f"             certificates under it: {len(root['holders'])}",
         ]
     if len(told["roots"]) > 1:
         waiting = [f"{h['role']} {h['name']} (until {h['until']})" for h in told["waiting"]]

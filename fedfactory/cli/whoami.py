@@ -40,10 +40,13 @@ def run(words: Sequence[str]) -> int:
 
 
 def _lines(told: dict[str, Any]) -> list[str]:
+    from fedfactory.identity.lifetime import LEFT_AT_RENEWAL
     from fedfactory.operator.telling import moment
 
-    days = (told["valid_until"] - time.time()) / 86400
-    ends = f"for {days:.1f} days more; renewed by the next command" if days > 0 else "ended"
+    begin, end = told["valid_from"], told["valid_until"]
+    days = (end - time.time()) / 86400
+    renewed = moment(end - LEFT_AT_RENEWAL * (end - begin))
+    ends = f"for {days:.1f} days more; commands renew it from {renewed} on" if days > 0 else "ended"
     lines = [
         f"{told['role']:<12} {told['name']}",
         f"fingerprint  {told['fingerprint']}",

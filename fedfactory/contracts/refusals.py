@@ -13,7 +13,10 @@ REFUSALS: Final[dict[str, str]] = {
     "bad_order": "the order does not have the agreed form",
     "unknown_task": "the site has no task of that name",
     "bad_parameters": "a parameter is outside the task's schema",
-    "bad_model": "the base model does not fit the site's own model",
+    "bad_model": (
+        "the base model does not fit the site's own model, or, with differential privacy, the"
+        " model cannot be trained record by record; the site's worker log says which"
+    ),
     "not_repeatable": (
         "the site's device does not give one record the same gradient twice, so it does no private"
         " work"

@@ -67,9 +67,10 @@ def make_initial_model(config: RunConfig, out: Path) -> subprocess.Popen[bytes]:
     """
     origin = ("--seed", str(config.seed)) if config.model is None else ("--from", config.model)
     parameters = json.dumps(dict(config.task_parameters))
+    private = () if config.privacy is None else ("--private", config.privacy.grad_sample_mode)
     return _job(
         *("init", "--task", config.task_name, "--parameters", parameters, *origin),
-        *("--out", str(out)),
+        *("--out", str(out), *private),
     )
 
 
@@ -77,7 +78,8 @@ def made_model(job: subprocess.Popen[bytes]) -> BlobRef:
     """Wait for the job of `make_initial_model`; return the model's digest and length.
 
     Raises:
-        UsageError: the file that it was to start from does not fit the task.
+        UsageError: the file that it was to start from does not fit the task, or the task's network
+            cannot be trained as the run's privacy demands.
         EnvironmentFailedError: the job failed; its last words are the diagnostic.
     """
     output, errors = job.communicate()

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedfactory.contracts.errors import UsageError
 from fedfactory.contracts.model import BlobRef, ModelSpec
 from fedfactory.contracts.orders import TrainParameters
 from fedfactory.contracts.privacy import Measurement, Mechanism
@@ -34,8 +35,21 @@ EVALUATION_BATCH = 2048
 
 
 def arrays_of(network: nn.Module) -> dict[str, NDArray[Any]]:
-    """Return a network's parameters and buffers as arrays (views on CPU tensors), by name."""
-    return {name: t.detach().cpu().numpy() for name, t in network.state_dict().items()}
+    """Return a network's parameters and buffers as arrays (views on CPU tensors), by name.
+
+    Raises:
+        UsageError: a tensor of a type that NumPy has not, as bfloat16.
+    """
+    found = {}
+    for name, tensor in network.state_dict().items():
+        try:
+            found[name] = tensor.detach().cpu().numpy()
+        except TypeError as error:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UsageError(
+                f"the network's tensor '{name}' is {kind}, which cannot travel: make it float32"
+            ) from error
+    return found
 
 
 class Learning:

@@ -1,9 +1,9 @@
 """What a coordinator needs of a model without importing torch itself: processes that do it.
 
 `python -m fedfactory.tasks.model_jobs init --task T --parameters JSON --out FILE` and `--seed N`
-writes the initial model, or with `--from FILE` one to start warm from, once it fits the task; it
-prints digest and length as JSON. `measure --task T --parameters JSON --data FILE --parent PID`
-measures models on a public set (measuring.py).
+writes the initial model, or with `--from FILE` one to start warm from, once it fits the task; with
+`--private MODE` only one that DP-SGD can train. It prints digest and length as JSON. `measure
+--task T --parameters JSON --data FILE --parent PID` measures models on a public set (measuring.py).
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.errors import DataError, FedfactoryError, UsageError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import Scalar
+from fedfactory.contracts.privacy import GradSampleMode
+from fedfactory.tasks.rehearsal import Rehearsal
 from fedfactory.tasks.table import check_task
+from fedfactory.tasks.task import ModelMismatchError, Task, UnstableKernelsError
 from fedfactory.wire.arrays import ArrayFile, ArrayWriter, first_non_finite
 
 
@@ -32,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return serve(options.task, options.parameters, options.data, options.parent)
         task = check_task(options.task, options.parameters)
+        if options.private is not None:
+            check_trainable(task, options.parameters, options.private)
         if options.source is None:
             ref = task.write_initial(options.parameters, options.seed, options.out)
         else:
@@ -41,6 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     sys.stdout.write(f"{to_json(ref)}\n")
     return 0
+
+
+def check_trainable(task: Task, parameters: Mapping[str, Scalar], mode: GradSampleMode) -> None:
+    """Try on two made-up records whether the task's network can be trained record by record.
+
+    Raises:
+        UsageError: it cannot; the layer or parameter that stands against it.
+    """
+    rehearsal = Rehearsal(kind="train", rows=2, grad_sample_mode=mode)
+    try:
+        task.rehearse(parameters, "cpu", rehearsal)
+    except UnstableKernelsError:
+        return  # of this machine: each site tries its own device
+    except ModelMismatchError as error:
+        raise UsageError(error.public_message) from error
 
 
 def adopt_model(task: str, parameters: Mapping[str, Scalar], source: Path, out: Path) -> BlobRef:
@@ -80,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--seed", type=int)
     start.add_argument("--from", type=Path, dest="source")
     init.add_argument("--out", type=Path, required=True)
+    init.add_argument("--private", metavar="MODE", choices=get_args(GradSampleMode))
     measure = jobs.add_parser("measure", help="measure models on a public set")
     measure.add_argument("--data", type=Path, required=True)
     measure.add_argument("--parent", type=int, required=True)

@@ -145,12 +145,15 @@ def _refuse_overlap(home: Path, lineage: str, policy: Policy) -> None:
 
 
 def _acknowledge(home: Path, asked: argparse.Namespace, *, by: str) -> int:
-    from site_agents.overlaps import Acknowledged, acknowledge
+    from site_agents.overlaps import Acknowledged, acknowledge, sketched_lineages
 
     pair, reason = tuple(sorted(asked.lineages)), asked.reason
     known = {rule.lineage for rule in load_policy(home / POLICY_FILE).data.values()}
     if pair[0] == pair[1] or not known.intersection(pair):
         raise UsageError(f"{' and '.join(pair)}: expected two lineages, one of {POLICY_FILE}'s")
+    known |= sketched_lineages(home)
+    if slip := [name for name in pair if name not in known]:  # it would be kept for good
+        raise UnknownNameError("lineage", slip[0], known)
     record(home, "overlap_acknowledged", actor=by, reason=reason, lineages=list(pair))
     acknowledge(home, Acknowledged(lineages=pair, by=by, reason=reason))
     told = f"the overlap of '{pair[0]}' and '{pair[1]}' is acknowledged: each has its own budget"

@@ -223,5 +223,5 @@ def _owner(path: Path) -> str:
 
 
 _BOOKS_TODO: Final = (
-    "do not make new ones: docs/site-administrator.md, 'When the books do not hold'"
+    "make no new ledger or audit chain: docs/site-administrator.md, 'When the books do not hold'"
 )

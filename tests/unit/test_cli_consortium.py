@@ -6,7 +6,7 @@ import io
 import json
 import stat
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -309,6 +309,8 @@ def test_whoami_shows_what_sites_pin(lead: Lead) -> None:
         key = registry.operators()["ana"]
     code, said = lead.type(*words)
     assert (code, f"fingerprint  {key}" in said, "operator     ana" in said) == (0, True, True)
+    day = datetime.fromtimestamp(time.time() + 20 * 86400, UTC).date()  # two thirds of 30
+    assert f"commands renew it from {day}" in said
     assert lead.type(*words, "-q") == (0, f"{key}\n")
     code, said = lead.type(*words, "--json")
     told = json.loads(said)

@@ -82,7 +82,7 @@ def test_the_books_are_verified_and_stay_as_they_are(config: AgentConfig):
     (config.home / "ledger.key").unlink()
     [lost] = examine_books(config, None)
     assert lost.level == "fail"
-    assert "do not make new ones" in lost.todo
+    assert "make no new ledger" in lost.todo
 
 
 def test_a_task_whose_orders_would_all_be_refused(config: AgentConfig):

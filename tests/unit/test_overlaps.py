@@ -220,6 +220,8 @@ def test_data_check_doctor_and_open_lineage_find_it_until_it_is_acknowledged(hom
     assert main(opening) == 2
     assert "share about" in capsys.readouterr().err
     why = ["--reason", "twins"]
+    assert main(["ledger", "acknowledge-overlap", "south", "nroth", *words, *why]) == 2
+    assert "unknown lineage 'nroth'; known: north, south" in capsys.readouterr().err
     assert main(["ledger", "acknowledge-overlap", "south", "north", *words, *why]) == 0
     assert main(opening) == 0
     assert main(["data", "check", "b", *words]) == 0
