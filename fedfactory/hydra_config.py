@@ -27,7 +27,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from fedfactory.choices import OPEN_STRATEGY, choices, groups
+from fedfactory.choices import OPEN_STRATEGY, choices, groups, values_of
 from fedfactory.contracts.errors import UnknownNameError, UsageError, ValueRangeError
 
 CONFIG_MODULE: Final = "fedfactory.conf"
@@ -197,9 +197,19 @@ def _unknown(base: DictConfig, key: str) -> UsageError | None:
             return UnknownNameError("key", key, [prefix])
         if part not in node and not OmegaConf.is_missing(node, part):
             known = (f"{prefix}.{name!s}" if prefix else str(name) for name in node)
-            return UnknownNameError("key", key, known)
+            owners = _choices_with(prefix, part) if depth == 1 else []
+            hint = f"it is a key of {' and '.join(owners)}" if owners else None
+            return UnknownNameError("key", key, known, hint=hint)
         node = None if OmegaConf.is_missing(node, part) else node[part]
     return None
+
+
+def _choices_with(group: str, key: str) -> list[str]:
+    """Return the choices of a group, as typed, that have a key."""
+    try:
+        return [f"{group}={name}" for name in choices(group) if key in values_of(group, name)]
+    except FileNotFoundError:  # no group, but a part of the root
+        return []
 
 
 def _typed(overrides: Sequence[_Override], key: str) -> str:

@@ -25,13 +25,17 @@ class UsageError(FedfactoryError):
 
 
 class UnknownNameError(UsageError):
-    """A name that is in no table."""
+    """A name that is in no table. `hint` says where it is known, for a guess of what was meant."""
 
-    def __init__(self, kind: str, found: str, known: Iterable[str]) -> None:
+    def __init__(
+        self, kind: str, found: str, known: Iterable[str], *, hint: str | None = None
+    ) -> None:
         names = sorted(known)
         near = get_close_matches(found, names, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        super().__init__(f"unknown {kind} '{found}'; known: {', '.join(names)}{hint}")
+        if hint is None and near:
+            hint = f"did you mean '{near[0]}'?"
+        end = f"; {hint}" if hint else ""
+        super().__init__(f"unknown {kind} '{found}'; known: {', '.join(names)}{end}")
 
 
 class ValueRangeError(UsageError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from fedfactory.contracts.errors import UsageError
 from fedfactory.tasks.digits import SCHEMA, Digits
 from fedfactory.tasks.model_jobs import check_trainable
 from fedfactory.tasks.network_task import NetworkTask
+from fedfactory.tasks.parameters import Parameter
 
 MLP = {"model": "mlp"}
 
@@ -35,7 +38,7 @@ class _Recurrent(nn.Module):
 def task_of(make):
     class Own(NetworkTask):
         name = f"own-{make.__name__}"
-        parameters = {}
+        parameters: ClassVar[dict[str, Parameter]] = {}
 
         def schema(self, parameters):
             return SCHEMA
@@ -65,7 +68,7 @@ def half():
     [(batch_norm, "layer '1' is a BatchNorm1d"), (_Recurrent, "LSTM"), (_Unused, "shape (3, 3)")],
 )
 def test_what_cannot_be_trained_by_dp_sgd_is_refused_by_name(make, words):
-    with pytest.raises(UsageError, match="each record|record by record") as caught:
+    with pytest.raises(UsageError, match=r"each record|record by record") as caught:
         check_trainable(task_of(make), {}, "hooks")
     assert words in caught.value.public_message
 
