@@ -155,7 +155,7 @@ class _Trial:
             if not all(_same(part, one.roll(shift, 0)) for part, one in _pairs(moved, home)):
                 yield "it follows the record's position"
         for kind, others in self._records.neighbours(rows):
-            for start in range(min(2, rows)):
+            for start in range(2):  # of one row, its neighbours pass by themselves, between
                 at = torch.arange(start, rows, 2, device=self.device)
                 x, y = self._to_device(others)
                 x[at], y[at] = records[0][at], records[1][at]

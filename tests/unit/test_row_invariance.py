@@ -63,6 +63,18 @@ class Remembering(Layer):
         return self.inner(x)
 
 
+class Looking(Layer):
+    """Adds what the pass before was, which no buffer shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = torch.zeros(64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen, self.before = self.before, x.nan_to_num().clamp(-1, 1).mean(0).detach()
+        return self.inner(x + seen)
+
+
 class Unrepeatable(Layer):
     """Its result is another one each time."""
 
@@ -177,7 +189,8 @@ def test_dropout_layers_go_in_full_passes_and_stay_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "why"), [(Remembering, "buffer 'memory.mean'"), (Unrepeatable, "position")]
+    ("kind", "why"),
+    [(Remembering, "buffer 'memory.mean'"), (Unrepeatable, "position"), (Looking, "position")],
 )
 @pytest.mark.rule("19")
 def test_what_is_not_its_own_even_alone_gets_no_private_work(
