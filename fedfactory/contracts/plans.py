@@ -30,7 +30,7 @@ class RunTerms:
     A strategy may change `lr` and `momentum` between rounds, never above what is signed here, and
     `proximal_mu`; whatever sampling and cost derive from (`local_epochs`, `batch_size`,
     `max_steps`) is as signed here, or less work.
-    `max_update_norm_l2` bounds an update's norm over all its tensors (None: the rule of update_norms).
+    `max_update_norm_l2` bounds an update's norm over all its tensors (None: see update_norms).
     `not_after` is Unix seconds.
     """
 

@@ -137,7 +137,7 @@ class Sites:
             work=order.key(),
             payload=payload,
             examples=examples,
-            metrics={"loss": float(np.square(model["weight"]).mean())},
+            metrics={"loss": min(1e30, float(np.square(model["weight"], dtype=np.float64).mean()))},
             seconds=0.5,
             privacy=spent_of(order, examples),
         )

@@ -32,6 +32,10 @@ from tests.contract.runner_rig import TRAINING, Coordinator, Killed
 WHOLE = ("0", "-1", str(2**53), str(2**53 + 1), str(2**63), "1" + "0" * 400, "9" * 5000)
 FLOATS = (*WHOLE, "1e308", "-0.0", "1e400", "NaN", "Infinity", "-Infinity", "0.5")
 FLOWER = {"strategy": "custom", "options": {"_target_": "flwr.serverapp.strategy.FedAdam"}}
+FLOWER_MEAN = {
+    "strategy": "custom",
+    "options": {"_target_": "flwr.serverapp.strategy.FedAvg"},
+}
 ASYNC = {
     "strategy": "fedbuff",
     "options": {"server_lr": 0.7},
@@ -392,6 +396,38 @@ def test_a_site_that_would_drive_the_model_away_is_left_out(made, monkeypatch, s
     believing.run()
     if strategy is not FLOWER:  # an adaptive step hides the size, not the direction
         assert largest(believing) > 1e17
+
+
+@pytest.mark.parametrize("strategy", [{}, FLOWER_MEAN], ids=["fedavg", "Flower's"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_numbers_that_no_model_can_take_up_are_their_sites_refusal(made, strategy):
+    """It owns the model within a bound that allows it; what overflows then is refused."""
+    coordinator = made("home", **{"rounds": 3, "max_norm": 1e45, **strategy})
+    honest = coordinator.sites._work
+
+    def work(order, base):
+        update = honest(order, base)
+        if order.site != "vega" or update.payload is None:
+            return update
+        out, start = coordinator.sites.folder / "enlarged", read_arrays(base)
+        delta = read_arrays(coordinator.sites.folder / "update")
+        huge = np.float32(3e38)
+        outwards = {
+            n: np.where(start[n] < 0, -huge, huge).astype(v.dtype) for n, v in delta.items()
+        }
+        blob = write_arrays(out, outwards)
+        coordinator.sites.files[blob.digest] = out.read_bytes()
+        payload = Payload(form="delta", blob=blob)
+        return dataclasses.replace(update, payload=payload, examples=2**53)
+
+    coordinator.sites._work = work
+    coordinator.run()
+    summary, _ = outcome(coordinator)
+    assert summary["status"] == "completed", summary["reason"]
+    assert largest(coordinator) > 1e37
+    found = [e for e in coordinator.events() if isinstance(e, UpdateRefused)]
+    assert {(e.site, e.code) for e in found} == {("vega", "bad_reply")}
+    assert all("not finite" in event.detail for event in found)
 
 
 @pytest.mark.parametrize(("factor", "taken"), [(1.0, True), (1.001, False)])

@@ -7,7 +7,8 @@ update's form and values come before (aggregation.verify_update).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,6 +58,7 @@ class Accumulator:
         self._sum: Vector = np.empty(0, dtype=np.float64)
         self._total_weight = 0.0
         self._last_key = ("", 0)
+        self._folded: list[tuple[Update, Path]] = []
         self._scratch: Vector = np.empty(CHUNK_ELEMENTS, dtype=np.float64)
 
     def begin(self, base: Path) -> None:
@@ -66,6 +68,7 @@ class Accumulator:
         self._base = base
         self._total_weight = 0.0
         self._last_key = ("", 0)
+        self._folded.clear()
         elements = sum(tensor.elements for tensor in self._spec.tensors if tensor.is_float)
         if self._sum.size != elements:
             self._sum = np.empty(elements, dtype=np.float64)
@@ -94,6 +97,7 @@ class Accumulator:
         with ArrayFile(path) as file:
             self._fold(file, counted, first=self._total_weight == 0.0)
         self._total_weight += weight
+        self._folded.append((update, path))
 
     def finish(self, out: Path) -> BlobRef:
         """Apply the strategy to base and mean, write the new model, return its reference.
@@ -101,6 +105,7 @@ class Accumulator:
         Tensors are cast to the base's dtypes; integer tensors are the base's.
 
         Raises:
+            UpdateFaultError: the result is not finite, and would not be with this update alone.
             AggregationError: no update had a weight above 0, or the result is not finite.
         """
         if self._total_weight == 0.0:
@@ -116,6 +121,9 @@ class Accumulator:
                     else:
                         for piece in base.chunks(tensor.name):
                             writer.write(piece)
+        except AggregationError as error:
+            writer.abandon()
+            raise overflowing(self._base, self._folded) or error from error
         except BaseException:
             writer.abandon()
             raise
@@ -156,6 +164,26 @@ def _weight(update: Update, weigh: Callable[[Update], float]) -> float:
     if not WEIGHT.admits(weight):
         raise UpdateFaultError(update, f"the strategy's weight is {weight}; expected {WEIGHT}")
     return weight
+
+
+def overflowing(base: Path, folded: Iterable[tuple[Update, Path]]) -> UpdateFaultError | None:
+    """Return the fault of the first update whose own model, base plus update, is not finite.
+
+    Asked where an aggregate is not: a mean of finite models is finite, so one site's huge numbers
+    are that site's refusal and not the run's end. A file that is gone is nobody's fault.
+    """
+    for update, path in folded:
+        with contextlib.suppress(OSError), ArrayFile(base) as before, ArrayFile(path) as file:
+            for spec in file.spec.tensors:
+                for (_, start), (_, delta) in zip(
+                    _chunks(before, spec), _chunks(file, spec), strict=True
+                ):
+                    try:
+                        cast_back(start.astype(np.float64) + delta, spec, delta.shape)
+                    except AggregationError:
+                        told = f"its own model's tensor '{spec.name}' is not finite"
+                        return UpdateFaultError(update, told)
+    return None
 
 
 def cast_back(values: NDArray[Any], spec: TensorSpec, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -28,13 +28,19 @@ def read_model(path: Path) -> ArrayRecord:
 
 
 def read_trained(base: Path, delta: Path) -> ArrayRecord:
-    """Return the float tensors of a trained model: base plus delta, in the model's dtypes."""
+    """Return the float tensors of a trained model: base plus delta, in the model's dtypes.
+
+    Raises:
+        AggregationError: they are not finite.
+    """
     record = ArrayRecord()
     with ArrayFile(base) as origin, ArrayFile(delta) as moved:
         for tensor in moved.spec.tensors:
             trained = origin.read(tensor.name)
-            with np.errstate(over="ignore"):  # the aggregate is checked for being finite
+            with np.errstate(over="ignore"):
                 trained += moved.read(tensor.name)
+            if not np.isfinite(trained).all():
+                raise AggregationError(f"its own model's tensor '{tensor.name}' is not finite")
             record[tensor.name] = Array(trained)
     return record
 

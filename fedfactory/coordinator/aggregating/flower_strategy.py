@@ -20,7 +20,7 @@ from fedfactory.contracts.errors import UsageError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import TrainParameters, WorkKind
 from fedfactory.contracts.updates import Update
-from fedfactory.coordinator.aggregating.accumulator import AggregationError
+from fedfactory.coordinator.aggregating.accumulator import AggregationError, UpdateFaultError
 from fedfactory.coordinator.aggregating.aggregation import common_metrics
 from fedfactory.coordinator.aggregating.fixed_draws import seeded
 from fedfactory.coordinator.aggregating.flower_config import ROUND_KEY, asked_of_site, config_of
@@ -262,7 +262,10 @@ class FlowerAggregation:
             if kind == "train":
                 base = self._own_bases.of(site, self._model_path)
                 key = str(getattr(self._strategy, "arrayrecord_key", "arrays"))
-                content[key] = read_trained(base, self._offered[site][1])
+                try:
+                    content[key] = read_trained(base, self._offered[site][1])
+                except AggregationError as error:
+                    raise UpdateFaultError(update, error.public_message) from error
             asked = Message(RecordDict(), dst_node_id=self._nodes[site], message_type=kind)
             yield Message(content, reply_to=asked)
 
