@@ -141,6 +141,8 @@ def _task(
 def _setting(task: Task, word: str) -> tuple[str, Scalar]:
     key, _, text = word.partition("=")
     name = key.removeprefix(PREFIX)
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":  # quoted, as a run's may be
+        text = text[1:-1]
     is_number = isinstance(task.parameters.get(name), WholeNumber) and text.isdecimal()
     return name, int(text) if is_number else text
 

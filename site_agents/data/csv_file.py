@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from fedfactory.contracts.errors import ValueRangeError
 from fedfactory.tasks.examples import DataSchema
+from site_agents.data.column_names import presentable
 from site_agents.data.csv_lines import CsvForm, CsvLines
 from site_agents.data.file_source import FileSource
 from site_agents.data.files import file_starts_with, open_file
@@ -91,11 +92,12 @@ class Csv(FileSource):
                 records += found.records
                 for name in columns:
                     missing[name] += found.batch.column(name).null_count
+        declared = {*self._options.columns.values(), self._options.unit or ""}
         return Profile(
             records=records,
             columns=tuple(
-                ColumnProfile(name=name, form="text", missing=missing.get(name))
-                for name in lines.names
+                ColumnProfile(name=shown, form="text", missing=missing.get(name))
+                for name, shown in zip(lines.names, presentable(lines.names, declared), strict=True)
             ),
         )
 

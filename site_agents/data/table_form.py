@@ -6,7 +6,7 @@ is computed from records. A row that does not fit is lost and counted, and chang
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Final
@@ -19,7 +19,8 @@ from fedfactory.tasks.columns import Categorical, Classes
 from fedfactory.tasks.examples import DataSchema
 from fedfactory.tasks.faults import Fault
 from site_agents.data.cells import Cells, Mask, Names, moments, named, numbers
-from site_agents.data.labels import LabelMap, shown
+from site_agents.data.column_names import listed, without_header
+from site_agents.data.labels import LabelMap
 from site_agents.data.pieces import Piece
 
 DROP: Final = "drop"
@@ -66,10 +67,9 @@ class TableForm:
         self._where = where
         self._decimal = decimal
         self._own = {name: roles.columns.get(name, name) for name in _wanted(schema)}
-        for name, own in self._own.items():
-            _check_there(name, own, found, where)
-        if roles.unit is not None:
-            _check_there(UNIT, roles.unit, found, where)
+        wanted = dict(self._own) if roles.unit is None else {**self._own, UNIT: roles.unit}
+        for name, own in wanted.items():
+            _check_there(name, own, found, where, known=wanted.values())
         choices = [
             c for c in (*schema.columns, schema.label) if isinstance(c, Categorical | Classes)
         ]
@@ -221,16 +221,18 @@ def _wanted(schema: DataSchema) -> list[str]:
     return names if schema.windows is None else [*names, schema.windows.order]
 
 
-def _check_there(name: str, own: str, found: Sequence[str], where: str) -> None:
+def _check_there(
+    name: str, own: str, found: Sequence[str], where: str, *, known: Collection[str]
+) -> None:
     times = found.count(own)
     if times == 1:
         return
     if times > 1:
         raise DataError(f"{where}: column '{own}' is there {times} times, expected once")
-    near = get_close_matches(own, found, n=1)
+    near = [] if without_header(found) else get_close_matches(own, found, n=1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
     role = f", which is to be '{name}'" if own != name else ""
     raise DataError(
-        f"{where}: no column '{own}'{role}; found {shown(found)}{hint}; name yours with"
+        f"{where}: no column '{own}'{role}; found {listed(found, known)}{hint}; name yours with"
         f" {'unit: YOURS' if name == UNIT else f'columns: {{{name}: YOURS}}'}"
     )

@@ -55,6 +55,36 @@ def test_check_shows_counts_and_no_value(
         assert str(cell) not in shown
 
 
+@pytest.mark.parametrize(
+    "first", ["50,25.5,f,1", "f,2026-11-03,anna,x", "eins,zwei,'1.234,5',vier"]
+)
+def test_a_first_record_in_place_of_a_header_is_not_shown(
+    first: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.csv").write_text((first.replace("'", '"') + "\n") * 300)
+    source = {"kind": "csv", "path": str(tmp_path / "in.csv")}
+    at = home(tmp_path, {"patients": source}, {"patients": ROW}, {"tabular": "patients"})
+    capsys.readouterr()
+    for words in ((), ("--json",)):
+        assert main(["data", "check", "patients", "--home", at, *words]) == 1
+        said = "".join(capsys.readouterr())
+        assert "found 4 columns; a name reads as a number or a date" in said
+        assert "column 4" in said
+        for value in ("25.5", "2026-11-03", "anna", "eins", "1.234"):
+            assert value not in said.replace(str(tmp_path), "")
+
+
+def test_task_parameters_may_be_quoted_as_a_run_s(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.csv").write_text("age,sex,out\n" + "50,f,0\n49,m,1\n" * 50)
+    source = {"kind": "csv", "path": str(tmp_path / "in.csv")}
+    at = home(tmp_path, {"patients": source}, {"patients": ROW}, {"tabular": "patients"})
+    words = ['task.label="out:0|1"', "task.numeric='age:50:20'", "task.categorical=sex:f|m"]
+    assert main(["data", "check", "patients", "--home", at, "--task", "tabular", *words]) == 0
+    assert "fits task 'tabular'" in capsys.readouterr().out
+
+
 def test_check_says_what_changed(
     patients: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
