@@ -12,7 +12,7 @@ than kernels that repeat. What fails there too gets no private work.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import torch
@@ -155,13 +155,24 @@ class _Trial:
             if not all(_same(part, one.roll(shift, 0)) for part, one in _pairs(moved, home)):
                 yield "it follows the record's position"
         for kind, others in self._records.neighbours(rows):
-            for start in range(2):  # of one row, its neighbours pass by themselves, between
-                at = torch.arange(start, rows, 2, device=self.device)
-                x, y = self._to_device(others)
-                x[at], y[at] = records[0][at], records[1][at]
-                beside = self._shares((x, y))
-                if not all(_same(part[at], one[at]) for part, one in _pairs(beside, home)):
+            if self._follows(others, records, home):
+                yield f"it follows {kind} records beside it"
+        for kind, others in self._records.unfit_neighbours(rows):
+            with suppress(IndexError, ValueError, RuntimeError):  # none such is ever in a pass
+                if self._follows(others, records, home):
                     yield f"it follows {kind} records beside it"
+
+    def _follows(self, others: Records, records: Records, home: Shares) -> bool:
+        """Whether others in every second row change the share of those in the rows between."""
+        rows = len(records[1])
+        for start in range(2):  # of one row, its neighbours pass by themselves, between
+            at = torch.arange(start, rows, 2, device=self.device)
+            x, y = self._to_device(others)
+            x[at], y[at] = records[0][at], records[1][at]
+            beside = self._shares((x, y))
+            if not all(_same(part[at], one[at]) for part, one in _pairs(beside, home)):
+                return True
+        return False
 
     def _shares(self, records: Records) -> Shares:
         """Return every row's share in one pass, each time with the same randomness."""

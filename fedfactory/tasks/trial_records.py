@@ -46,9 +46,12 @@ class TrialRecords:
         return x, self._whole(self._schema.classes or 2, (rows,)).to(self._y_type)
 
     def neighbours(self, rows: int) -> Iterator[tuple[str, Records]]:
-        """Yield kinds of records to stand beside others, with their names."""
+        """Yield kinds of records that fit, to stand beside others, with their names."""
         yield "null", self.null(rows)
         yield "other", self.fitting(rows)
+
+    def unfit_neighbours(self, rows: int) -> Iterator[tuple[str, Records]]:
+        """Yield kinds beyond their columns' range, which a network may refuse to take."""
         x, y = self.fitting(rows)
         x[:, self._numbers] *= 1e30
         yield "huge", (x, y)

@@ -112,6 +112,17 @@ class MixingBrightest(Layer):
         return self.inner(x + bright * x.nan_to_num().clamp(-1, 1).mean(0))
 
 
+class LookingUp(Layer):
+    """Looks up vectors by whole numbers: an error for numbers beyond the columns' range."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(17, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.table(x.long()).mean(2))
+
+
 class Shortening(Layer):
     """Looks vectors up, and shortens in place, without noise, those that records ask for."""
 
@@ -206,6 +217,10 @@ def test_a_lookup_that_shortens_vectors_in_place_gets_no_private_work() -> None:
         rehearsal = Rehearsal(kind=kind, rows=32, grad_sample_mode="hooks")  # type: ignore[arg-type]
         with pytest.raises(PrivateModelError, match=why):
             settle_passes(Shortening(), CLASSIFICATION, SCHEMA, rehearsal)
+
+
+def test_a_lookup_of_whole_numbers_goes_in_full_passes() -> None:
+    assert settled(LookingUp()).rows == 32
 
 
 def test_a_network_that_cannot_take_one_record_is_refused_with_the_reason() -> None:
