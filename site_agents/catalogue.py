@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final
@@ -56,6 +57,10 @@ MAX_NUMBERED: Final = 999
 # libyaml's where PyYAML was built with it: all machines in 13 ms instead of 110.
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NUMBERED: Final = re.compile(r"site-[0-9]{2,3}")
+_OF_ITS_OWN: Final = (
+    "a site that is none of these goes by a number, as site-01, or by a file of its own"
+    " (docs/sites.md, 'Add a site')"
+)
 
 FactValue = str | int | Mapping[str, int | None] | Mapping[str, str] | None
 
@@ -131,10 +136,12 @@ def check_site_name(name: str) -> str:
     """Return the name of a site if it is in the catalogue or numbered.
 
     Raises:
-        UnknownNameError: neither; the message lists the catalogue.
+        UnknownNameError: neither; the message lists the catalogue, and says how to go on.
     """
     if name not in known_sites() and not _NUMBERED.fullmatch(name):
-        raise UnknownNameError("site", name, [*known_sites(), "site-NN"])
+        known = [*known_sites(), "site-NN"]
+        near = get_close_matches(name, known, n=1)
+        raise UnknownNameError("site", name, known, hint=None if near else _OF_ITS_OWN)
     return name
 
 

@@ -14,16 +14,18 @@ from functools import partial
 from types import FrameType
 from typing import Final
 
+from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.lease import Lease, Mode
 from fedfactory.systemd_notify import notify
 from fedfactory.wire.arenas import limit_arenas
 from site_agents.agent import Agent
 from site_agents.assembly import build_executor, open_books
 from site_agents.books import Books
-from site_agents.config import AgentConfig
+from site_agents.config import POLICY_FILE, AgentConfig
 from site_agents.executors.executor import Executor
 from site_agents.executors.isolation import isolation_of
 from site_agents.home_check import check_home
+from site_agents.policy_file import load_policy
 
 log = logging.getLogger("site_agents.daemon")
 
@@ -74,6 +76,7 @@ def _home(config: AgentConfig, mode: Mode) -> Iterator[tuple[Executor, Books]]:
     check_home(config)
     with Lease(config.home, "agent", mode):
         _say_isolation(config)
+        _say_policy(config)
         executor = build_executor(config)
         if mode == "run":
             executor.start()  # in a tick, when there is work
@@ -87,6 +90,14 @@ def _home(config: AgentConfig, mode: Mode) -> Iterator[tuple[Executor, Books]]:
                 books.close()
         finally:
             executor.close()
+
+
+def _say_policy(config: AgentConfig) -> None:
+    """Write into the log, before any order finds out, that the policy lets no work be taken."""
+    try:
+        load_policy(config.home / POLICY_FILE)
+    except FedfactoryError as error:
+        log.warning("no work is taken until the policy holds: %s", error)
 
 
 def _say_isolation(config: AgentConfig) -> None:

@@ -218,6 +218,7 @@ def test_other_commands(words, parts, capsys):
 
 AGENT_CASES = {
     ("site=nowhere",): "unknown site 'nowhere'; known: ",
+    ("site=hospital-north",): "; a site that is none of these goes by a number, as site-01, or",
     (
         "polcy=3",
     ): "unknown key in 'polcy=3': 'polcy'; known: data, gateway, ledger, second_place, site",

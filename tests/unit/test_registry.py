@@ -213,8 +213,10 @@ def test_the_last_operator_stays(registry: Registry, clock: Clock) -> None:
     registry.revoke(ANA, by="bo", reason="")
     with pytest.raises(UsageError, match="cannot be revoked"):
         registry.revoke(Peer(role=Role.COORDINATOR, name="alliance"), by="bo", reason="")
-    with pytest.raises(UnknownNameError, match="unknown site 'lumi'"):
+    with pytest.raises(UnknownNameError, match=r"unknown site 'lumi'; known: $"):
         registry.revoke(Peer(role=Role.SITE, name="lumi"), by="bo", reason="")
+    with pytest.raises(UnknownNameError, match="there is operator 'bo': --role operator"):
+        registry.revoke(Peer(role=Role.SITE, name="bo"), by="bo", reason="")
 
 
 def test_nothing_of_a_refused_enrolment_stays(registry: Registry, clock: Clock) -> None:

@@ -185,7 +185,13 @@ class Registry:
             if member is None and not open_ones:
                 rows.check_not_cut_off(database, peer)
                 known = [row["name"] for row in rows.rows_of(database, "members", peer.role)]
-                raise UnknownNameError(str(peer.role), peer.name, known)
+                others = [
+                    role
+                    for role in INVITED_AS
+                    if rows.member_of(database, Peer(role=role, name=peer.name)) is not None
+                ]
+                hint = f"there is {others[0]} '{peer.name}': --role {others[0]}" if others else None
+                raise UnknownNameError(str(peer.role), peer.name, known, hint=hint)
             if member is not None and peer.role is Role.OPERATOR:
                 rows.check_not_last(database, peer, now)
             if signed is not None and (
