@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Final
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -231,6 +232,8 @@ def _check_there(
         raise DataError(f"{where}: column '{own}' is there {times} times, expected once")
     near = [] if without_header(found) else get_close_matches(own, found, n=1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
+    if any(normalize("NFC", name) == normalize("NFC", own) for name in found):
+        hint = " (one differs in its Unicode form alone: copy the name from the file)"
     role = f", which is to be '{name}'" if own != name else ""
     raise DataError(
         f"{where}: no column '{own}'{role}; found {listed(found, known)}{hint}; name yours with"

@@ -74,6 +74,17 @@ def test_a_first_record_in_place_of_a_header_is_not_shown(
             assert value not in said.replace(str(tmp_path), "")
 
 
+def test_names_of_another_unicode_form_are_said_to_be_such(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.csv").write_text("a\u0302ge,sex,out\n" + "50,f,0\n49,m,1\n" * 50)
+    source = {"kind": "csv", "path": str(tmp_path / "in.csv"), "columns": {"age": "\u00e2ge"}}
+    at = home(tmp_path, {"patients": source}, {"patients": ROW}, {"tabular": "patients"})
+    words = ["task.label=out:0|1", "task.numeric=age:50:20", "task.categorical=sex:f|m"]
+    assert main(["data", "check", "patients", "--home", at, "--task", "tabular", *words]) == 1
+    assert "differs in its Unicode form alone" in capsys.readouterr().out
+
+
 def test_task_parameters_may_be_quoted_as_a_run_s(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
