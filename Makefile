@@ -54,6 +54,7 @@ bench: $(STAMP)
 	$(BIN)/python -m bench.dp
 	$(BIN)/python -m bench.ledger
 	$(BIN)/python -m bench.egress
+	$(BIN)/python -m bench.aggregation
 	$(BIN)/python -m bench.utility
 	$(BIN)/python -m bench.journal
 	$(BIN)/python -m bench.resume
