@@ -37,7 +37,7 @@ MOST_ROUNDS: Final = 1_000_000
 HEADINGS: Final = ("RECORDS", "ROUNDS", "RATE", "STEPS A ROUND", "NOISE", "EPSILON")
 
 ROWS_NOTE: Final = (
-    "A device whose rounding follows the number of rows takes one record at a time, 10 to 30 times"
+    "A device whose rounding follows the number of rows takes one record at a time, about 15 times"
     " slower:\n'site-agent doctor' at the site says whether its own does."
 )
 

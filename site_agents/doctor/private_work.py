@@ -67,7 +67,7 @@ def _tried(worker: WarmWorker, trial: JobTrial, device: str) -> Finding:
     if answer["passes"]["rows"] == 1:
         return warn(
             AREA,
-            f"{name}: one record at a time on {device}, tens of times slower: with more rows a"
+            f"{name}: one record at a time on {device}, about 15 times slower: with more rows a"
             " record's gradient follows the others' by rounding",
             "another version of torch, or another device, may not need it",
         )
