@@ -6,11 +6,11 @@ one that comes again changes nothing.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Final
 
+from fedfactory.contracts.bounds import UnixTime, check_fields
 from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.plans import Signature
 
@@ -18,7 +18,6 @@ MOST_REASON: Final = 300  # characters
 MAX_REVOCATION: Final = 8192  # characters of one, signed, as JSON
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FINGERPRINT: Final = re.compile(r"sha256:[0-9a-f]{64}")
-_LATEST: Final = 253402300800.0  # the year 10000, Unix seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +34,7 @@ class OperatorRevocation:
     operator: str
     key: str
     reason: str
-    at: float
+    at: UnixTime
 
     def __post_init__(self) -> None:
         if not (_NAME.fullmatch(self.coordinator) and _NAME.fullmatch(self.operator)):
@@ -44,8 +43,7 @@ class OperatorRevocation:
             raise ProtocolError("OperatorRevocation.key: expected sha256:<64 hex digits>")
         if len(self.reason) > MOST_REASON:
             raise ProtocolError(f"OperatorRevocation.reason: longer than {MOST_REASON} characters")
-        if not (math.isfinite(self.at) and 0 <= self.at < _LATEST):
-            raise ProtocolError("OperatorRevocation.at: expected a time in Unix seconds")
+        check_fields(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

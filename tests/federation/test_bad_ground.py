@@ -95,7 +95,7 @@ class Ground:
             heard.extend(self.answers())
             return bool(set(heard) & set(wanted))
 
-        until(found, seconds)
+        until(found, seconds, lambda: f"{set(heard)}\n{self._log()[-3000:]}")
 
     def refuses(self, code: str) -> None:
         """Wait for a refusal; from then on nothing else comes."""
@@ -103,9 +103,12 @@ class Ground:
         self.answers()
         self.hears(code)
 
+    def _log(self) -> str:
+        return (self._federation.out.parent / "restarted.log").read_text()
+
     def said(self, *words: str) -> None:
         """Hold the agent's log to what it must tell a person."""
-        log = (self._federation.out.parent / "restarted.log").read_text()
+        log = self._log()
         assert any(word in log for word in words), log[-3000:]
         assert "Traceback" not in log, log[-6000:]
 
@@ -141,7 +144,7 @@ def test_a_full_disk(ground: Ground) -> None:
     try:
         with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
             file.writelines(bytes(4096) for _ in range(DISK_BYTES // 4096))
-        ground.refuses("transfer_failed")
+        ground.refuses("books_broken")
         ground.said("No space left on device", "disk is full")
     finally:
         ballast.unlink()
@@ -152,7 +155,7 @@ def test_a_read_only_home(ground: Ground) -> None:
     _run(*ground.inside(), "mount", "--bind", home, home)
     try:
         _run(*ground.inside(), "mount", "-o", "remount,bind,ro", home)
-        ground.refuses("transfer_failed")
+        ground.refuses("books_broken")
         ground.said("Read-only file system")
     finally:
         _run(*ground.inside(), "umount", home)
