@@ -65,8 +65,8 @@ def test_rounding_that_weights_amplify_is_each_records_own(
     _, x, y = network_and_data("digits mlp", 260)
     for seed in range(2):
         network = hostile_mlp(seed)
-        for count in (1, 3, 4, 9, rows - 1, rows, rows + 1, 2 * rows + 1):
-            some = slice(seed * 20, seed * 20 + max(1, count))
+        for count in range(1, 2 * rows + 2):
+            some = slice(seed * 20, seed * 20 + count)
             moved = moves(network, x[some], y[some], 0, rows=rows, mode=mode, threads=threads)
             assert moved <= BOUND, (seed, count)
 
@@ -77,8 +77,8 @@ def test_rounding_that_weights_amplify_is_each_records_own(
 def test_every_model_with_hostile_weights_and_any_number_drawn(name: str, rows: int) -> None:
     network, x, y = network_and_data(name, 2 * rows + 1)
     hostile(network, rows)
-    for count in sorted({1, 2, 3, rows, rows + 1, 2 * rows, len(y)}):
-        for record in {0, count // 2, count - 1}:
+    for count in range(1, len(y) + 1):
+        for record in {0, count - 1}:
             moved = moves(network, x[:count], y[:count], record, rows=rows, mode="hooks")
             assert moved <= BOUND, (count, record)
 
