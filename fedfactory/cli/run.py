@@ -124,10 +124,14 @@ def _summary(config: RunConfig, initial: BlobRef) -> list[str]:
     if privacy is not None:
         aim = f"epsilon {privacy.target_epsilon:g}" if privacy.target_epsilon else "by its noise"
         kept = f"DP-SGD, {aim}, delta {privacy.delta:g}"
+    options = "".join(f", {name}={value}" for name, value in config.strategy_options.items())
+    most = config.max_update_norm_l2
     return [
-        f"task      {config.task_name}, {config.strategy_name}, {config.rounds} rounds",
+        f"task      {config.task_name}, {config.rounds} rounds",
+        f"strategy  {config.strategy_name}{options}",
         f"model     {initial.digest}, {initial.bytes} bytes",
         f"lr        at most {config.training.lr:g}, momentum {config.training.momentum:g}",
+        f"updates   of norm {most:g} at most" if most else "updates   bounded by rule",
         f"sites     {', '.join(config.sites)} (quorum {config.rules.quorum})",
         f"privacy   {kept}",
     ]

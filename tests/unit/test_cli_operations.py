@@ -388,13 +388,15 @@ def test_a_person_is_asked_before_it_is_signed(desk, capsys, monkeypatch, answer
             return True
 
     monkeypatch.setattr("sys.stdin", Terminal(answer))
-    assert main(["run", *QUICK, "--detach"]) == code
+    assert main(["run", *QUICK, "max_update_norm_l2=50", "--detach"]) == code
     assert len(desk.submitted) == (code == 0)
     asked = capsys.readouterr()
     assert "sites     cesga, lumi (quorum 2)" in asked.err
     assert "sign and submit? [y/N]" in asked.err
     assert re.search(r"model     sha256:[0-9a-f]{64}, \d+ bytes", asked.err)
     assert "lr        at most 0.1" in asked.err
+    assert "strategy  fedavg" in asked.err
+    assert "updates   of norm 50 at most" in asked.err
     assert len(desk.files) == (2 if code == 0 else 1)  # nothing is sent before somebody agreed
     assert main(["run", *QUICK, "--detach", "--yes"]) == 0
 
