@@ -22,7 +22,7 @@ from site_agents.jobs.job import JobTrial
 from site_agents.jobs.settings import WorkerSettings
 from site_agents.policy import OneOf, Policy, TaskRule
 
-AREA: Final = "private"
+AREA: Final = "dp_sgd"
 ROWS: Final = 64
 MOST_TRIALS: Final = 8  # of a task: choices of networks multiply
 TIMEOUT_S: Final = 300.0
