@@ -104,6 +104,7 @@ def test_it_renews_its_certificate_and_never_seems_gone(make_hub, start) -> None
     hub.heard.clear()
     second = agent.status.certificate_ends
     until(lambda: agent.status.certificate_ends > second, 30)
+    until(lambda: hub.heard)  # the new certificate is known before its connection is heard of
     assert {what for what, _ in hub.heard} == {"came"}
     assert hub.gateway.connected() == [SITE]
     assert agent.status.connection == "connected"
