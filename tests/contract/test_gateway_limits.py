@@ -47,12 +47,12 @@ def test_every_kind_of_call_has_a_rate():
     gaps=st.lists(st.floats(-1, 5), max_size=60),
 )
 def test_no_more_passes_in_any_window_than_burst_and_rate_allow(burst, per_s, gaps):
-    rates = {"fleet": Rate(burst=burst, per_s=per_s)}
+    rates = {"order": Rate(burst=burst, per_s=per_s)}
     limiter, now, latest, passed = RateLimiter(rates), 0.0, -math.inf, []
     for gap in gaps:
         now += gap  # a clock that jumps back earns nothing
         latest = max(latest, now)
-        if limiter.admits("a", "fleet", now):
+        if limiter.admits("a", "order", now):
             passed.append(latest)
     for first, start in enumerate(passed):
         for last in range(first, len(passed)):
@@ -60,18 +60,18 @@ def test_no_more_passes_in_any_window_than_burst_and_rate_allow(burst, per_s, ga
 
 
 def test_a_peer_gets_its_burst_and_then_its_rate_whatever_others_do():
-    limiter = RateLimiter({"fleet": Rate(burst=3, per_s=1), "renew": Rate(burst=1, per_s=1)})
-    assert [limiter.admits("a", "fleet", 0.0) for _ in range(4)] == [True, True, True, False]
-    assert limiter.admits("b", "fleet", 0.0)
+    limiter = RateLimiter({"order": Rate(burst=3, per_s=1), "renew": Rate(burst=1, per_s=1)})
+    assert [limiter.admits("a", "order", 0.0) for _ in range(4)] == [True, True, True, False]
+    assert limiter.admits("b", "order", 0.0)
     assert limiter.admits("a", "renew", 0.0)
-    assert [limiter.admits("a", "fleet", 1.0) for _ in range(2)] == [True, False]
+    assert [limiter.admits("a", "order", 1.0) for _ in range(2)] == [True, False]
 
 
 def test_the_buckets_do_not_pile_up(monkeypatch):
     monkeypatch.setattr(limits, "MOST_BUCKETS", 10)
     limiter = RateLimiter(RATES)
     for number in range(100):
-        limiter.admits(f"peer-{number}", "fleet", 0.0)
+        limiter.admits(f"peer-{number}", "order", 0.0)
     assert len(limiter._buckets) == 10
 
 

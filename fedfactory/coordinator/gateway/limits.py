@@ -20,9 +20,9 @@ class Rate:
     per_s: float
 
 
-# One order takes a site seven Fleet calls; a fast round takes half a second.
+# One order takes a site two calls; a fast round takes a tenth of a second.
 RATES: Final[Mapping[Kind, Rate]] = {
-    "fleet": Rate(burst=600, per_s=200),
+    "order": Rate(burst=600, per_s=200),
     "transfer": Rate(burst=100, per_s=20),
     "listen": Rate(burst=30, per_s=2),
     "answer": Rate(burst=50, per_s=5),
@@ -37,7 +37,7 @@ RATES: Final[Mapping[Kind, Rate]] = {
 class GatewayLimits:
     """What the gateway grants. `max_model_bytes` is the longest blob an operator may upload.
 
-    A site needs a doorbell, a transfer, a heartbeat and a call; `open_calls` more are a fault, or
+    A site needs a doorbell, a transfer and a call; `open_calls` more are a fault, or
     an attack. A transfer that moves less than `slowest_bytes_per_s` over `slow_after_s` is ended,
     and so is a call whose message has not come after `message_within_s`.
     """

@@ -24,45 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!fedfactory/wire/rpc/gateway.proto\x12\rfedfactory.v1\"\x83\x01\n\rTunnelRequest\x12*\n\x06method\x18\x01 \x01(\x0e\x32\x1a.fedfactory.v1.FleetMethod\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\x12\x11\n\ttimestamp\x18\x04 \x01(\t\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"+\n\x0bTunnelReply\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\"1\n\x0f\x44ownloadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"\x15\n\x05Piece\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"X\n\x0bUploadPiece\x12\x31\n\treference\x18\x01 \x01(\x0b\x32\x1c.fedfactory.v1.BlobReferenceH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\">\n\rBlobReference\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x1e\n\x0c\x41rrivedBytes\x12\x0e\n\x06offset\x18\x01 \x01(\x04\"\x1f\n\rUploadReceipt\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\x0f\n\rListenRequest\"S\n\x04Ring\x12\x13\n\x0bquestion_id\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\x0c\x12\x10\n\x08messages\x18\x03 \x01(\r\x12\x12\n\nrevocation\x18\x04 \x01(\x0c\"1\n\nSiteAnswer\x12\x13\n\x0bquestion_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\x0c\"\x0f\n\rAnswerReceipt\"\x18\n\x08\x44ocument\x12\x0c\n\x04json\x18\x01 \x01(\x0c*\xd2\x01\n\x0b\x46leetMethod\x12\x1c\n\x18\x46LEET_METHOD_UNSPECIFIED\x10\x00\x12\x11\n\rACTIVATE_NODE\x10\x01\x12\x13\n\x0f\x44\x45\x41\x43TIVATE_NODE\x10\x02\x12\x17\n\x13SEND_NODE_HEARTBEAT\x10\x03\x12\x11\n\rPULL_MESSAGES\x10\x04\x12\x11\n\rPUSH_MESSAGES\x10\x05\x12\x0f\n\x0bPUSH_OBJECT\x10\x06\x12\x0f\n\x0bPULL_OBJECT\x10\x07\x12\x1c\n\x18\x43ONFIRM_MESSAGE_RECEIVED\x10\x08\x32\x9f\x03\n\x07Gateway\x12\x42\n\x06Tunnel\x12\x1c.fedfactory.v1.TunnelRequest\x1a\x1a.fedfactory.v1.TunnelReply\x12\x42\n\x08\x44ownload\x12\x1e.fedfactory.v1.DownloadRequest\x1a\x14.fedfactory.v1.Piece0\x01\x12\x44\n\x07\x41rrived\x12\x1c.fedfactory.v1.BlobReference\x1a\x1b.fedfactory.v1.ArrivedBytes\x12\x44\n\x06Upload\x12\x1a.fedfactory.v1.UploadPiece\x1a\x1c.fedfactory.v1.UploadReceipt(\x01\x12=\n\x06Listen\x12\x1c.fedfactory.v1.ListenRequest\x1a\x13.fedfactory.v1.Ring0\x01\x12\x41\n\x06\x41nswer\x12\x19.fedfactory.v1.SiteAnswer\x1a\x1c.fedfactory.v1.AnswerReceipt2\x81\x01\n\tEnrolment\x12\x39\n\x05\x45nrol\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document\x12\x39\n\x05Renew\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document2\xeb\x04\n\nOperations\x12:\n\x06Submit\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document\x12<\n\x08ListRuns\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document\x12;\n\x05Watch\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document0\x01\x12\x38\n\x04Stop\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document\x12:\n\x06Resume\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document\x12\x38\n\x04Logs\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document\x12=\n\tFindModel\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document\x12:\n\x06Invite\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document\x12?\n\x0bListMembers\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document\x12:\n\x06Revoke\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Documentb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!fedfactory/wire/rpc/gateway.proto\x12\rfedfactory.v1\"\x0e\n\x0c\x46\x65tchRequest\">\n\x0c\x46\x65tchedOrder\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\x0c\x12\x0c\n\x04more\x18\x03 \x01(\x08\"=\n\tSiteReply\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"\x1f\n\x0cReplyReceipt\x12\x0f\n\x07\x61waited\x18\x01 \x01(\x08\"1\n\x0f\x44ownloadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"\x15\n\x05Piece\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"X\n\x0bUploadPiece\x12\x31\n\treference\x18\x01 \x01(\x0b\x32\x1c.fedfactory.v1.BlobReferenceH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\">\n\rBlobReference\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x1e\n\x0c\x41rrivedBytes\x12\x0e\n\x06offset\x18\x01 \x01(\x04\"\x1f\n\rUploadReceipt\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\x0f\n\rListenRequest\"G\n\x04Ring\x12\x13\n\x0bquestion_id\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\x0c\x12\x12\n\nrevocation\x18\x04 \x01(\x0cJ\x04\x08\x03\x10\x04\"1\n\nSiteAnswer\x12\x13\n\x0bquestion_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\x0c\"\x0f\n\rAnswerReceipt\"\x18\n\x08\x44ocument\x12\x0c\n\x04json\x18\x01 \x01(\x0c\x32\xe7\x03\n\x07Gateway\x12\x46\n\nFetchOrder\x12\x1b.fedfactory.v1.FetchRequest\x1a\x1b.fedfactory.v1.FetchedOrder\x12\x42\n\tSendReply\x12\x18.fedfactory.v1.SiteReply\x1a\x1b.fedfactory.v1.ReplyReceipt\x12\x42\n\x08\x44ownload\x12\x1e.fedfactory.v1.DownloadRequest\x1a\x14.fedfactory.v1.Piece0\x01\x12\x44\n\x07\x41rrived\x12\x1c.fedfactory.v1.BlobReference\x1a\x1b.fedfactory.v1.ArrivedBytes\x12\x44\n\x06Upload\x12\x1a.fedfactory.v1.UploadPiece\x1a\x1c.fedfactory.v1.UploadReceipt(\x01\x12=\n\x06Listen\x12\x1c.fedfactory.v1.ListenRequest\x1a\x13.fedfactory.v1.Ring0\x01\x12\x41\n\x06\x41nswer\x12\x19.fedfactory.v1.SiteAnswer\x1a\x1c.fedfactory.v1.AnswerReceipt2\x81\x01\n\tEnrolment\x12\x39\n\x05\x45nrol\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document\x12\x39\n\x05Renew\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document2\xeb\x04\n\nOperations\x12:\n\x06Submit\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document\x12<\n\x08ListRuns\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document\x12;\n\x05Watch\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document0\x01\x12\x38\n\x04Stop\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document\x12:\n\x06Resume\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document\x12\x38\n\x04Logs\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document\x12=\n\tFindModel\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document\x12:\n\x06Invite\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document\x12?\n\x0bListMembers\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Document\x12:\n\x06Revoke\x12\x17.fedfactory.v1.Document\x1a\x17.fedfactory.v1.Documentb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedfactory.wire.rpc.gateway_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FLEETMETHOD']._serialized_start=721
-  _globals['_FLEETMETHOD']._serialized_end=931
-  _globals['_TUNNELREQUEST']._serialized_start=53
-  _globals['_TUNNELREQUEST']._serialized_end=184
-  _globals['_TUNNELREPLY']._serialized_start=186
-  _globals['_TUNNELREPLY']._serialized_end=229
-  _globals['_DOWNLOADREQUEST']._serialized_start=231
-  _globals['_DOWNLOADREQUEST']._serialized_end=280
-  _globals['_PIECE']._serialized_start=282
-  _globals['_PIECE']._serialized_end=303
-  _globals['_UPLOADPIECE']._serialized_start=305
-  _globals['_UPLOADPIECE']._serialized_end=393
-  _globals['_BLOBREFERENCE']._serialized_start=395
-  _globals['_BLOBREFERENCE']._serialized_end=457
-  _globals['_ARRIVEDBYTES']._serialized_start=459
-  _globals['_ARRIVEDBYTES']._serialized_end=489
-  _globals['_UPLOADRECEIPT']._serialized_start=491
-  _globals['_UPLOADRECEIPT']._serialized_end=522
-  _globals['_LISTENREQUEST']._serialized_start=524
-  _globals['_LISTENREQUEST']._serialized_end=539
-  _globals['_RING']._serialized_start=541
-  _globals['_RING']._serialized_end=624
-  _globals['_SITEANSWER']._serialized_start=626
-  _globals['_SITEANSWER']._serialized_end=675
-  _globals['_ANSWERRECEIPT']._serialized_start=677
-  _globals['_ANSWERRECEIPT']._serialized_end=692
-  _globals['_DOCUMENT']._serialized_start=694
-  _globals['_DOCUMENT']._serialized_end=718
-  _globals['_GATEWAY']._serialized_start=934
-  _globals['_GATEWAY']._serialized_end=1349
-  _globals['_ENROLMENT']._serialized_start=1352
-  _globals['_ENROLMENT']._serialized_end=1481
-  _globals['_OPERATIONS']._serialized_start=1484
-  _globals['_OPERATIONS']._serialized_end=2103
+  _globals['_FETCHREQUEST']._serialized_start=52
+  _globals['_FETCHREQUEST']._serialized_end=66
+  _globals['_FETCHEDORDER']._serialized_start=68
+  _globals['_FETCHEDORDER']._serialized_end=130
+  _globals['_SITEREPLY']._serialized_start=132
+  _globals['_SITEREPLY']._serialized_end=193
+  _globals['_REPLYRECEIPT']._serialized_start=195
+  _globals['_REPLYRECEIPT']._serialized_end=226
+  _globals['_DOWNLOADREQUEST']._serialized_start=228
+  _globals['_DOWNLOADREQUEST']._serialized_end=277
+  _globals['_PIECE']._serialized_start=279
+  _globals['_PIECE']._serialized_end=300
+  _globals['_UPLOADPIECE']._serialized_start=302
+  _globals['_UPLOADPIECE']._serialized_end=390
+  _globals['_BLOBREFERENCE']._serialized_start=392
+  _globals['_BLOBREFERENCE']._serialized_end=454
+  _globals['_ARRIVEDBYTES']._serialized_start=456
+  _globals['_ARRIVEDBYTES']._serialized_end=486
+  _globals['_UPLOADRECEIPT']._serialized_start=488
+  _globals['_UPLOADRECEIPT']._serialized_end=519
+  _globals['_LISTENREQUEST']._serialized_start=521
+  _globals['_LISTENREQUEST']._serialized_end=536
+  _globals['_RING']._serialized_start=538
+  _globals['_RING']._serialized_end=609
+  _globals['_SITEANSWER']._serialized_start=611
+  _globals['_SITEANSWER']._serialized_end=660
+  _globals['_ANSWERRECEIPT']._serialized_start=662
+  _globals['_ANSWERRECEIPT']._serialized_end=677
+  _globals['_DOCUMENT']._serialized_start=679
+  _globals['_DOCUMENT']._serialized_end=703
+  _globals['_GATEWAY']._serialized_start=706
+  _globals['_GATEWAY']._serialized_end=1193
+  _globals['_ENROLMENT']._serialized_start=1196
+  _globals['_ENROLMENT']._serialized_end=1325
+  _globals['_OPERATIONS']._serialized_start=1328
+  _globals['_OPERATIONS']._serialized_end=1947
 # @@protoc_insertion_point(module_scope)

@@ -1,4 +1,3 @@
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Mapping as _Mapping
@@ -6,48 +5,35 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class FleetMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+class FetchRequest(_message.Message):
     __slots__ = ()
-    FLEET_METHOD_UNSPECIFIED: _ClassVar[FleetMethod]
-    ACTIVATE_NODE: _ClassVar[FleetMethod]
-    DEACTIVATE_NODE: _ClassVar[FleetMethod]
-    SEND_NODE_HEARTBEAT: _ClassVar[FleetMethod]
-    PULL_MESSAGES: _ClassVar[FleetMethod]
-    PUSH_MESSAGES: _ClassVar[FleetMethod]
-    PUSH_OBJECT: _ClassVar[FleetMethod]
-    PULL_OBJECT: _ClassVar[FleetMethod]
-    CONFIRM_MESSAGE_RECEIVED: _ClassVar[FleetMethod]
-FLEET_METHOD_UNSPECIFIED: FleetMethod
-ACTIVATE_NODE: FleetMethod
-DEACTIVATE_NODE: FleetMethod
-SEND_NODE_HEARTBEAT: FleetMethod
-PULL_MESSAGES: FleetMethod
-PUSH_MESSAGES: FleetMethod
-PUSH_OBJECT: FleetMethod
-PULL_OBJECT: FleetMethod
-CONFIRM_MESSAGE_RECEIVED: FleetMethod
+    def __init__(self) -> None: ...
 
-class TunnelRequest(_message.Message):
-    __slots__ = ("method", "body", "public_key", "timestamp", "signature")
-    METHOD_FIELD_NUMBER: _ClassVar[int]
-    BODY_FIELD_NUMBER: _ClassVar[int]
-    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
-    TIMESTAMP_FIELD_NUMBER: _ClassVar[int]
-    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
-    method: FleetMethod
-    body: bytes
-    public_key: bytes
-    timestamp: str
-    signature: bytes
-    def __init__(self, method: _Optional[_Union[FleetMethod, str]] = ..., body: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., timestamp: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
+class FetchedOrder(_message.Message):
+    __slots__ = ("message_id", "text", "more")
+    MESSAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    message_id: str
+    text: bytes
+    more: bool
+    def __init__(self, message_id: _Optional[str] = ..., text: _Optional[bytes] = ..., more: _Optional[bool] = ...) -> None: ...
 
-class TunnelReply(_message.Message):
-    __slots__ = ("status", "body")
-    STATUS_FIELD_NUMBER: _ClassVar[int]
-    BODY_FIELD_NUMBER: _ClassVar[int]
-    status: int
-    body: bytes
-    def __init__(self, status: _Optional[int] = ..., body: _Optional[bytes] = ...) -> None: ...
+class SiteReply(_message.Message):
+    __slots__ = ("message_id", "text", "digest")
+    MESSAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    message_id: str
+    text: bytes
+    digest: str
+    def __init__(self, message_id: _Optional[str] = ..., text: _Optional[bytes] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class ReplyReceipt(_message.Message):
+    __slots__ = ("awaited",)
+    AWAITED_FIELD_NUMBER: _ClassVar[int]
+    awaited: bool
+    def __init__(self, awaited: _Optional[bool] = ...) -> None: ...
 
 class DownloadRequest(_message.Message):
     __slots__ = ("digest", "offset")
@@ -98,16 +84,14 @@ class ListenRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Ring(_message.Message):
-    __slots__ = ("question_id", "question", "messages", "revocation")
+    __slots__ = ("question_id", "question", "revocation")
     QUESTION_ID_FIELD_NUMBER: _ClassVar[int]
     QUESTION_FIELD_NUMBER: _ClassVar[int]
-    MESSAGES_FIELD_NUMBER: _ClassVar[int]
     REVOCATION_FIELD_NUMBER: _ClassVar[int]
     question_id: str
     question: bytes
-    messages: int
     revocation: bytes
-    def __init__(self, question_id: _Optional[str] = ..., question: _Optional[bytes] = ..., messages: _Optional[int] = ..., revocation: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, question_id: _Optional[str] = ..., question: _Optional[bytes] = ..., revocation: _Optional[bytes] = ...) -> None: ...
 
 class SiteAnswer(_message.Message):
     __slots__ = ("question_id", "answer")

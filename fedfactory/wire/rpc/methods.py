@@ -50,13 +50,13 @@ from fedfactory.wire.rpc.pieces import (
     upload_to_wire,
 )
 
-Kind = Literal["fleet", "transfer", "listen", "answer", "document", "enrol", "renew", "health"]
+Kind = Literal["order", "transfer", "listen", "answer", "document", "enrol", "renew", "health"]
 T = TypeVar("T")
 
 KIB: Final = 1024
 MAX_SMALL_BYTES: Final = 4 * KIB
 MAX_DOCUMENT_BYTES: Final = 1024 * KIB
-MAX_FLEET_BODY_BYTES: Final = 4096 * KIB
+MAX_ORDER_BYTES: Final = 1_000_000
 _FRAME_BYTES: Final = 4 * KIB  # what a message adds to the bytes it carries
 
 
@@ -191,12 +191,13 @@ def _document(
 
 
 METHODS: Final = (
+    _gateway("FetchOrder", _proto(pb.FetchRequest), _proto(pb.FetchedOrder), kind="order"),
     _gateway(
-        "Tunnel",
-        _proto(pb.TunnelRequest),
-        _proto(pb.TunnelReply),
-        kind="fleet",
-        max_bytes=MAX_FLEET_BODY_BYTES + _FRAME_BYTES,
+        "SendReply",
+        _proto(pb.SiteReply),
+        _proto(pb.ReplyReceipt),
+        kind="order",
+        max_bytes=MAX_ORDER_BYTES + _FRAME_BYTES,
     ),
     _gateway(
         "Download",

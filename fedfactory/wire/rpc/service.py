@@ -137,7 +137,8 @@ class GatewayCalls:
     """Gateway's methods for a caller on an open channel; each raises grpc.RpcError."""
 
     def __init__(self, channel: grpc.Channel) -> None:
-        self.tunnel: Callable[..., pb.TunnelReply] = _call(channel, GATEWAY, "Tunnel")
+        self.fetch_order: Callable[..., pb.FetchedOrder] = _call(channel, GATEWAY, "FetchOrder")
+        self.send_reply: Callable[..., pb.ReplyReceipt] = _call(channel, GATEWAY, "SendReply")
         self.download: Callable[..., Iterable[Bytes]] = _call(channel, GATEWAY, "Download")
         self.arrived: Callable[..., pb.ArrivedBytes] = _call(channel, GATEWAY, "Arrived")
         self.upload: Callable[..., pb.UploadReceipt] = _call(channel, GATEWAY, "Upload")
