@@ -1,4 +1,4 @@
-"""The coordinator on its host: gateway, Flower's programs and the runs, under one roof.
+"""The coordinator on its host: gateway, Flower's engine and the runs, under one roof.
 
 HOME is what `fedfactory consortium init` made. Everything that must survive lies there; whatever is
 killed here, this process too, is started again and goes on from it. `gateway.json` tells the
@@ -19,24 +19,22 @@ from types import FrameType
 from typing import Final
 
 from fedfactory.contracts.errors import FedfactoryError, UsageError
+from fedfactory.coordinator.attendance import Attendance
 from fedfactory.coordinator.coordinator_config import COORDINATOR_FILE, CoordinatorConfig
 from fedfactory.coordinator.desk.desk import Desk
-from fedfactory.coordinator.flower_seam import build_app
+from fedfactory.coordinator.flower_seam import flower_environment, import_engine
 from fedfactory.coordinator.gateway.blobs import BlobStore
 from fedfactory.coordinator.gateway.gateway import Gateway
 from fedfactory.coordinator.gateway.limits import GatewayLimits
-from fedfactory.coordinator.leftovers import end_leftovers
 from fedfactory.coordinator.membership.consortium import (
     IDENTITY,
     coordinator_identity,
     open_consortium,
 )
 from fedfactory.coordinator.membership.registrar import Registrar
-from fedfactory.coordinator.roll import Roll
 from fedfactory.coordinator.run_process import RunProcess
 from fedfactory.coordinator.runs import Run, Runs
 from fedfactory.coordinator.schedule import Schedule
-from fedfactory.coordinator.superlink import SuperLink
 from fedfactory.durable_file import write_in_one_piece
 from fedfactory.identity.enrolment import TLS_KEY, Identity
 from fedfactory.identity.signing import Signer
@@ -80,36 +78,14 @@ class Coordinator:
 
     def run(self) -> int:
         """Serve until a stop is asked for; return the exit code."""
-        logs = self._home / "logs"
-        logs.mkdir(mode=0o700, exist_ok=True)
         (self._home / GATEWAY_FILE).unlink(missing_ok=True)
-        if left := end_leftovers(self._home):
-            log.warning("ended what an earlier coordinator left: processes %s", left)
-        superlink = SuperLink(self._home, logs)
-        try:
-            superlink.tick(time.monotonic())  # it starts while the rest does
-            self._serve(superlink)
-        finally:
-            superlink.stop()
-        return 0
-
-    def _serve(self, superlink: SuperLink) -> None:
+        os.environ.update(flower_environment(self._home / "flower"))
+        # What every run needs of Flower takes seconds to import: meanwhile its process starts.
+        threading.Thread(target=import_engine, name="engine", daemon=True).start()
         registry = self._registry
-        self._roll = Roll(registry.sites, registry.seen, superlink.replace)
         runs = Runs(self._home / "runs")
-        registrar = Registrar(
-            self._consortium,
-            registry,
-            self._consortium.issuer(),
-            self._lifetime,
-            self._roll.add,
-        )
-        schedule = Schedule(
-            runs,
-            self._config.runs_at_once,
-            lambda run: self._open_run(run, superlink),
-            superlink.server_apps,
-        )
+        registrar = Registrar(self._consortium, registry, self._consortium.issuer(), self._lifetime)
+        schedule = Schedule(runs, self._config.runs_at_once, self._open_run)
         desk = Desk(
             self._config,
             runs,
@@ -117,46 +93,40 @@ class Coordinator:
             registry=registry,
             registrar=registrar,
             signer=Signer((self._home / IDENTITY / TLS_KEY).read_bytes()),
-            unregister=self._roll.remove,
             wake=self._wake,
         )
         self._gateway = Gateway(
             identity=self._current_identity,
             store=BlobStore(self._home / "blobs"),
-            forward=superlink.forward,
             standing=registry.standing,
             revocations=registry.operator_revocations,
             desk=desk,
             registrar=registrar,
             limits=GatewayLimits(max_model_bytes=self._config.max_model_bytes),
         )
-        self._roll.door = desk.gateway = self._gateway
-        self._gateway.subscribe(self._roll)
+        desk.gateway = self._gateway
+        self._gateway.subscribe(Attendance(registry.seen))
         port = self._gateway.start(self._config.host, self._config.port)
         try:
             address = f"{self._config.host}:{port}"
             desk.address = address if self._config.port == 0 else None
             log.info("listening on %s", address)
-            build_app()  # what every run needs of Flower, imported while SuperLink starts
             notify("READY=1")
-            self._look_after(superlink, runs, schedule, address)
+            self._look_after(runs, schedule, address)
         finally:
             notify("STOPPING=1")
             (self._home / GATEWAY_FILE).unlink(missing_ok=True)
             schedule.close()
             self._gateway.stop()
+        return 0
 
-    def _look_after(
-        self, superlink: SuperLink, runs: Runs, schedule: Schedule, address: str
-    ) -> None:
+    def _look_after(self, runs: Runs, schedule: Schedule, address: str) -> None:
         while not self._stopping:
             self._wake.clear()
             now = time.monotonic()
-            superlink.tick(now)
-            self._roll.follow(superlink.client)
-            schedule.tick(now, self._roll.client)
+            schedule.tick(now)
             self._sweep(runs)
-            self._announce(address, superlink.pids)
+            self._announce(address, schedule.pids())
             self._renew(now)
             self._wake.wait(TICK_S)
 
@@ -166,18 +136,19 @@ class Coordinator:
             self._swept = True
             self._gateway.store.sweep()
 
-    def _announce(self, address: str, pids: dict[str, int]) -> None:
-        pids = {"coordinator": os.getpid(), **pids}
+    def _announce(self, address: str, runs: dict[str, int]) -> None:
+        pids = {"coordinator": os.getpid(), **{f"run {run}": pid for run, pid in runs.items()}}
         if pids != self._told_pids:
             told = {"address": address, "pids": pids}
             write_in_one_piece(self._home / GATEWAY_FILE, json.dumps(told))
             self._told_pids = pids
 
-    def _open_run(self, run: Run, superlink: SuperLink) -> RunProcess:
+    def _open_run(self, run: Run) -> RunProcess:
         revoked = {m.name for m in self._registry.members() if m.status == "revoked"}
-        process = RunProcess(run, self._gateway, superlink)
+        home = self._home / "flower"
+        process = RunProcess(run, self._gateway, flower_home=home, wake=self._wake.set)
         for site in sorted(revoked.intersection(run.sites)):
-            process.link.left(site, "revoked")
+            process.left(site, "revoked")
         return process
 
     def _current_identity(self) -> Identity:
@@ -207,7 +178,6 @@ def run_coordinator(config: CoordinatorConfig, *, until_stdin_closes: bool = Fal
         IdentityError: the home holds no identity that is good now.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     limit_arenas()
     with Lease(config.home, "coordinator", "run"):
         coordinator = Coordinator(config)

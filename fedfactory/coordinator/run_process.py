@@ -1,6 +1,6 @@
-"""One run that has its place: its link at the gateway, its Flower run, its ServerApp.
+"""One run that has its place: its process, and the link to it.
 
-Performs what supervision.py decides. The ServerApp writes the journal and ends the run; what dies
+Performs what supervision.py decides. The process writes the journal and ends the run; what dies
 here is started again, until it dies too often without getting on.
 """
 
@@ -8,188 +8,180 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
+import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from fedfactory.coordinator.flower_seam import SuperLinkClient, SuperLinkGoneError
+from fedfactory.coordinator.flower_seam import flower_environment
 from fedfactory.coordinator.link_server import LinkServer
-from fedfactory.coordinator.running.run_log import SERVERAPP_LOG, last_word
-from fedfactory.coordinator.runs import LINK, SETTINGS, Run, StopWish
-from fedfactory.coordinator.supervision import RunSeen, RunStep, next_step
+from fedfactory.coordinator.running.link import LinkRing
+from fedfactory.coordinator.running.run_log import RUN_LOG, last_word
+from fedfactory.coordinator.runs import SETTINGS, Run, StopWish
+from fedfactory.coordinator.supervision import RunSeen, next_step
 
 if TYPE_CHECKING:
     from fedfactory.coordinator.gateway.gateway import Gateway
-    from fedfactory.coordinator.superlink import SuperLink
 
 log = logging.getLogger("fedfactory.coordinator")
 
-# A ServerApp that wrote its results has nothing left to do but to end.
+# A process that wrote the run's results has nothing left to do but to end.
 END_GRACE_S: Final = 10.0
-LOOK_EVERY_S: Final = 0.5
 LONGEST_WORD: Final = 300
 HEADER_ROOM_BYTES: Final = 64 * 1024
+# What a process says before its log is open, and when the interpreter itself breaks.
+LAST_GASP: Final = "process.err"
 State = Literal["going", "over", "suspended"]
-Strangers = Callable[[], frozenset[int]]
 
 
 class RunProcess:
-    """Keeps one run going from construction to `close`. One thread calls it."""
+    """Keeps one run going from construction to `close`. One thread calls it; any may tell it.
 
-    def __init__(self, run: Run, gateway: Gateway, superlink: SuperLink) -> None:
+    `flower_home` is for Flower's files; `wake` hurries the one who calls `tick`.
+    """
+
+    def __init__(
+        self, run: Run, gateway: Gateway, *, flower_home: Path, wake: Callable[[], object]
+    ) -> None:
         self.run = run
         self._gateway = gateway
-        self._superlink = superlink
-        self._epoch = superlink.epoch
-        self._handed_at: float | None = None
-        self._flower_run = 0
-        self._came = self._begun = False
-        self._others: frozenset[int] = frozenset()
-        self._old_pid: int | None = None
+        self._flower_home = flower_home
+        self._wake = wake
+        self._process: subprocess.Popen[bytes] | None = None
+        self._link: LinkServer | None = None
+        self._started_at: float | None = None
+        self._lock = threading.Lock()  # what is to be told, and the link that tells it
+        self._left: dict[str, LinkRing] = {}
+        self._stop_ring: LinkRing | None = None
         self._deaths = 0
         self._died_at = 0.0
         self._steps = -1
-        self._looked_at = 0.0
         self._ended_at: float | None = None
         self._stop: StopWish | None = None
+        self._moved_before = gateway.traffic()
         initial = run.taken.submission.signed.terms.initial
         gateway.open_run(run.run_id, run.sites, initial.bytes + HEADER_ROOM_BYTES)
-        try:
-            self.link = LinkServer(run.folder / LINK, gateway, run.run_id, run.sites)
-        except BaseException:
-            gateway.close_run(run.run_id)
-            raise
 
-    def tick(self, now: float, client: SuperLinkClient | None, strangers: Strangers) -> State:
-        """Look after the run, once; `client` is the SuperLink that knows the sites (None: none).
+    @property
+    def pid(self) -> int | None:
+        """The process that serves the run, None while there is none."""
+        process = self._process
+        return None if process is None else process.pid
 
-        `strangers` finds the ServerApps that live and have said hello to no run.
-        """
-        if self._ended_at is not None or self.run.ended:  # reopened: with a new process and link
+    def tick(self, now: float) -> State:
+        """Look after the run, once."""
+        if self._ended_at is not None or self.run.ended:  # reopened: with a new process
             return self._end(now)
-        # Looked for before we see whether one has said hello: who says it meanwhile has not died.
-        silent = frozenset() if self._came else strangers()
         self._tell_stop()
-        if self._superlink.epoch != self._epoch or not self._superlink.starts_apps:
-            self._forget_process()  # it ends with them: no death of its own
-        if self._handed_at is not None and self.link.pid not in (None, self._old_pid):
-            self._came = True
-        self._note_death(now, client, silent)
-        step = next_step(self._seen(now, client))
+        self._note_death(now)
+        step = next_step(self._seen(now))
         if step == "suspend":
             reason = (
-                f"its process ended {self._deaths} times without getting on"
-                f"{self._last_words(client)}; see runs/{self.run.run_id}/{SERVERAPP_LOG};"
+                f"its process ended {self._deaths} times without getting on{self._last_words()};"
+                f" see runs/{self.run.run_id}/{RUN_LOG};"
                 f" `fedfactory resume {self.run.run_id}` lets it go on"
             )
             self.run.suspend(reason, time.time())
             log.error("run %s is suspended: %s", self.run.run_id, reason)
             return "suspended"
         if step == "start":
-            self._others = strangers()  # of runs that have just ended
-        self._perform(step, now, client)
+            self._start(now)
+        elif step == "kill" and self._process is not None:
+            log.warning("run %s: its process is frozen; killing it", self.run.run_id)
+            self._process.kill()
         return "going"
 
+    def left(self, site: str, code: str) -> None:
+        """Say that a site of the run will not come back (`code` of REFUSALS); any thread."""
+        if site in self.run.sites:
+            ring = LinkRing(event="site_left", site=site, code=code)
+            with self._lock:
+                self._left[site] = ring
+                if self._link is not None:
+                    self._link.tell(ring)
+
     def close(self) -> None:
-        """Take the run's place away; a ServerApp that is here ends by itself, or is killed."""
-        if self._flower_run and (client := self._superlink.client):
-            with suppress(SuperLinkGoneError):
-                client.stop_run(self._flower_run)
-        self._kill()
-        self.link.close()
+        """Take the run's place away: its process is killed, the journal keeps what it did."""
+        self._drop_process()
         self._gateway.close_run(self.run.run_id)
         if self.run.ended:
             self._gateway.store.forget(self.run.run_id)
 
     # ---- within ----------------------------------------------------------------------------
 
-    def _seen(self, now: float, client: SuperLinkClient | None) -> RunSeen:
+    def _seen(self, now: float) -> RunSeen:
         return RunSeen(
             now=now,
-            flower_ready=client is not None and self._superlink.starts_apps,
-            starter_stopped=self._superlink.is_starter_stopped,
-            handed_at=self._handed_at,
-            here=self._came,
-            alive_at=self.link.alive_at,
+            started_at=self._started_at,
+            greeted=self._link is not None and self._link.greeted,
+            alive_at=now if self._link is None else self._link.alive_at,
             deaths=self._deaths,
             died_at=self._died_at,
         )
 
-    def _perform(self, step: RunStep, now: float, client: SuperLinkClient | None) -> None:
-        match step:
-            case "start":
-                assert client is not None
-                self._hand_over(now, client)
-            case "kill":
-                log.warning("run %s: its ServerApp is frozen; killing it", self.run.run_id)
-                self._kill()
-            case "kill_superexec":
-                log.warning("run %s: SuperExec has not started it; killing that", self.run.run_id)
-                self._superlink.kill_superexec()
-            case "wait":
-                pass
+    def _start(self, now: float) -> None:
+        ours, theirs = socket.socketpair()
+        command = [
+            *(sys.executable, "-m", "fedfactory.coordinator.running.process"),
+            *(str(theirs.fileno()), str(self.run.folder / SETTINGS), str(os.getpid())),
+        ]
+        with theirs, (self.run.folder / LAST_GASP).open("wb") as errors:
+            self._process = subprocess.Popen(
+                command,
+                env={**os.environ, **flower_environment(self._flower_home), "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                pass_fds=[theirs.fileno()],
+            )
+        with self._lock:
+            self._link = LinkServer(
+                ours,
+                self._gateway,
+                self.run.run_id,
+                self.run.sites,
+                moved_before=self._moved_before,
+                rings=[*self._left.values(), *filter(None, [self._stop_ring])],
+                over=self._wake,
+            )
+        self._started_at = now
+        log.info("run %s has its process: %d", self.run.run_id, self._process.pid)
 
-    def _hand_over(self, now: float, client: SuperLinkClient) -> None:
-        if self._flower_run:  # a start that Flower still owes us must not come on top
-            with suppress(SuperLinkGoneError):
-                client.stop_run(self._flower_run)
-        try:
-            self._flower_run = client.start_run(self.run.folder / LINK, self.run.folder / SETTINGS)
-        except SuperLinkGoneError as error:
-            log.warning("run %s could not be handed over: %s", self.run.run_id, error.diagnostic)
+    def _note_death(self, now: float) -> None:
+        """See whether the process ended, and whether the run had got on since one last did."""
+        if self._process is None or self._process.poll() is None:
             return
-        log.info("run %s handed to Flower", self.run.run_id)
-        self._handed_at, self._came, self._begun = now, False, False
-
-    def _note_death(
-        self, now: float, client: SuperLinkClient | None, silent: frozenset[int]
-    ) -> None:
-        """See whether the ServerApp ended, and whether it had got on since it last did."""
-        if self._handed_at is None:
-            return
-        if self._came:
-            if not self.link.ended:
-                return
-            why = ""
-        else:
-            found = self._flower_end(now, client)
-            mine = silent - self._others
-            if found is None and self._begun and not mine:
-                found = "before it said hello"  # killed: Flower takes a minute to notice
-            self._begun = self._begun or bool(mine)
-            if found is None:
-                return
-            why = found
+        code = self._process.returncode
+        self._drop_process()
         self.run.progress.update()
         grown = self.run.progress.steps > self._steps
         self._deaths = 1 if grown else self._deaths + 1
         self._steps, self._died_at = self.run.progress.steps, now
-        log.warning("run %s: its ServerApp ended (%d) %s", self.run.run_id, self._deaths, why)
-        self._forget_process()
+        log.warning(
+            "run %s: its process ended (%d) with code %s", self.run.run_id, self._deaths, code
+        )
 
-    def _flower_end(self, now: float, client: SuperLinkClient | None) -> str | None:
-        """Ask Flower whether the run is over that nobody has come for yet; None if not."""
-        if client is None or now - self._looked_at < LOOK_EVERY_S:
-            return None
-        self._looked_at = now
-        with suppress(SuperLinkGoneError):
-            return client.why_ended(self._flower_run)
-        return None
-
-    def _last_words(self, client: SuperLinkClient | None) -> str:
-        """Return the end of the run's log, or what Flower knows of one that never wrote any."""
-        told: str | None = last_word(self.run.folder)
-        if not told and client is not None:
-            with suppress(SuperLinkGoneError):
-                told = client.why_ended(self._flower_run)
+    def _last_words(self) -> str:
+        """Return the end of the run's log, or what a process said that never opened it."""
+        told = last_word(self.run.folder / LAST_GASP) or last_word(self.run.folder / RUN_LOG)
         return f" (last: {told[:LONGEST_WORD]})" if told else ""
 
-    def _forget_process(self) -> None:
-        self._epoch = self._superlink.epoch
-        self._old_pid = self.link.pid
-        self._handed_at, self._came = None, False
+    def _drop_process(self) -> None:
+        """Kill the process, if it still lives, and end the link to it."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            self._process.wait()
+        with self._lock:
+            link, self._link = self._link, None
+        if link is not None:
+            link.close()
+        self._process = self._started_at = None
 
     def _tell_stop(self) -> None:
         wish = self.run.stop_wish()
@@ -199,16 +191,15 @@ class RunProcess:
         if first:
             self.run.progress.update()
         if not (first and self.run.progress.stopping and wish.after_round):
-            self.link.stop(wish.reason, after_round=wish.after_round)
+            self._stop_ring = LinkRing(
+                event="stop", reason=wish.reason, after_round=wish.after_round, at=time.time()
+            )
+            if self._link is not None:
+                self._link.tell(self._stop_ring)
 
     def _end(self, now: float) -> State:
         if self._ended_at is None:
             self._ended_at = now
             log.info("run %s %s", self.run.run_id, self.run.summary()["status"])
-        gone = self.link.pid is None
+        gone = self._process is None or self._process.poll() is not None
         return "over" if gone or now - self._ended_at > END_GRACE_S else "going"
-
-    def _kill(self) -> None:
-        if (pid := self.link.pid) is not None:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)

@@ -1,6 +1,6 @@
 """The coordinator's runs: a folder each, and what their files say about them.
 
-A run's folder holds what was asked (submission.json), what its ServerApp is told (settings.json),
+A run's folder holds what was asked (submission.json), what its process is told (settings.json),
 its journal, models and results. What is to become of it lies there too: stop.json (a wish),
 suspended.json (it died too often), reopen.json (an ended run is to go on); summary.json ends it.
 Which of the waiting ones runs next is decided here; schedule.py starts them.
@@ -31,7 +31,6 @@ log = logging.getLogger("fedfactory.coordinator")
 SUBMISSION: Final = "submission.json"
 SETTINGS: Final = "settings.json"
 CENTRAL: Final = "central.npz"
-LINK: Final = "link.sock"
 STOP: Final = "stop.json"
 SUSPENDED: Final = "suspended.json"
 REOPEN: Final = "reopen.json"

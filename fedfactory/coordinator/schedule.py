@@ -7,15 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.coordinator.run_process import RunProcess, State
 from fedfactory.coordinator.runs import Run, Runs, row_of, status_of
 from fedfactory.wire.operations import RunRow, RunStatus
-
-if TYPE_CHECKING:
-    from fedfactory.coordinator.flower_seam import SuperLinkClient
 
 log = logging.getLogger("fedfactory.coordinator")
 
@@ -40,27 +36,20 @@ def to_start(waiting: Sequence[tuple[str, bool]], going: Iterable[str], at_once:
 class Schedule:
     """Starts and ends runs' processes in `tick`, on one thread; tells any thread how runs stand.
 
-    `open_run(run)` gives a run its place, `server_apps()` are those that live.
+    `open_run(run)` gives a run its place.
     """
 
-    def __init__(
-        self,
-        runs: Runs,
-        at_once: int,
-        open_run: Callable[[Run], RunProcess],
-        server_apps: Callable[[], frozenset[int]],
-    ) -> None:
-        self._server_apps = server_apps
+    def __init__(self, runs: Runs, at_once: int, open_run: Callable[[Run], RunProcess]) -> None:
         self._runs = runs
         self._at_once = at_once
         self._open = open_run
         self._lock = threading.Lock()
         self._going: dict[str, RunProcess] = {}
 
-    def tick(self, now: float, client: SuperLinkClient | None) -> None:
-        """Look after every run, once; `client` is the SuperLink that knows the sites, if any."""
+    def tick(self, now: float) -> None:
+        """Look after every run, once."""
         for process in list(self._going.values()):
-            self._look_after(process, now, client)
+            self._look_after(process, now)
         unfinished = {run.run_id: run for run in self._runs.unfinished()}
         waiting: list[tuple[str, bool]] = []
         for run_id, run in unfinished.items():
@@ -71,14 +60,14 @@ class Schedule:
                 process = self._open(unfinished[run_id])
                 with self._lock:
                     self._going[run_id] = process
-                self._look_after(process, now, client)
+                self._look_after(process, now)
 
-    def _look_after(self, process: RunProcess, now: float, client: SuperLinkClient | None) -> None:
+    def _look_after(self, process: RunProcess, now: float) -> None:
         """Look after one run; one that is over, or that something broke in, leaves its place."""
         run = process.run
         state: State = "suspended"
         with _its_own_fault(run):
-            state = process.tick(now, client, self._strangers)
+            state = process.tick(now)
         if state != "going":
             log.info("run %s leaves its place: %s", run.run_id, state)
             with self._lock:
@@ -86,16 +75,18 @@ class Schedule:
             with _its_own_fault(run):
                 process.close()
 
-    def _strangers(self) -> frozenset[int]:
-        """Return the living ServerApps that no run knows yet, or no longer."""
-        return self._server_apps() - {process.link.pid for process in self._going.values()}
-
     def site_left(self, site: str, code: str) -> None:
         """Tell every run that a site will not come back; any thread."""
         with self._lock:
             processes = list(self._going.values())
         for process in processes:
-            process.link.left(site, code)
+            process.left(site, code)
+
+    def pids(self) -> dict[str, int]:
+        """Return the runs' processes, by run id."""
+        with self._lock:
+            processes = list(self._going.items())
+        return {run_id: process.pid for run_id, process in processes if process.pid is not None}
 
     def status(self, run: Run) -> RunStatus:
         """Return where a run stands; any thread."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -72,7 +72,7 @@ class Desk:
     """`gateway` is set once there is one: it serves the desk, and the desk asks through it.
 
     `address` is what invitations name instead of the consortium's (None: that), once it is known.
-    `unregister(node)` takes a site's node away from SuperLink; `wake` hurries the daemon.
+    `wake` hurries the daemon.
     """
 
     gateway: Gateway
@@ -87,7 +87,6 @@ class Desk:
         registry: Registry,
         registrar: Registrar,
         signer: Signer,
-        unregister: Callable[[int | None], None],
         wake: threading.Event,
     ) -> None:
         self._config = config
@@ -96,7 +95,6 @@ class Desk:
         self._registry = registry
         self._registrar = registrar
         self._signer = signer
-        self._unregister = unregister
         self._wake = wake
         self._submitting = Submitting(
             config,
@@ -202,7 +200,7 @@ class Desk:
         return Members(consortium=self._config.name, members=shown)
 
     def revoke(self, peer: Peer, wanted: RevokeWanted) -> Done:
-        """Cut a member off at once: open calls, node key, its part in every run."""
+        """Cut a member off at once: its open calls, and its part in every run."""
         role = _role(wanted.role)
         if (role, wanted.name) == (peer.role, peer.name):
             raise RefusedError("nobody revokes themselves: ask another operator")
@@ -218,9 +216,6 @@ class Desk:
         self._registry.revoke(gone, by=peer.name, reason=wanted.reason, signed=wanted.signed)
         self.gateway.cut(gone)
         if role is Role.SITE:
-            node_id = self.gateway.roster().get(wanted.name)
-            self.gateway.dismiss(wanted.name)
-            self._unregister(node_id)
             self._schedule.site_left(wanted.name, "revoked")
         log.warning("%s revoked %s '%s'", peer.name, role, wanted.name)
         told = f"{role} '{wanted.name}' is cut off"

@@ -2,17 +2,15 @@
 
 It also carries the revocations of operators, in the order in which they were made.
 
-The latest stream of a site counts. When which one rings is pacing.py's matter. A question waits
-for its answer in the thread that asks it; only the site that was asked can answer, and a late
-answer is dropped.
+The latest stream of a site counts. A question waits for its answer in the thread that asks it; only
+the site that was asked can answer, and a late answer is dropped.
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
-import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -20,7 +18,6 @@ from typing import Final
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import EnvironmentFailedError
 from fedfactory.contracts.questions import Answer, SignedQuestion
-from fedfactory.coordinator.gateway.pacing import Pacing
 from fedfactory.wire.rpc import gateway_pb2 as pb
 
 MAX_QUESTIONS_PER_SITE: Final = 8
@@ -32,17 +29,14 @@ class Doorbell:
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._rung = True  # the first ring says that the site is heard
-        self._messages: int | None = None  # since the last ring; None: nobody knows
         self._questions: deque[tuple[str, bytes]] = deque()
         self._revocations: deque[bytes] = deque()
         self._closed = False
 
-    def ring(self, messages: int) -> None:
-        """Let the site pull so many messages more."""
+    def ring(self) -> None:
+        """Let the site fetch what waits for it."""
         with self._condition:
             self._rung = True
-            if self._messages is not None:
-                self._messages += messages
             self._condition.notify()
 
     def ask(self, question_id: str, question: bytes) -> None:
@@ -70,12 +64,12 @@ class Doorbell:
                 self._condition.wait_for(self._has_something)
                 if self._closed:
                     return
-                ring = pb.Ring(messages=self._messages or 0)
+                ring = pb.Ring()
                 if self._questions:
                     ring.question_id, ring.question = self._questions.popleft()
                 if self._revocations:
                     ring.revocation = self._revocations.popleft()
-                self._rung, self._messages = False, 0
+                self._rung = False
             yield ring
 
     def _has_something(self) -> bool:
@@ -86,106 +80,52 @@ class Doorbells:
     """The open bells, by site. Usable from any thread."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._bells: dict[str, Doorbell] = {}
-        self._pacing = Pacing()
-        self._messages: Counter[str] = Counter()  # that a site was not rung for yet
-        self._idle = False  # the thread sleeps until it is told
-        self._stopped = False
-        self._thread = threading.Thread(target=self._pace, name="gateway-rings", daemon=True)
-
-    def start(self) -> None:
-        """Begin to ring."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End all streams and ring no more."""
-        self.hang_up_all()
-        with self._changed:
-            self._stopped = True
-            self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def open(self, site: str) -> Doorbell:
         """Return a site's new bell; its older stream ends."""
         bell = Doorbell()
-        with self._changed:
+        with self._lock:
             older = self._bells.get(site)
             self._bells[site] = bell
-            self._forget(site)  # it looks by itself when it is heard
         if older is not None:
             older.close()
         return bell
 
     def remove(self, site: str, bell: Doorbell) -> bool:
         """A stream has ended; whether it was the site's latest."""
-        with self._changed:
+        with self._lock:
             if self._bells.get(site) is not bell:
                 return False
             del self._bells[site]
-            self._forget(site)
             return True
 
     def find(self, site: str) -> Doorbell | None:
         """Return a site's bell, None if it has none."""
-        with self._changed:
+        with self._lock:
             return self._bells.get(site)
 
     def sites(self) -> list[str]:
         """Return the sites whose bell is open, sorted."""
-        with self._changed:
+        with self._lock:
             return sorted(self._bells)
-
-    def ring(self, site: str) -> None:
-        """A message has come for a site: let it pull as soon as it is its turn."""
-        with self._changed:
-            if site in self._bells:
-                self._messages[site] += 1
-                self._pacing.want(site)
-                self._ring()
-
-    def fetched(self, site: str) -> None:
-        """A site has looked: another's turn."""
-        with self._changed:
-            self._pacing.fetched(site)
-            self._ring()
 
     def revoke(self, revocation: bytes) -> int:
         """Tell every site with an open bell that an operator was revoked; return how many."""
-        with self._changed:
-            bells = list(self._bells.values())
+        bells = self._all()
         for bell in bells:
             bell.revoke(revocation)
         return len(bells)
 
     def hang_up_all(self) -> None:
         """End all streams."""
-        with self._changed:
-            bells = list(self._bells.values())
-        for bell in bells:
+        for bell in self._all():
             bell.close()
 
-    def _forget(self, site: str) -> None:
-        self._messages.pop(site, None)
-        self._pacing.gone(site)
-        self._ring()
-
-    def _ring(self) -> None:
-        for site in self._pacing.due(time.monotonic()):
-            self._bells[site].ring(self._messages.pop(site, 0))
-        if self._idle and self._pacing.changes_at() is not None:
-            self._idle = False
-            self._changed.notify()
-
-    def _pace(self) -> None:
-        """Ring when the time of a site that does not look is over."""
-        with self._changed:
-            while not self._stopped:
-                at = self._pacing.changes_at()
-                self._idle = at is None
-                self._changed.wait(None if at is None else max(0.0, at - time.monotonic()))
-                self._ring()
+    def _all(self) -> list[Doorbell]:
+        with self._lock:
+            return list(self._bells.values())
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""The one public port: mutual TLS, a tunnel for Fleet calls, arrays both ways, doorbells.
+"""The one public port: mutual TLS, orders and their replies, arrays both ways, doorbells.
 
 front_door.py judges each call; here is what the calls of sites do. Enrolment and operations are
 others' (the registrar's and the desk's). Blocking IO in a thread per open call (docs/adr/0002): a
@@ -15,11 +15,8 @@ from typing import Final, Protocol
 
 import grpc
 
-from fedfactory.contracts.errors import (
-    EnvironmentFailedError,
-    IdentityError,
-)
-from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.errors import EnvironmentFailedError, IdentityError, ProtocolError
+from fedfactory.contracts.model import BlobRef, check_digest
 from fedfactory.contracts.questions import Answer, SignedQuestion
 from fedfactory.coordinator.gateway.blob_calls import BlobCalls, Traffic
 from fedfactory.coordinator.gateway.blobs import BlobStore
@@ -27,9 +24,9 @@ from fedfactory.coordinator.gateway.doorbells import Doorbells, Questions
 from fedfactory.coordinator.gateway.front_door import Behaviour, FrontDoor, Skewed, Standing
 from fedfactory.coordinator.gateway.health import Health
 from fedfactory.coordinator.gateway.limits import GatewayLimits
+from fedfactory.coordinator.gateway.mail import Mail, Mailbox
 from fedfactory.coordinator.gateway.offers import Offers
 from fedfactory.coordinator.gateway.open_calls import OpenCall
-from fedfactory.coordinator.gateway.tunnel import Call, Node, PushTracker, check_call, has_fetched
 from fedfactory.identity.enrolment import Identity
 from fedfactory.identity.roles import Peer
 from fedfactory.wire.rpc import gateway_pb2 as pb
@@ -38,17 +35,11 @@ from fedfactory.wire.rpc.service import EnrolmentService, OperationsService, han
 from fedfactory.wire.tls import SERVER_OPTIONS, server_credentials
 
 MAX_CALLS: Final = 1024
-HTTP_OK: Final = 200
 STOP_GRACE_S: Final = 0.2
-# method, public_key, timestamp, signature, body -> HTTP status, body
-Forward = Callable[[str, bytes, str, bytes, bytes], tuple[int, bytes]]
 
 
 class Listener(Protocol):
     """Hears what happens at the gateway, from any of its threads; must not wait."""
-
-    def replied(self, message_id: str) -> None:
-        """A site has answered a message, whole."""
 
     def came(self, site: str) -> None:
         """A site's doorbell is open; said again when a new stream replaces it."""
@@ -61,8 +52,7 @@ class Gateway:
     """Serves the sites, and by `registrar` and `desk` the others. Usable from any thread.
 
     `identity` is asked at every handshake, so that a renewed certificate is used at once.
-    `forward(method, public_key, timestamp, signature, body)` posts one Fleet call to SuperLink and
-    returns HTTP status and body. `standing(peer, facts)` raises IdentityError if the registry does
+    `standing(peer, facts)` raises IdentityError if the registry does
     not let the holder of that certificate call. `revocations()` returns those of operators (JSON),
     oldest first, which every site is told when it connects.
     """
@@ -72,7 +62,6 @@ class Gateway:
         *,
         identity: Callable[[], Identity],
         store: BlobStore,
-        forward: Forward,
         standing: Standing,
         revocations: Callable[[], Sequence[str]],
         desk: OperationsService,
@@ -80,15 +69,13 @@ class Gateway:
         limits: GatewayLimits,
     ) -> None:
         self.store = store
-        self._forward = forward
         self._revocations = revocations
         self._lock = threading.Lock()
-        self._nodes: dict[str, Node] = {}
         self._bells = Doorbells()
         self._offers = Offers()
         self._traffic = Traffic()
         self._blobs = BlobCalls(store, self._offers, self._traffic, limits.max_model_bytes)
-        self._pushes = PushTracker()
+        self._mail = Mail()
         self._questions = Questions()
         self._listeners: tuple[Listener, ...] = ()
         self._health = Health()
@@ -114,7 +101,8 @@ class Gateway:
             return lambda call, wanted: work(call.peer, call.facts, wanted, call.version)
 
         return {
-            f"/{GATEWAY}/Tunnel": self._tunnel,
+            f"/{GATEWAY}/FetchOrder": self._fetch,
+            f"/{GATEWAY}/SendReply": self._reply,
             f"/{GATEWAY}/Download": self._blobs.download,
             f"/{GATEWAY}/Arrived": self._blobs.arrived,
             f"/{GATEWAY}/Upload": self._blobs.upload,
@@ -152,7 +140,6 @@ class Gateway:
                 f"the gateway cannot listen on {name}:{port}: is the port taken?",
                 diagnostic=str(error),
             ) from error
-        self._bells.start()
         self._server.start()
         self._door.calls.start()
         return int(bound)
@@ -160,7 +147,7 @@ class Gateway:
     def stop(self) -> None:
         """Hang up."""
         self._health.stop()
-        self._bells.stop()
+        self._bells.hang_up_all()
         self._server.stop(grace=STOP_GRACE_S).wait()
         self._door.calls.stop()
         self._threads.shutdown(wait=False)
@@ -177,21 +164,6 @@ class Gateway:
 
     # ---- members ---------------------------------------------------------------------------
 
-    def admit(self, site: str, node_id: int, public_key: bytes) -> None:
-        """Let a site in, as the node it was registered as; `public_key` is its node key (PEM)."""
-        with self._lock:
-            self._nodes[site] = Node(site=site, node_id=node_id, public_key=public_key)
-
-    def dismiss(self, site: str) -> None:
-        """Let a site speak as its node no more; its open calls are for `cut` to end."""
-        with self._lock:
-            self._nodes.pop(site, None)
-
-    def roster(self) -> dict[str, int]:
-        """Node ids of the admitted sites."""
-        with self._lock:
-            return {site: node.node_id for site, node in self._nodes.items()}
-
     def connected(self) -> list[str]:
         """Sites whose doorbell is open."""
         return self._bells.sites()
@@ -204,17 +176,15 @@ class Gateway:
         """End every open call of a member's at once; new ones are the registry's to refuse."""
         self._door.calls.cut(peer, IdentityError("the coordinator has cut this member off"))
 
-    def hang_up_all(self) -> None:
-        """End all doorbells: the sites come back, and say anew that they are there."""
-        self._bells.hang_up_all()
-
     def tell_revocation(self, revocation: str) -> int:
         """Tell all connected sites of an operator's revocation (JSON); return how many."""
         return self._bells.revoke(revocation.encode())
 
     def ring(self, site: str) -> None:
-        """Tell a site, as soon as it is its turn, that there may be a message."""
-        self._bells.ring(site)
+        """Tell a site that there may be a message; one that is away looks when it comes."""
+        bell = self._bells.find(site)
+        if bell is not None:
+            bell.ring()
 
     def ask(self, site: str, question: SignedQuestion, timeout_s: float) -> Answer | None:
         """Ask a site; None if it is not connected, goes, or gives no readable answer in time."""
@@ -222,7 +192,7 @@ class Gateway:
         return None if bell is None else self._questions.ask(bell, site, question, timeout_s)
 
     def traffic(self) -> dict[str, dict[str, int]]:
-        """Bytes of payload down to and up from each site: arrays and Fleet calls."""
+        """Bytes of payload down to and up from each site: arrays, orders and replies."""
         return self._traffic.counts()
 
     # ---- runs ------------------------------------------------------------------------------
@@ -234,6 +204,14 @@ class Gateway:
     def close_run(self, run_id: str) -> None:
         """Serve a run no more; what it holds stays (see BlobStore.forget)."""
         self._offers.close_run(run_id)
+
+    def open_mail(self, run_id: str, box: Mailbox) -> None:
+        """Let a run's messages be fetched and answered."""
+        self._mail.open(run_id, box)
+
+    def close_mail(self, run_id: str, box: Mailbox) -> None:
+        """Let them be no more, unless another box of the run's has taken the place."""
+        self._mail.close(run_id, box)
 
     def offer(self, run_id: str, site: str, digest: str) -> None:
         """Let a site of an open run download a blob."""
@@ -250,34 +228,31 @@ class Gateway:
 
     # ---- what sites call -------------------------------------------------------------------
 
-    def _tunnel(self, call: OpenCall, request: pb.TunnelRequest) -> pb.TunnelReply:
-        """Pass one Fleet call to SuperLink, once it is known to be the caller's own."""
-        node = self._node(call.peer)
-        fleet = Call(
-            method=_method_name(request.method),
-            public_key=request.public_key,
-            timestamp=request.timestamp,
-            signature=request.signature,
-            body=request.body,
-        )
-        check_call(node, fleet)
-        status, answer = self._forward(
-            fleet.method, fleet.public_key, fleet.timestamp, fleet.signature, fleet.body
-        )
-        self._traffic.count(call.peer, down=len(answer), up=len(fleet.body))
-        if status == HTTP_OK:
-            if has_fetched(fleet, answer):
-                self._bells.fetched(node.site)
-            with self._lock:
-                answered = self._pushes.completes(node.site, fleet, answer)
-            if answered:
-                self._tell(lambda listener: listener.replied(answered))
-        return pb.TunnelReply(status=status, body=answer)
+    def _fetch(self, call: OpenCall, request: pb.FetchRequest) -> pb.FetchedOrder:
+        """Give a site what waits for it."""
+        del request
+        found = self._mail.fetch(call.peer.name)
+        if found is None:
+            return pb.FetchedOrder()
+        text = found.text.encode()
+        self._traffic.count(call.peer, down=len(text))
+        return pb.FetchedOrder(message_id=found.message_id, text=text, more=found.more)
+
+    def _reply(self, call: OpenCall, request: pb.SiteReply) -> pb.ReplyReceipt:
+        """Take a site's reply to a message that it was given; its text is for the run to read."""
+        try:
+            text = request.text.decode()
+        except UnicodeDecodeError as error:
+            raise ProtocolError("a reply is text in UTF-8") from error
+        digest = check_digest(request.digest) if request.digest else None
+        self._traffic.count(call.peer, up=len(request.text))
+        awaited = self._mail.reply(call.peer.name, request.message_id, text, digest)
+        return pb.ReplyReceipt(awaited=awaited)
 
     def _listen(self, call: OpenCall, request: pb.ListenRequest) -> Iterator[pb.Ring]:
         """Ring once at once, then whenever there may be a message; the latest stream counts."""
         del request
-        site = self._node(call.peer).site
+        site = call.peer.name
         bell = self._bells.open(site)
         for revocation in self._revocations():  # once the bell hears of those that are just made
             bell.revoke(revocation.encode())
@@ -304,19 +279,3 @@ class Gateway:
             listeners = self._listeners
         for listener in listeners:
             say(listener)
-
-    def _node(self, peer: Peer) -> Node:
-        with self._lock:
-            node = self._nodes.get(peer.name)
-        if node is None:
-            raise EnvironmentFailedError(
-                "the coordinator has not registered this site's node yet: try again"
-            )
-        return node
-
-
-def _method_name(number: int) -> str:
-    try:
-        return str(pb.FleetMethod.Name(number))
-    except ValueError:
-        return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from datetime import timedelta
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -32,10 +31,7 @@ log = logging.getLogger("fedfactory.coordinator.membership.registrar")
 
 
 class Registrar:
-    """Enrols and renews for `lifetime`. `on_enrolled(site, node_key_pem)` is told of each new site.
-
-    Usable from several threads.
-    """
+    """Enrols and renews for `lifetime`. Usable from several threads."""
 
     def __init__(
         self,
@@ -43,13 +39,11 @@ class Registrar:
         registry: Registry,
         issuer: Issuer,
         lifetime: timedelta,
-        on_enrolled: Callable[[str, str], None],
     ) -> None:
         self._consortium = consortium
         self._registry = registry
         self._issuer = issuer
         self._lifetime = lifetime
-        self._on_enrolled = on_enrolled
 
     def invite(self, wanted: InviteWanted, *, by: str, gateway: str | None = None) -> Invitation:
         """Make an invitation; see `inviting.invite`."""
@@ -85,8 +79,6 @@ class Registrar:
             log.warning("an enrolment as '%s' is refused: %s", peer.name, error.public_message)
             raise
         log.info("%s '%s' is enrolled", admitted.role, admitted.name)
-        if node_key is not None:
-            self._on_enrolled(admitted.name, node_key)
         return self._certified(chain)
 
     def renew(

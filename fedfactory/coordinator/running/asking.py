@@ -20,9 +20,8 @@ from fedfactory.rounds.events import SendOrders
 from fedfactory.wire.base_norm import read_base
 
 # A reply on its way when the order ends still counts as late, and is told so; Flower would drop it.
-# SuperLink takes up to 55 s to notice that a node went, and a site needs a moment to come back.
 TTL_MARGIN_S: Final = 60.0
-# The first sites begin while the orders of others are still on their way into SuperLink.
+# The first sites begin while the orders of others are still being signed.
 SENT_AT_ONCE: Final = 16
 
 
@@ -42,7 +41,7 @@ class Asking:
     def send(self, command: SendOrders, plans: Mapping[str, SitePlan]) -> None:
         """Offer each site its base and push its order; its OrdersSent is in the journal.
 
-        A site that is not enrolled yet, or that Flower could not reach, is asked when it comes.
+        The order of a site that is away, or not enrolled yet, waits for it.
         """
         parts, rules = self._parts, self._parts.settings.plan.rules
         for plan in plans.values():
@@ -52,15 +51,13 @@ class Asking:
             for site, plan in plans.items()
         }
         parts.link.offer((site, order.base.digest) for site, order in orders.items())
-        roster = parts.link.roster()
-        present = [(site, order) for site, order in orders.items() if site in roster]
         good_for = rules.deadline_s + rules.lateness_s
         expires_at = time.time() + good_for
         until = time.monotonic() + good_for + TTL_MARGIN_S
-        for few in _batches(present):
+        for few in _batches(list(orders.items())):
             messages = [
                 message(
-                    roster[site],
+                    parts.grid.nodes[site],
                     order.kind,
                     parts.orders.delivery(order, expires_at),
                     group=order.round,
@@ -68,10 +65,9 @@ class Asking:
                 )
                 for site, order in few
             ]
-            for (_, order), sent in zip(few, parts.post.push_messages(messages), strict=True):
-                if sent:  # None: the node never came online; it is asked when it does
+            for (_, order), sent in zip(few, parts.grid.push_messages(messages), strict=True):
+                if sent:  # "": Flower refused it; its log says why, and the deadline decides
                     self.asked[sent], self._until[sent] = order, until
-            parts.link.ring(site for site, _ in few)
 
     def _serve(self, plan: SitePlan, model: BlobRef) -> None:
         """Let the gateway serve a base: the shared model, or one of the strategy's own making."""

@@ -6,16 +6,13 @@ import contextlib
 import logging
 import queue
 import time
-from collections.abc import Iterable
 from typing import Final
-
-import httpx
 
 from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.coordinator.aggregating.aggregation import AggregationError, UpdateFaultError
 from fedfactory.coordinator.running.asking import Asking, message
 from fedfactory.coordinator.running.checkpoints import MODELS
-from fedfactory.coordinator.running.link import LinkClosedError
+from fedfactory.coordinator.running.link import LinkClosedError, Replied
 from fedfactory.coordinator.running.run_parts import RunParts
 from fedfactory.coordinator.running.standing import bases
 from fedfactory.rounds.events import (
@@ -120,32 +117,28 @@ class Closing:
             self._send_endings()
         except LinkClosedError:
             raise
-        except (OSError, httpx.HTTPError, FedfactoryError):
+        except (OSError, FedfactoryError):
             log.exception("the sites could not be told that the run is over")
 
     def _send_endings(self) -> None:
         parts = self._parts
-        away = parts.life.state.offline
-        roster = {s: node for s, node in parts.link.roster().items() if s not in away}
+        here = [s for s in parts.grid.nodes if s not in parts.life.state.offline]
         messages = [
-            message(node, "query", parts.orders.ending(site), group=0, ttl=ENDING_WAIT_S)
-            for site, node in roster.items()
-        ]
-        waiting = {sent for sent in parts.post.push_messages(messages) if sent}
-        parts.link.ring(roster)
+            message(
+                parts.grid.nodes[site], "query", parts.orders.ending(site), group=0,
+                ttl=ENDING_WAIT_S,
+            )
+            for site in here
+        ]  # fmt: skip
+        waiting = {sent for sent in parts.grid.push_messages(messages) if sent}
         end = time.monotonic() + ENDING_WAIT_S
         while waiting and (left := end - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
                 happening = parts.happenings.get(timeout=left)
-                if getattr(happening, "event", "") == "closed":
+                if isinstance(happening, Replied):
+                    waiting.discard(happening.message)
+                elif getattr(happening, "event", "") == "closed":
                     raise LinkClosedError
-                waiting -= self._heard(getattr(happening, "message", ""), waiting)
-
-    def _heard(self, message_id: str, waiting: Iterable[str]) -> set[str]:
-        if message_id not in set(waiting):
-            return set()
-        found = self._parts.post.pull_messages([message_id])
-        return {reply.metadata.reply_to_message_id for reply in found}
 
 
 def _failed(number: int, error: AggregationError) -> AggregationFailed:

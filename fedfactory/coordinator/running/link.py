@@ -1,17 +1,18 @@
-"""The Unix socket between gateway and ServerApp: the gateway owns blobs, the ServerApp the run.
+"""The socket between the daemon and a run's process: the daemon owns blobs, the process the run.
 
-One socket a run. JSON lines. The ServerApp calls (hello, restore, offer, ring, adopt, claim,
-discard, traffic) and is answered in order; it also beats, so that a frozen one is found. The
-gateway pushes rings: a reply to pull, a site that came, went or left for good, a stop.
+JSON lines. The process calls (hello, restore, offer, push, adopt, discard, traffic) and is answered
+in order; it also beats, so that a frozen one is found. The daemon pushes rings (a site that came,
+went or left for good, a stop) and replies, each with its upload claimed.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
-import os
 import queue
+import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,34 +22,32 @@ from typing import Any, Final, Literal, Self
 from fedfactory.contracts.errors import EnvironmentFailedError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.coordinator.gateway.blobs import blob_path
-from fedfactory.coordinator.unix_socket import connect, hang_up
+from fedfactory.coordinator.unix_socket import hang_up
 
 log = logging.getLogger("fedfactory.link")
 
-RingName = Literal["reply", "site_connected", "site_lost", "site_left", "stop", "closed"]
+RingName = Literal["site_connected", "site_lost", "site_left", "stop", "closed"]
 
-# A gateway that died closes the socket, which ends a call at once. The bound is for one that is
-# frozen; a claim may wait for the disk to take gigabytes.
+# A daemon that died closes the socket, which ends a call at once. The bound is for one that is
+# frozen; a call may wait for the disk, or for Flower's engine to be imported.
 CALL_TIMEOUT_S: Final = 300.0
 BEAT_S: Final = 2.0
 
 
 class LinkClosedError(EnvironmentFailedError):
-    """The gateway is gone: the run's process ends without a word, and goes on when it is back."""
+    """The daemon is gone: the run's process ends without a word, and goes on when it is back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkRing:
-    """What the gateway tells the ServerApp; a field is empty where it means nothing.
+    """What the daemon tells a run's process; a field is empty where it means nothing.
 
-    `message` is the id of the Flower message whose reply is there, whole. `at` (Unix seconds) is
-    when a stop was asked for: told again to the next ServerApp it is the same stop. `code` (of
-    REFUSALS) says why a site left.
+    `at` (Unix seconds) is when a stop was asked for: told again to the next process it is the same
+    stop. `code` (of REFUSALS) says why a site left.
     """
 
     event: RingName
     site: str = ""
-    message: str = ""
     reason: str = ""
     code: str = ""
     after_round: bool = False
@@ -56,30 +55,45 @@ class LinkRing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Greeting:
-    """What the gateway answers to `hello`: which of the run's sites have their doorbell open.
+class Replied:
+    """A reply that is there: to which message, Flower's bytes of it, and the upload claimed.
 
-    Later changes arrive as rings.
+    `claimed` is the digest of the upload that came with it and is held for the run, None if none.
+    """
+
+    message: str
+    flower: bytes
+    claimed: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Greeting:
+    """What the daemon answers to `hello`.
+
+    `connected` are the run's sites whose doorbell is open; later changes arrive as rings. `run` is
+    the id of Flower's run, `nodes` maps the run's sites to their node ids there.
     """
 
     connected: tuple[str, ...]
+    run: int
+    nodes: Mapping[str, int]
 
 
 class Link:
-    """The ServerApp's end. `tell` hears what the gateway rings, in order; 'closed' when it is gone.
+    """The end of a run's process. `tell` hears rings and replies, in order; 'closed' at the end.
 
     `tell` is called on a thread of the link's own. Every call raises LinkClosedError when the
-    gateway is gone, EnvironmentFailedError when it could not do it.
+    daemon is gone, EnvironmentFailedError when it could not do it.
     """
 
-    def __init__(self, path: Path, tell: Callable[[LinkRing], object]) -> None:
+    def __init__(self, daemon: socket.socket, tell: Callable[[LinkRing | Replied], object]) -> None:
         self._tell = tell
         self._answers: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
         self._calling = threading.Lock()
         self._writing = threading.Lock()
         self._over = threading.Event()
         self._blobs = Path()
-        self._socket = connect(path)
+        self._socket = daemon
         self._threads = [
             threading.Thread(target=work, name=f"link-{work.__name__}", daemon=True)
             for work in (self._read, self._beat)
@@ -88,23 +102,24 @@ class Link:
             thread.start()
 
     def hello(self) -> Greeting:
-        """Introduce ourselves by our pid; what was asked of the run before follows as rings."""
-        hello = self._call({"call": "hello", "pid": os.getpid()})
+        """Say that we are here; what was asked of the run before follows as rings."""
+        hello = self._call({"call": "hello"})
         self._blobs = Path(hello["blobs"])
-        for ring in hello["told"]:
-            self._tell(LinkRing(**ring))
-        return Greeting(connected=tuple(hello["connected"]))
+        return Greeting(
+            connected=tuple(hello["connected"]), run=int(hello["run"]), nodes=dict(hello["nodes"])
+        )
 
-    def roster(self) -> dict[str, int]:
-        """Return the Flower node ids of the run's enrolled sites, as they are now."""
-        return dict(self._call({"call": "roster"}))
+    def push(self, messages: Iterable[bytes]) -> list[str | None]:
+        """Let messages (Flower's bytes) wait for their sites, and ring; ids, None if refused."""
+        encoded = [base64.b64encode(message).decode() for message in messages]
+        return list(self._call({"call": "push", "messages": encoded}))
 
     def blob_path(self, digest: str) -> Path:
         """Where a blob lies."""
         return blob_path(self._blobs, digest)
 
     def restore(self, claims: Iterable[tuple[str, str]], own: Iterable[str]) -> None:
-        """Hold again what an earlier ServerApp of the run held: sites' uploads, and our own.
+        """Hold again what an earlier process of the run held: sites' uploads, and our own.
 
         `claims` are pairs of site and digest. Blobs of the run that are not named are given up.
         """
@@ -115,24 +130,16 @@ class Link:
         """Let sites download: pairs of site and digest."""
         self._call({"call": "offer", "offers": [list(offer) for offer in offers]})
 
-    def ring(self, sites: Iterable[str]) -> None:
-        """Ring the sites' doorbells."""
-        self._call({"call": "ring", "sites": list(sites)})
-
     def adopt(self, path: Path, ref: BlobRef) -> None:
-        """Let the gateway serve a file of ours (a hard link: same file system)."""
+        """Let the daemon serve a file of ours (a hard link: same file system)."""
         self._call({"call": "adopt", "path": str(path), "digest": ref.digest, "bytes": ref.bytes})
-
-    def claim(self, site: str, digest: str) -> bool:
-        """Keep what a site uploaded, durably, until it is discarded; False if it sent no such."""
-        return bool(self._call({"call": "claim", "site": site, "digest": digest}))
 
     def discard(self, digests: Iterable[str]) -> None:
         """Give up one hold on a blob each time it is named: a site's upload before our own."""
         self._call({"call": "discard", "digests": sorted(digests)})
 
     def traffic(self) -> dict[str, dict[str, int]]:
-        """Bytes down to and up from each of the run's sites since the gateway started."""
+        """Bytes down to and up from each of the run's sites since the run has its place."""
         return dict(self._call({"call": "traffic"}))
 
     def close(self) -> None:
@@ -159,7 +166,7 @@ class Link:
         if answer.get("gone"):
             raise LinkClosedError
         if "error" in answer:
-            raise EnvironmentFailedError(f"the gateway could not {call['call']}: {answer['error']}")
+            raise EnvironmentFailedError(f"the daemon could not {call['call']}: {answer['error']}")
         return answer["answer"]
 
     def _send(self, line: Mapping[str, Any]) -> None:
@@ -177,6 +184,10 @@ class Link:
                 value = json.loads(line)
                 if "event" in value:
                     self._tell(LinkRing(**value))
+                elif "reply" in value:
+                    found = base64.b64decode(value["flower"])
+                    claimed = value["claimed"]
+                    self._tell(Replied(message=value["reply"], flower=found, claimed=claimed))
                 else:
                     self._answers.put(value)
         self._over.set()

@@ -1,4 +1,4 @@
-"""What a run's ServerApp says: RUN/serverapp.log, bounded in size, for Flower drops its output."""
+"""What a run's process says: RUN/serverapp.log, bounded in size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Final
 
-SERVERAPP_LOG: Final = "serverapp.log"
+RUN_LOG: Final = "serverapp.log"
 # The log and the one before it, each.
 MAX_BYTES: Final = 1 << 20
 _TAIL_BYTES: Final = 4096
@@ -26,7 +26,7 @@ def run_log(folder: Path) -> Iterator[None]:
     Raises:
         OSError: it cannot be written.
     """
-    handler = RotatingFileHandler(folder / SERVERAPP_LOG, maxBytes=MAX_BYTES, backupCount=1)
+    handler = RotatingFileHandler(folder / RUN_LOG, maxBytes=MAX_BYTES, backupCount=1)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [found.level for found in loggers]
@@ -49,10 +49,10 @@ def run_log(folder: Path) -> Iterator[None]:
         handler.close()
 
 
-def last_word(folder: Path) -> str:
-    """Return the last line of a run's log; empty if there is none."""
+def last_word(path: Path) -> str:
+    """Return the last line of a log; empty if there is none."""
     try:
-        with (folder / SERVERAPP_LOG).open("rb") as file:
+        with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
     except FileNotFoundError:

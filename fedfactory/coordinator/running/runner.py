@@ -3,8 +3,8 @@
 One thread. It sleeps until the link rings (a reply, a site, a stop), a model was measured, or a
 deadline passes; takes all that happened meanwhile and performs what the machine asks for. Events
 are written together, in one commit, before the first thing that follows from them leaves this
-process. Decides nothing. When the gateway or SuperLink is gone it ends without a word: the daemon
-starts the run's process again, and the journal says where to go on.
+process. Decides nothing. When the daemon is gone it ends without a word: the next daemon starts
+the run's process again, and the journal says where to go on.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from dataclasses import dataclass
 from functools import singledispatchmethod
 from typing import Final
 
-import httpx
-
 from fedfactory.contracts.errors import EnvironmentFailedError, FedfactoryError
 from fedfactory.contracts.orders import WorkKind
 from fedfactory.coordinator.aggregating.aggregation import AggregationError
 from fedfactory.coordinator.running.asking import Asking
 from fedfactory.coordinator.running.closing import Closing
-from fedfactory.coordinator.running.link import LinkClosedError, LinkRing
+from fedfactory.coordinator.running.link import LinkClosedError, LinkRing, Replied
 from fedfactory.coordinator.running.measuring import Measured
 from fedfactory.coordinator.running.resuming import resume
 from fedfactory.coordinator.running.run_parts import RunParts
@@ -63,7 +61,7 @@ LARGE_MODEL_BYTES: Final = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """What was heard of already, so that it is not fed twice: the gateway tells every ServerApp."""
+    """What was heard of already, so that it is not fed twice: every process of a run is told."""
 
     stops: set[float]
     left: set[str]
@@ -92,7 +90,7 @@ class Runner:
         self._finished = False
 
     def run(self) -> None:
-        """Run to the end; summary.json is written last. Returns early when the gateway is gone.
+        """Run to the end; summary.json is written last. Returns early when the daemon is gone.
 
         Raises:
             IntegrityError: the journal, or every model of the run, is damaged.
@@ -105,13 +103,13 @@ class Runner:
                 if not self._finished:
                     self._settle()
                     self._feed(self._happened())
-        except (LinkClosedError, httpx.HTTPError) as error:
+        except LinkClosedError as error:
             self._write()
-            log.warning("the gateway or SuperLink is gone, the run's process ends: %s", error)
+            log.warning("the daemon is gone, the run's process ends: %s", error)
 
     def _begin(self) -> None:
         parts = self._parts
-        connected = parts.link.hello().connected
+        connected = parts.connected
         recorded = parts.journal.events()
         for event in recorded:
             self._note(event)
@@ -183,7 +181,7 @@ class Runner:
         """Wait until something happens; return all that did."""
         deadline = self._deadline
         timeout = None if deadline is None else max(0.0, deadline.at - time.monotonic())
-        happenings: list[LinkRing | Measured] = []
+        happenings: list[LinkRing | Replied | Measured] = []
         try:
             happenings.append(self._parts.happenings.get(timeout=timeout))
             while len(happenings) < MAX_AT_ONCE:
@@ -199,12 +197,10 @@ class Runner:
         self._deadline = None
         return [DeadlinePassed(at=time.time(), round=passed.round, kind=passed.kind)]
 
-    def _events_of(self, happenings: Sequence[LinkRing | Measured]) -> list[Event]:
-        rings = [happening for happening in happenings if isinstance(happening, LinkRing)]
-        replies = [ring.message for ring in rings if ring.event == "reply"]
-        events = self._taking.pull(replies)
+    def _events_of(self, happenings: Sequence[LinkRing | Replied | Measured]) -> list[Event]:
+        events = self._taking.take([one for one in happenings if isinstance(one, Replied)])
         for happening in happenings:
-            event = self._event_of(happening)
+            event = None if isinstance(happening, Replied) else self._event_of(happening)
             if event is not None:
                 events.append(event)
         return events

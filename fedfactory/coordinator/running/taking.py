@@ -19,14 +19,15 @@ from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD, Order, Wo
 from fedfactory.contracts.updates import Reply, Update
 from fedfactory.coordinator.aggregating.aggregation import Unfit, verify_update
 from fedfactory.coordinator.running.asking import Asking
+from fedfactory.coordinator.running.link import Replied
 from fedfactory.coordinator.running.run_parts import RunParts
 from fedfactory.coordinator.running.update_checks import bound_of, false_number
-from fedfactory.rounds.events import Event, ReplyAccepted, ReplyRefused, SiteConnected
+from fedfactory.rounds.events import Event, ReplyAccepted, ReplyRefused
 from fedfactory.wire.arrays import ArrayFile
 
 
 class Taking:
-    """Pulls replies to the orders that `asking` sent."""
+    """Takes the replies to the orders that `asking` sent."""
 
     def __init__(self, parts: RunParts, asking: Asking) -> None:
         self._parts = parts
@@ -34,23 +35,30 @@ class Taking:
         self._declared = parts.settings.plan.max_examples
         self._spec: ModelSpec | None = None
 
-    def pull(self, message_ids: Sequence[str]) -> list[Event]:
-        """Return what the replies to these messages come to; another run's are left alone."""
-        ours = [message_id for message_id in message_ids if message_id in self._asked]
+    def take(self, replies: Sequence[Replied]) -> list[Event]:
+        """Return what these replies come to; another process's orders are nobody's any more."""
+        claimed = {reply.message: reply.claimed for reply in replies}
         events: list[Event] = []
-        for message in self._parts.post.pull_messages(ours) if ours else ():
-            order = self._asked.pop(message.metadata.reply_to_message_id, None)
-            if order is None:
-                continue
-            if message.has_content():
-                events.append(self._take(order, message))
-            elif order.site not in self._parts.life.state.offline:
-                # An error is Flower's own: it had given the node up, and the reply is gone. A site
-                # that is away is asked when it is back.
-                events.append(SiteConnected(at=time.time(), site=order.site))
+        for message in self._parts.grid.pull_messages(claimed):
+            asked = message.metadata.reply_to_message_id
+            claim = claimed[asked]
+            order = self._asked.pop(asked, None)
+            if order is not None:
+                events.append(self._take(order, message, claim))
+            elif claim is not None:
+                self._parts.link.discard([claim])
         return events
 
-    def _take(self, order: Order, message: Message) -> Event:
+    def _take(self, order: Order, message: Message, claim: str | None) -> Event:
+        """Return what a reply comes to; an upload that does not count is given up."""
+        event = self._judge(order, message, claim)
+        if claim is not None and (event.site, claim) not in self._parts.life.claims:
+            self._parts.link.discard([claim])
+        return event
+
+    def _judge(
+        self, order: Order, message: Message, claim: str | None
+    ) -> ReplyAccepted | ReplyRefused:
         key = order.key()
         try:
             reply = from_json(
@@ -70,18 +78,19 @@ class Taking:
         assert reply.update is not None
         if false := false_number(order, reply.update, self._declared.get(key.site)):
             return replace(_refused(key, "bad_reply", false), standing=reply.standing)
-        return replace(self._take_update(order, reply.update), standing=reply.standing)
+        return replace(self._take_update(order, reply.update, claim), standing=reply.standing)
 
-    def _take_update(self, order: Order, update: Update) -> ReplyAccepted | ReplyRefused:
-        link, key, norm_l2 = self._parts.link, order.key(), None
+    def _take_update(
+        self, order: Order, update: Update, claim: str | None
+    ) -> ReplyAccepted | ReplyRefused:
+        key, norm_l2 = order.key(), None
         if update.payload is not None:
             digest = update.payload.blob.digest
             # Only what this very site sent counts: it may not name another's blob, nor the base.
-            if not link.claim(key.site, digest):
+            if claim != digest:
                 return _refused(key, "missing_update", "")
             found = self._verified(order, update, update.payload.blob)
             if isinstance(found, Unfit):
-                link.discard([digest])
                 return _refused(key, found.code, found.detail)
             norm_l2 = found
             self._parts.life.claims.add((key.site, digest))
