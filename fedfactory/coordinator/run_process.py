@@ -36,6 +36,7 @@ LONGEST_WORD: Final = 300
 HEADER_ROOM_BYTES: Final = 64 * 1024
 # What a process says before its log is open, and when the interpreter itself breaks.
 LAST_GASP: Final = "process.err"
+MODULE: Final = "fedfactory.coordinator.running.process"
 State = Literal["going", "over", "suspended"]
 
 
@@ -127,7 +128,7 @@ class RunProcess:
     def _start(self, now: float) -> None:
         ours, theirs = socket.socketpair()
         command = [
-            *(sys.executable, "-m", "fedfactory.coordinator.running.process"),
+            *(sys.executable, "-m", MODULE),
             *(str(theirs.fileno()), str(self.run.folder / SETTINGS), str(os.getpid())),
         ]
         with theirs, (self.run.folder / LAST_GASP).open("wb") as errors:

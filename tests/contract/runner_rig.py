@@ -1,36 +1,36 @@
-"""A real ServerApp, journal, link, gateway and blob store; Flower's Grid and the sites are played.
+"""A real ServerApp, journal, link, engine, gateway and blob store; the sites alone are played.
 
 The played sites do what real ones promise: each piece of work is done once, by its order's digest,
 and its update is sent again when it is asked for again. Everything survives `Coordinator.run`, as
-sites survive the death of a ServerApp.
+sites survive the death of a run's process.
 """
 
 import hashlib
-import itertools
 import json
+import socket
 import time
 from collections import Counter
 from contextlib import ExitStack
 from datetime import timedelta
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
+import pytest
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD, TrainParameters
+from fedfactory.contracts.orders import TrainParameters
 from fedfactory.contracts.plans import Delivery, RunTerms, SignedEnding, SignedPlan
 from fedfactory.contracts.privacy import PrivacySpent
 from fedfactory.contracts.run_plan import EvaluationRules, RoundRules, RunPlan
 from fedfactory.contracts.updates import Payload, Refusal, Reply, Update
-from fedfactory.coordinator.flower_seam import assume_app_identity
 from fedfactory.coordinator.gateway.blobs import BlobStore
 from fedfactory.coordinator.gateway.gateway import Gateway
 from fedfactory.coordinator.gateway.limits import GatewayLimits
 from fedfactory.coordinator.link_server import LinkServer
 from fedfactory.coordinator.run_settings import RunSettings
 from fedfactory.coordinator.running.journal import JOURNAL, Journal, read_events
+from fedfactory.coordinator.running.link import LinkRing
+from fedfactory.coordinator.running.run_grid import RunGrid
 from fedfactory.coordinator.running.serverapp import serve
 from fedfactory.identity.enrolment import (
     install_certificate,
@@ -45,7 +45,6 @@ from fedfactory.identity.signing import Signer, new_signing_key, verify
 from fedfactory.privacy.sampling import sampling
 from fedfactory.rounds.log import decode_event
 from fedfactory.wire.arrays import read_arrays, write_arrays
-from tests.patience import until
 
 SITES = ("cesga", "lumi", "vega")
 RUN = "run-1"
@@ -55,7 +54,7 @@ TRAINING = TrainParameters(
 
 
 class Killed(BaseException):
-    """The ServerApp's process dies here."""
+    """The run's process dies here."""
 
 
 class Sites:
@@ -106,17 +105,20 @@ class Sites:
                 store.receive(peer, blob, offset, [self.files[blob.digest][offset:]])
         return Reply(update=update, refusal=None, anchor=None)
 
-    def text(self, delivery, store):
-        """Return the reply as it travels; a hostile site's is what `hostile` makes of it."""
-        text = to_json(self.answer(delivery, store))
+    def reply(self, text, store):
+        """Return a reply as it travels, and its upload's digest; `hostile` sites send theirs."""
+        if '"ending"' in text:
+            signed = from_json(SignedEnding, text)
+            verify(signed.ending, signed.signature)
+            self.ended.append(signed.ending.site)
+            return "{}", None
+        delivery = from_json(Delivery, text)
+        found = self.answer(delivery, store)
+        payload = found.update and found.update.payload
+        text = to_json(found)
         spoil = self.hostile.get(delivery.sending.order.site)
-        return text if spoil is None else spoil(delivery.sending.order, json.loads(text))
-
-    def end(self, signed):
-        """Hear that the run is over."""
-        verify(signed.ending, signed.signature)
-        self.ended.append(signed.ending.site)
-        return "{}"
+        said = text if spoil is None else spoil(delivery.sending.order, json.loads(text))
+        return said, payload and payload.blob.digest
 
     def _work(self, order, base):
         model = read_arrays(base)
@@ -159,50 +161,47 @@ def spent_of(order, public_size):
     )
 
 
-class PlayedFlower(Grid):
-    """One Flower run: messages reach the sites at once; replies wait until they are pulled."""
+class Grids:
+    """What the runs' Grids push and pull; sites answer at once, on the thread that pushes.
 
-    _numbers = itertools.count()
+    `earlier` maps ids of messages of all processes so far to the site and what it replied.
+    """
 
-    def __init__(self, sites, store, tell):
-        self._sites, self._store, self._tell = sites, store, tell
-        self._replies = {}
-        self.silent = set()  # sites whose agent takes messages and says nothing
-        self.on_push = lambda messages: None
-        self.pushed, self.pulled = [], []
+    def __init__(self, coordinator, silent, on_push):
+        self._coordinator, self._silent, self._on_push = coordinator, set(silent), on_push
+        self.pushed, self.pulled, self.replies = [], [], {}
 
-    def push_messages(self, messages):
-        self.on_push(messages)
-        sent = []
-        for message in messages:
-            self.pushed.append(message)
-            message_id = f"message-{next(self._numbers)}"
-            message.metadata.__dict__["_message_id"] = message_id
-            sent.append(message_id)
-            text = str(message.content.config_records[MESSAGE_RECORD][MESSAGE_FIELD])
-            if message.metadata.message_type == "query":
-                reply = self._sites.end(from_json(SignedEnding, text))
-            else:
-                delivery = from_json(Delivery, text)
-                if delivery.sending.order.site in self.silent:
-                    continue
-                reply = self._sites.text(delivery, self._store)
-            content = RecordDict({MESSAGE_RECORD: ConfigRecord({MESSAGE_FIELD: reply})})
-            self._replies[message_id] = Message(content, reply_to=message)
-        for message_id in sent:
-            if message_id in self._replies:
-                self._tell(message_id)
-        return sent
+    def __enter__(self):
+        self._patched = patched = pytest.MonkeyPatch()
+        push, pull, mine = RunGrid.push_messages, RunGrid.pull_messages, self
 
-    def pull_messages(self, message_ids):
-        self.pulled += message_ids
-        return [self._replies.pop(one) for one in message_ids if one in self._replies]
+        def push_messages(grid, messages):
+            messages = list(messages)
+            mine._on_push(messages)
+            mine.pushed += messages
+            sent = push(grid, messages)
+            mine._answer()
+            return sent
 
-    def get_node_ids(self):
-        raise NotImplementedError
+        def pull_messages(grid, message_ids):
+            mine.pulled += message_ids
+            return pull(grid, message_ids)
 
-    create_message = set_run = send_and_receive = get_node_ids
-    run = property(get_node_ids)
+        patched.setattr(RunGrid, "push_messages", push_messages)
+        patched.setattr(RunGrid, "pull_messages", pull_messages)
+        return self
+
+    def __exit__(self, *_):
+        self._patched.undo()
+
+    def _answer(self):
+        coordinator = self._coordinator
+        for site in coordinator.settings.plan.sites:
+            while found := coordinator.link.fetch(site):
+                if site not in self._silent:
+                    text, digest = coordinator.sites.reply(found.text, coordinator.store)
+                    self.replies[found.message_id] = (site, text, digest)
+                    coordinator.link.reply(site, found.message_id, text, digest)
 
 
 class NotHere:
@@ -218,10 +217,9 @@ class NotHere:
 
 
 class Coordinator:
-    """One coordinator's home with one run in it. `run` starts a ServerApp, which ends or dies."""
+    """One coordinator's home with one run in it. `run` starts its ServerApp, which ends or dies."""
 
     def __init__(self, home, *, sites=SITES, **changes):
-        assume_app_identity()
         self.home = home
         self.folder = home / "runs" / RUN
         (self.folder / "models").mkdir(parents=True)
@@ -231,7 +229,6 @@ class Coordinator:
         self.initial = self.sites.model(staged)
         staged.rename(self.model_path(self.initial.digest))
         self.settings = settings_of(self, sites, **changes)
-        self._open = ExitStack()
         self._identity = _identity(home)
         self.gateway = None
         self.start_gateway()
@@ -241,43 +238,58 @@ class Coordinator:
 
     def start_gateway(self):
         """Start the gateway's side, anew if it is there: its memory is lost, its files are not."""
-        self._open.close()
+        self.rings = []
+        self.link = None
         self.store = BlobStore(self.home / "blobs")
         self.gateway = Gateway(
             identity=lambda: self._identity,
             store=self.store,
-            forward=lambda *_: (200, b""),
             standing=lambda *_: None,
             revocations=lambda: (),
             desk=NotHere(),
             registrar=NotHere(),
             limits=GatewayLimits(max_model_bytes=1 << 30),
         )
-        for number, site in enumerate(self.settings.plan.sites):
-            self.gateway.admit(site, 100 + number, b"key")
         self.gateway.open_run(RUN, self.settings.plan.sites, 1 << 30)
-        self.link = self._open.enter_context(
-            LinkServer(self.home / "link.sock", self.gateway, RUN, self.settings.plan.sites)
-        )
         return self
 
+    def stop(self, reason, *, after_round):
+        """Ask the run to stop: the process that is here, and those to come."""
+        ring = LinkRing(event="stop", reason=reason, after_round=after_round, at=time.time())
+        self._tell(ring)
+
+    def left(self, site, code):
+        """Say that a site left for good, to the process that is here and those to come."""
+        self._tell(LinkRing(event="site_left", site=site, code=code))
+
+    def _tell(self, ring):
+        self.rings.append(ring)
+        if self.link is not None:
+            self.link.tell(ring)
+
     def run(self, *, silent=(), here=None, on_push=None):
-        """Run a ServerApp in this process until it returns or dies, in a Flower run of its own."""
-        self.grid = grid = PlayedFlower(self.sites, self.store, self.link.replied)
-        grid.silent.update(silent)
-        grid.on_push = on_push or grid.on_push
+        """Run a ServerApp in this process until it returns or dies, with an engine of its own."""
         # Doorbells are streams of the network's, which has contract tests of its own.
         self.gateway.connected = lambda: sorted(SITES if here is None else here)
+        ours, theirs = socket.socketpair()
+        self.link = LinkServer(
+            ours,
+            self.gateway,
+            RUN,
+            self.settings.plan.sites,
+            moved_before={},
+            rings=self.rings,
+        )
+        self.grid = Grids(self, silent, on_push or (lambda _: None))
         try:
-            serve(grid, self.home / "link.sock", self.settings)
-        finally:  # the next one is turned away until the gateway has seen this one go
-            until(lambda: self.link.ended)
+            with self.grid, theirs:
+                serve(theirs, self.settings)
+        finally:
+            self.link.close()
+            self.link = None
 
     def events(self):
         return [decode_event(line)[1] for _, line in read_events(self.folder / JOURNAL)]
-
-    def close(self):
-        self._open.close()
 
 
 def settings_of(coordinator, sites, *, rounds=3, strategy="fedavg", options=None, **rules):
@@ -366,7 +378,7 @@ def _identity(home):
 
 
 class KillAt:
-    """Kills the ServerApp at the journal's n-th write (from 0), before it or after it."""
+    """Kills the run's process at the journal's n-th write (from 0), before it or after it."""
 
     def __init__(self, monkeypatch, write, *, after):
         self.writes = 0

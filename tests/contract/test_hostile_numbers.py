@@ -99,17 +99,11 @@ def test_every_number_of_a_reply_is_found_and_bounded() -> None:
 
 @pytest.fixture
 def made(tmp_path):
-    open_now = []
-
     def make(name, **changes):
         (tmp_path / name).mkdir()
-        changes = {"quorum": 2, "rounds": 1, **changes}
-        open_now.append(Coordinator(tmp_path / name, **changes))
-        return open_now[-1]
+        return Coordinator(tmp_path / name, **{"quorum": 2, "rounds": 1, **changes})
 
-    yield make
-    for coordinator in open_now:
-        coordinator.close()
+    return make
 
 
 def with_number(path, number):
@@ -181,7 +175,6 @@ def test_a_number_leaves_its_site_out_or_is_counted(made, path, kind, bounds):
             assert (part["status"], part["code"]) == ("refused", "bad_reply"), number[:30]
             assert path[-1] in part["reason"]
             assert path[-1] in told.sentence
-        coordinator.close()
 
 
 def test_a_site_named_by_a_field_it_invents_writes_nothing_of_its_own(made):

@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import httpx
 import pytest
 
 from fedfactory.contracts.errors import IntegrityError
@@ -48,16 +47,11 @@ ASYNC = {
 
 @pytest.fixture
 def made(tmp_path):
-    open_now = []
-
     def make(name="home", **changes):
         (tmp_path / name).mkdir()
-        open_now.append(Coordinator(tmp_path / name, **changes))
-        return open_now[-1]
+        return Coordinator(tmp_path / name, **changes)
 
-    yield make
-    for coordinator in open_now:
-        coordinator.close()
+    return make
 
 
 def summary_of(coordinator):
@@ -155,7 +149,6 @@ def test_dying_at_any_write_changes_no_bit_of_the_model(made, name):
             assert coordinator.sites.done.keys() == undisturbed.sites.done.keys(), where
             assert metrics_of(coordinator) == metrics_of(undisturbed), where
             assert left_behind(coordinator) == left_behind(undisturbed), where
-            coordinator.close()
 
 
 def recomputed(coordinator):
@@ -218,7 +211,6 @@ def test_an_async_run_that_dies_at_any_write_loses_no_update_and_counts_none_twi
             accepted = counted(coordinator.events())
             assert len(accepted) == len(set(accepted)), where
             assert left_behind(coordinator)[0] == set(), where
-            coordinator.close()
 
 
 def test_a_run_that_dies_again_and_again_ends_with_the_same_model(made):
@@ -354,7 +346,7 @@ def test_files_that_a_dead_process_left_half_done_are_swept(made):
 
 def test_a_stop_ends_the_run_after_its_round_once_however_often_it_is_told(made):
     coordinator = made(rounds=50)
-    coordinator.link.stop("asked by ana", after_round=True)
+    coordinator.stop("asked by ana", after_round=True)
     killed_after(coordinator, StopRequested)  # told before the run began, told again to the next
     to_the_end(coordinator)
     (stop,) = the(coordinator, StopRequested)
@@ -368,7 +360,7 @@ def test_a_stop_under_way_lets_the_round_finish(made):
 
     def stop_in_round_2(messages):
         if not asked and messages[0].metadata.group_id == "2":
-            asked.append(coordinator.link.stop("asked by ana", after_round=True))
+            asked.append(coordinator.stop("asked by ana", after_round=True))
 
     coordinator.run(on_push=stop_in_round_2)
     summary = summary_of(coordinator)
@@ -383,7 +375,7 @@ def test_a_stopped_run_that_is_reopened_goes_on_to_the_same_model(made):
 
     def stop_in_round_2(messages):
         if messages[0].metadata.group_id == "2":
-            coordinator.link.stop("asked by ana", after_round=False)
+            coordinator.stop("asked by ana", after_round=False)
 
     coordinator.run(on_push=stop_in_round_2)
     assert summary_of(coordinator)["status"] == "stopped"
@@ -401,7 +393,7 @@ def test_a_stopped_run_that_is_reopened_goes_on_to_the_same_model(made):
 
 def test_a_run_that_is_reopened_never_looks_ended_again(made, monkeypatch):
     coordinator = made()
-    coordinator.link.stop("asked by ana", after_round=True)
+    coordinator.stop("asked by ana", after_round=True)
     coordinator.run()
     summary, reopen = (coordinator.folder / name for name in ("summary.json", "reopen.json"))
     assert summary_of(coordinator)["status"] == "stopped"
@@ -422,7 +414,7 @@ def test_a_run_that_is_reopened_never_looks_ended_again(made, monkeypatch):
 
 def test_a_site_that_left_for_good_is_told_of_once(made):
     coordinator = made(quorum=2)
-    coordinator.link.left("vega", "offline")
+    coordinator.left("vega", "offline")
     killed_after(coordinator, SiteLeft)
     to_the_end(coordinator)
     assert [event.site for event in the(coordinator, SiteLeft)] == ["vega"]
@@ -461,35 +453,20 @@ def test_without_its_gateway_the_process_ends_without_a_word_and_the_run_goes_on
     assert summary_of(coordinator)["status"] == "completed"
 
 
-def test_without_superlink_the_process_ends_without_a_word_and_the_run_goes_on(made):
-    coordinator = made()
-
-    def superlink_is_gone(messages):
-        if messages[0].metadata.group_id == "2":
-            raise httpx.ConnectError("refused")
-
-    coordinator.run(on_push=superlink_is_gone)
-    assert summary_of(coordinator) is None
-    before = coordinator.sites.deliveries.total()
-    to_the_end(coordinator)
-    assert coordinator.sites.deliveries.total() > before
-    assert summary_of(coordinator)["status"] == "completed"
-
-
-def test_replies_to_another_runs_messages_are_left_alone(made):
-    coordinator = made()
-    coordinator.run(on_push=lambda _: coordinator.link.replied("another-runs"))
-    assert "another-runs" not in coordinator.grid.pulled
-    assert summary_of(coordinator)["status"] == "completed"
-
-
-def test_a_reply_to_an_order_of_an_earlier_flower_run_never_counts(made):
+def test_a_reply_to_an_order_of_an_earlier_process_never_counts(made):
     coordinator = made()
     killed_at(coordinator, 1)  # orders are out in the journal, replies under way
-    earlier = coordinator.grid
-    coordinator.run(on_push=lambda _: [coordinator.link.replied(m) for m in earlier._replies])
+    killed_at(coordinator, 3)
+    earlier = coordinator.grid.replies
+    assert earlier
+
+    def come_late(_messages):
+        for message_id, (site, text, digest) in earlier.items():
+            assert coordinator.link.reply(site, message_id, text, digest) is None
+
+    coordinator.run(on_push=come_late)
     assert len(counted(coordinator.events())) == 9
-    assert not set(earlier._replies) & set(coordinator.grid.pulled)
+    assert not set(earlier) & set(coordinator.grid.pulled)
 
 
 def test_a_silent_site_is_named_at_the_deadline_and_messages_live_as_long_as_they_may_count(made):

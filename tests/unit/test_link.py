@@ -1,17 +1,18 @@
-"""The socket between gateway and ServerApp: one client of our user, who hears when it is over."""
+"""The socket between the daemon and a run's process: calls, rings, replies, and who hears the end."""
 
-import os
 import queue
 import socket
-import stat
 import threading
 import time
 from collections import defaultdict
 
 import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedfactory.contracts.errors import EnvironmentFailedError
+from fedfactory.contracts.errors import EnvironmentFailedError, IdentityError
 from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD
+from fedfactory.coordinator.flower_seam import assume_app_identity, from_bytes, to_bytes
 from fedfactory.coordinator.gateway.blobs import BlobStore
 from fedfactory.coordinator.link_server import LinkServer
 from fedfactory.coordinator.running import link as link_module
@@ -34,6 +35,7 @@ class Doors:
         self.offered = defaultdict(set)
         self.rung = []
         self.listeners = []
+        self.boxes = {}
         self.moved = {"cesga": 10, "vega": 10}
 
     def subscribe(self, listener):
@@ -42,8 +44,11 @@ class Doors:
     def unsubscribe(self, listener):
         self.listeners.remove(listener)
 
-    def roster(self):
-        return {"cesga": 7, "lumi": 8, "vega": 9}
+    def open_mail(self, run, box):
+        self.boxes[run] = box
+
+    def close_mail(self, run, box):
+        assert self.boxes.pop(run) is box
 
     def connected(self):
         return ["cesga", "vega"]
@@ -62,11 +67,11 @@ class Doors:
 
 
 class Client(Link):
-    """A ServerApp's end that keeps what it hears."""
+    """A run's process that keeps what it hears."""
 
-    def __init__(self, path):
+    def __init__(self, daemon):
         self.events = queue.SimpleQueue()
-        super().__init__(path, self.events.put)
+        super().__init__(daemon, self.events.put)
 
 
 @pytest.fixture
@@ -75,19 +80,35 @@ def gateway(tmp_path):
 
 
 @pytest.fixture
-def server(tmp_path, gateway):
-    with LinkServer(tmp_path / "link.sock", gateway, RUN, SITES) as server:
-        yield server
-    assert not (tmp_path / "link.sock").exists()
+def sockets():
+    return socket.socketpair()
+
+
+@pytest.fixture
+def server(sockets, gateway):
+    early = [LinkRing(event="stop", reason="early", at=5.0)]
+    server = LinkServer(
+        sockets[0], gateway, RUN, SITES, moved_before=gateway.traffic(), rings=early
+    )
+    yield server
+    server.close()
     assert gateway.listeners == []
+    assert gateway.boxes == {}
     assert not [t for t in threading.enumerate() if t.name.startswith("link")], "threads left"
 
 
 @pytest.fixture
-def link(tmp_path, server):
-    with Client(tmp_path / "link.sock") as link:
-        link.hello()
+def quiet(sockets, server):
+    with Client(sockets[1]) as link:
         yield link
+
+
+@pytest.fixture
+def link(quiet):
+    quiet.greeting = quiet.hello()
+    assert heard(quiet).reason == "early"
+    assume_app_identity(quiet.greeting.run)
+    return quiet
 
 
 @pytest.fixture
@@ -101,26 +122,26 @@ def heard(link):
     return link.events.get(timeout=HANG_S)
 
 
-def connected(folder, monkeypatch):
-    """Return a socket that is connected to the link; by a short path, as sockets need it."""
-    monkeypatch.chdir(folder)
-    client = socket.socket(socket.AF_UNIX)
-    client.connect("link.sock")
-    return client
-
-
 def uploaded(gateway, site):
     gateway.store.receive(Peer(role=Role.SITE, name=site), REF, 0, [b"hello"])
 
 
-def test_hello_tells_which_of_the_runs_sites_are_here(tmp_path, server):
-    assert server.pid is None
-    with Client(tmp_path / "link.sock") as link:
-        assert link.hello().connected == ("cesga",)
-        assert link.roster() == {"cesga": 7, "lumi": 8}
-        assert link.blob_path(REF.digest) == tmp_path / "blobs" / REF.digest[7:]
-        assert server.pid == os.getpid()
-    until(lambda: server.pid is None)
+def order(link, site, text="an order"):
+    """Push a message for a site; return its id."""
+    content = RecordDict({MESSAGE_RECORD: ConfigRecord({MESSAGE_FIELD: text})})
+    node = link.greeting.nodes[site]
+    message = Message(content, dst_node_id=node, message_type="train", group_id="1", ttl=60.0)
+    (sent,) = link.push([to_bytes(message)])
+    return sent
+
+
+def test_hello_tells_which_of_the_runs_sites_are_here(tmp_path, server, quiet):
+    assert not server.greeted
+    hello = quiet.hello()
+    assert hello.connected == ("cesga",)
+    assert set(hello.nodes) == set(SITES)
+    assert quiet.blob_path(REF.digest) == tmp_path / "blobs" / REF.digest[7:]
+    assert server.greeted
 
 
 def test_calls_reach_the_gateway(link, gateway, model):
@@ -128,8 +149,6 @@ def test_calls_reach_the_gateway(link, gateway, model):
     assert link.blob_path(REF.digest).samefile(model)
     link.offer([("cesga", REF.digest), ("lumi", REF.digest)])
     assert gateway.offered == {(RUN, "cesga"): {REF.digest}, (RUN, "lumi"): {REF.digest}}
-    link.ring(["cesga", "lumi"])
-    assert gateway.rung == ["cesga", "lumi"]
     assert link.traffic() == {"cesga": {"down": 0, "up": 0}}  # what came before is no run's
     gateway.moved = {"cesga": 11, "lumi": 3, "vega": 15}
     assert link.traffic() == {"cesga": {"down": 1, "up": 2}, "lumi": {"down": 3, "up": 6}}
@@ -138,16 +157,70 @@ def test_calls_reach_the_gateway(link, gateway, model):
     assert model.read_bytes() == b"hello"
 
 
-def test_an_upload_is_claimed_by_its_site(link, gateway):
+def test_an_order_waits_for_its_site_which_is_rung(link, server, gateway):
+    first, second = order(link, "cesga", "one"), order(link, "cesga", "two")
+    assert gateway.rung == ["cesga", "cesga"]
+    assert server.fetch("lumi") is None
+    found = server.fetch("cesga")
+    assert (found.message_id, found.text, found.more) == (first, "one", True)
+    found = server.fetch("cesga")
+    assert (found.message_id, found.text, found.more) == (second, "two", False)
+    assert server.fetch("cesga") is None
+
+
+def test_a_reply_comes_with_its_upload_claimed_in_one_exchange(link, server, gateway):
+    asked = order(link, "cesga")
+    server.fetch("cesga")
     uploaded(gateway, "cesga")
-    assert not link.claim("lumi", REF.digest)
-    assert link.claim("cesga", REF.digest)
+    assert server.reply("cesga", asked, "done", REF.digest) is True
+    reply = heard(link)
+    assert (reply.message, reply.claimed) == (asked, REF.digest)
+    message = from_bytes(reply.flower)
+    assert message.metadata.reply_to_message_id == asked
+    assert message.content[MESSAGE_RECORD][MESSAGE_FIELD] == "done"
     assert link.blob_path(REF.digest).read_bytes() == b"hello"
+    assert server.reply("cesga", asked, "done", REF.digest) is True  # sent again: taken again
+    with pytest.raises(queue.Empty):
+        link.events.get(timeout=0.05)
 
 
-def test_a_restore_holds_what_is_named_and_gives_up_the_rest(link, gateway, model):
+def test_an_upload_is_claimed_by_its_site_alone(link, server, gateway):
+    asked = order(link, "lumi")
+    server.fetch("lumi")
     uploaded(gateway, "cesga")
-    assert link.claim("cesga", REF.digest)
+    assert server.reply("lumi", asked, "done", REF.digest) is True
+    assert heard(link).claimed is None
+
+
+def test_only_the_site_that_was_given_an_order_answers_it(link, server):
+    asked = order(link, "cesga")
+    with pytest.raises(IdentityError):
+        server.reply("cesga", asked, "before it was fetched", None)
+    server.fetch("cesga")
+    with pytest.raises(IdentityError):
+        server.reply("lumi", asked, "another's", None)
+    assert server.reply("cesga", "unknown", "of another run", None) is None
+    assert server.reply("cesga", asked, "mine", None) is True
+
+
+def test_an_upload_that_cannot_be_kept_leaves_the_order_open(link, server, gateway, monkeypatch):
+    asked = order(link, "cesga")
+    server.fetch("cesga")
+
+    def full(*_):
+        raise OSError(28, "no space left on device")
+
+    monkeypatch.setattr(gateway.store, "claim", full)
+    with pytest.raises(OSError, match="no space"):
+        server.reply("cesga", asked, "done", REF.digest)
+    monkeypatch.undo()
+    uploaded(gateway, "cesga")
+    assert server.reply("cesga", asked, "done", REF.digest) is True
+    assert heard(link).claimed == REF.digest
+
+
+def test_a_restore_holds_what_is_named_and_gives_up_the_rest(link, gateway):
+    uploaded(gateway, "cesga")
     link.restore([("cesga", REF.digest)], [])
     assert link.blob_path(REF.digest).exists()
     link.restore([], [])
@@ -166,42 +239,30 @@ def test_what_the_gateway_could_not_do_is_said_and_the_link_goes_on(link, tmp_pa
 
 
 def test_rings_arrive_in_order_and_those_of_other_sites_do_not(link, server):
-    server.replied("message-1")
     server.came("lumi")
     server.came("vega")
     server.went("cesga")
-    server.left("vega", "offline")
-    server.left("lumi", "offline")
-    before = time.time()
-    server.stop("asked", after_round=True)
-    assert [heard(link) for _ in range(4)] == [
-        LinkRing(event="reply", message="message-1"),
+    left = LinkRing(event="site_left", site="lumi", code="offline")
+    server.tell(left)
+    assert [heard(link) for _ in range(3)] == [
         LinkRing(event="site_connected", site="lumi"),
         LinkRing(event="site_lost", site="cesga"),
-        LinkRing(event="site_left", site="lumi", code="offline"),
+        left,
     ]
-    stop = heard(link)
-    assert stop == LinkRing(event="stop", reason="asked", after_round=True, at=stop.at)
-    assert before <= stop.at <= time.time()
 
 
-def test_what_was_asked_before_the_serverapp_came_is_told_to_each_that_comes(tmp_path, server):
-    server.stop("early", after_round=False)
-    server.left("lumi", "offline")
-    told = []
-    for _ in range(2):
-        with Client(tmp_path / "link.sock") as link:
-            link.hello()
-            told.append([heard(link), heard(link)])
-        until(lambda: server.pid is None)
-    assert told[0] == told[1]  # the same time, so that it is known to be the same stop
-    assert told[0][0].reason == "early"
-    assert told[0][1] == LinkRing(event="site_left", site="lumi", code="offline")
+def test_what_happens_before_the_hello_is_in_the_greeting_or_told_after_it(server, quiet):
+    server.came("lumi")  # the greeting says who is here
+    left = LinkRing(event="site_left", site="lumi", code="offline")
+    server.tell(left)
+    quiet.hello()
+    assert heard(quiet) == LinkRing(event="stop", reason="early", at=5.0)
+    assert heard(quiet) == left
 
 
-def test_a_living_serverapp_beats_and_a_frozen_one_is_seen(tmp_path, server, monkeypatch):
+def test_a_living_process_beats_and_a_frozen_one_is_seen(sockets, server, monkeypatch):
     monkeypatch.setattr(link_module, "BEAT_S", 0.02)
-    with Client(tmp_path / "link.sock") as link:
+    with Client(sockets[1]) as link:
         link.hello()
         before = server.alive_at
         until(lambda: server.alive_at > before)
@@ -213,47 +274,43 @@ def test_a_living_serverapp_beats_and_a_frozen_one_is_seen(tmp_path, server, mon
         assert server.alive_at == silent
 
 
-def test_a_serverapp_whose_call_is_worked_on_is_alive(tmp_path, server, gateway):
+def test_a_process_whose_call_is_worked_on_is_alive(link, server, gateway):
     entered, go = threading.Event(), threading.Event()
 
-    def ring(site):
+    def offer(*_):
         entered.set()
         go.wait(HANG_S)
 
-    gateway.ring = ring
-    with Client(tmp_path / "link.sock") as link:
-        link.hello()
-        caller = threading.Thread(target=lambda: link.ring(["cesga"]))
-        caller.start()
-        assert entered.wait(HANG_S)
-        first = server.alive_at
-        time.sleep(0.02)
-        assert server.alive_at > first
-        go.set()
-        caller.join()
+    gateway.offer = offer
+    caller = threading.Thread(target=lambda: link.offer([("cesga", REF.digest)]))
+    caller.start()
+    assert entered.wait(HANG_S)
+    first = server.alive_at
+    time.sleep(0.02)
+    assert server.alive_at > first
+    go.set()
+    caller.join()
 
 
-def test_the_gateway_never_waits_for_a_serverapp_that_does_not_read(tmp_path, server, monkeypatch):
-    client = connected(tmp_path, monkeypatch)
-    client.sendall(b'{"call": "hello", "pid": 1}\n')
-    until(lambda: server.pid == 1)
+def test_the_daemon_never_waits_for_a_process_that_does_not_read(sockets, server):
+    sockets[1].sendall(b'{"call": "hello"}\n')
+    until(lambda: server.greeted)
     with prompt(5):
         for _ in range(20_000):
-            server.replied("x" * 100)
-    client.close()
-    until(lambda: server.ended)
+            server.came("lumi")
+    sockets[1].close()
 
 
-def test_calls_from_many_threads_get_their_own_answers(link, gateway):
-    uploaded(gateway, "cesga")
+def test_calls_from_many_threads_get_their_own_answers(link, model):
+    link.adopt(model, REF)
     wrong = []
 
-    def ask(site, expected):
-        answers = {link.claim(site, REF.digest) for _ in range(200)}
-        wrong.extend(answers - {expected})
+    def ask(call, expected):
+        wrong.extend(found for found in (call() for _ in range(200)) if found != expected)
 
     threads = [
-        threading.Thread(target=ask, args=(site, site == "cesga")) for site in ("cesga", "lumi") * 2
+        threading.Thread(target=ask, args=pair)
+        for pair in ((link.traffic, link.traffic()), (lambda: link.push([]), [])) * 2
     ]
     for thread in threads:
         thread.start()
@@ -262,68 +319,34 @@ def test_calls_from_many_threads_get_their_own_answers(link, gateway):
     assert wrong == []
 
 
-def test_the_gateway_notices_when_the_serverapp_dies(tmp_path, server):
-    link = Client(tmp_path / "link.sock")
-    link.hello()
-    assert not server.ended
+def test_the_daemon_notices_when_the_process_dies_and_its_orders_are_no_more(sockets, gateway):
+    over = threading.Event()
+    server = LinkServer(sockets[0], gateway, RUN, SITES, moved_before={}, over=over.set)
+    link = Client(sockets[1])
+    link.greeting = link.hello()
+    assume_app_identity(link.greeting.run)
+    asked = order(link, "cesga")
+    server.fetch("cesga")
+    uploaded(gateway, "cesga")
+    assert not over.is_set()
     link.close()
-    until(lambda: server.ended)
-    with Client(tmp_path / "link.sock") as again:  # another may come
-        again.hello()
-        assert not server.ended
+    assert over.wait(HANG_S)
+    assert gateway.boxes == {}
+    assert server.reply("cesga", asked, "too late", REF.digest) is False
+    assert not gateway.store.path(REF.digest).exists()  # claimed for nobody, given up again
+    server.close()
 
 
-def test_the_serverapp_notices_when_the_gateway_dies(tmp_path, gateway):
-    server = LinkServer(tmp_path / "link.sock", gateway, RUN, SITES)
-    with Client(tmp_path / "link.sock") as link:
-        link.hello()
-        link.hello()
-        server.close()
-        assert heard(link).event == "closed"
-        with prompt(5):
-            for _ in range(2):
-                with pytest.raises(LinkClosedError):
-                    link.traffic()
+def test_the_process_notices_when_the_daemon_dies(server, link):
+    server.close()
+    assert heard(link).event == "closed"
+    with prompt(5):
+        for _ in range(2):
+            with pytest.raises(LinkClosedError):
+                link.traffic()
 
 
-def test_one_client_at_a_time(tmp_path, link):
-    with Client(tmp_path / "link.sock") as second:
-        assert heard(second).event == "closed"
-        with pytest.raises(LinkClosedError):
-            second.hello()
-    assert link.traffic()
-
-
-def test_another_user_is_turned_away(tmp_path, server, monkeypatch):
-    monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with Client(tmp_path / "link.sock") as link:
-        assert heard(link).event == "closed"
-    assert not server.ended
-
-
-def test_the_socket_is_ours_alone_and_its_path_may_be_long(tmp_path, gateway):
-    deep = tmp_path / ("x" * 120)
-    deep.mkdir()
-    with LinkServer(deep / "link.sock", gateway, RUN, SITES):
-        mode = (deep / "link.sock").stat().st_mode
-        assert stat.S_ISSOCK(mode)
-        assert stat.S_IMODE(mode) == 0o600
-        with Client(deep / "link.sock") as link:
-            assert link.hello()
-
-
-def test_nobody_there_is_said(tmp_path):
-    with pytest.raises(EnvironmentFailedError, match=r"link\.sock"):
-        Client(tmp_path / "link.sock")
-
-
-def test_garbage_ends_the_link_not_the_gateway(tmp_path, server, monkeypatch):
-    client = connected(tmp_path, monkeypatch)
-    client.sendall(b"no json\n")
-    assert client.recv(10) == b""
-    client.close()
-    until(lambda: server.ended)
-    with Client(tmp_path / "link.sock") as link:
-        assert link.hello()
-        with pytest.raises(queue.Empty):
-            link.events.get(timeout=0.05)
+def test_garbage_ends_the_link(sockets, server):
+    sockets[1].sendall(b"no json\n")
+    assert sockets[1].recv(10) == b""
+    sockets[1].close()

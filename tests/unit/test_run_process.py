@@ -1,105 +1,125 @@
-"""Which deaths of a run's ServerApp count against the run."""
+"""Which deaths of a run's process count against the run, and what becomes of the process."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from fedfactory.coordinator.run_process import RunProcess
+from fedfactory.coordinator import run_process
+from fedfactory.coordinator.run_process import LAST_GASP, RunProcess
 from fedfactory.coordinator.runs import Runs
 from fedfactory.coordinator.supervision import DEATHS_TO_SUSPEND
+from tests.patience import HANG_S, until
 from tests.unit.test_coordinator_runs import add
 
 
 class Door:
     """The gateway, with nobody at it."""
 
-    def open_run(self, run_id, sites, max_upload_bytes):
-        pass
+    def __init__(self):
+        self.boxes = []
 
-    def close_run(self, run_id):
-        pass
+    def open_mail(self, run_id, box):
+        self.boxes.append(box)
 
-    def subscribe(self, listener):
-        pass
-
-    def unsubscribe(self, listener):
-        pass
+    def close_mail(self, run_id, box):
+        self.boxes.remove(box)
 
     def traffic(self):
         return {}
 
-
-class Flower:
-    """SuperLink and its client: a run that is handed over has ended at the next look."""
-
-    def __init__(self):
-        self.epoch, self.starts_apps, self.handed = 1, True, 0
-        self.is_starter_stopped = False
-
-    @property
-    def client(self):
-        return self
-
-    def start_run(self, link, settings):
-        self.handed += 1
-        return self.handed
-
-    def stop_run(self, run):
+    def nothing(self, *_):
         pass
 
-    def why_ended(self, run):
-        return "ServerApp failed with exception: no space left on device"
+    open_run = close_run = subscribe = unsubscribe = nothing
 
 
 @pytest.fixture
-def flower():
-    return Flower()
+def door():
+    return Door()
 
 
 @pytest.fixture
-def process(tmp_path, flower, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # a socket's path is short
-    process = RunProcess(add(Runs(tmp_path / "runs"), "run"), Door(), flower)
+def process(tmp_path, door):
+    """A run whose process dies: its settings are missing."""
+    run = add(Runs(tmp_path / "runs"), "run")
+    process = RunProcess(run, door, flower_home=tmp_path / "flower", wake=lambda: None)
     yield process
     process.close()
+    assert door.boxes == []
+    assert process.pid is None
 
 
-def ticks(process, flower, number):
-    return [process.tick(100.0 * n, flower, frozenset) for n in range(1, number + 1)]
+def ticks(process):
+    """Let time pass until the run is suspended; return how many processes it had."""
+    pids = set()
+    for number in range(1, 100):
+        if process.tick(100.0 * number) == "suspended":
+            return len(pids)
+        if process.pid is not None:
+            pids.add(process.pid)
+            process._process.wait(HANG_S)
+    raise AssertionError("it is never suspended")
 
 
-def test_a_run_that_dies_by_itself_again_and_again_is_suspended_and_says_why(process, flower):
-    assert "suspended" in ticks(process, flower, 3 * DEATHS_TO_SUSPEND)
-    assert flower.handed == DEATHS_TO_SUSPEND
+def test_a_run_that_dies_by_itself_again_and_again_is_suspended_and_says_why(process):
+    assert ticks(process) == DEATHS_TO_SUSPEND
     reason = process.run.suspended().reason
-    assert "no space left on device" in reason
+    assert "FileNotFoundError" in reason
+    assert "settings.json" in reason
     assert "runs/run/serverapp.log" in reason
+    assert "FileNotFoundError" in (process.run.folder / LAST_GASP).read_text()
 
 
-def test_what_its_log_ends_with_is_told(process, flower):
+def test_what_its_log_ends_with_is_told(process, monkeypatch):
     (process.run.folder / "serverapp.log").write_text("begins\nERROR OSError: the disk is full\n")
-    ticks(process, flower, 3 * DEATHS_TO_SUSPEND)
+    monkeypatch.setattr(run_process, "MODULE", "this")  # it says nothing and ends
+    ticks(process)
     assert "(last: ERROR OSError: the disk is full)" in process.run.suspended().reason
 
 
-def test_the_deaths_of_flower_s_own_programs_are_no_run_s(process, flower):
-    for number in range(1, 3 * DEATHS_TO_SUSPEND):
-        flower.starts_apps = number % 2 == 1
-        assert process.tick(100.0 * number, flower, frozenset) == "going"
-    assert flower.handed > DEATHS_TO_SUSPEND
-    assert process.run.suspended() is None
+@pytest.fixture
+def frozen(process, monkeypatch, tmp_path):
+    """The same run; its process says hello, and then nothing more."""
+    (tmp_path / "mute.py").write_text(
+        "import os, socket, sys, time\n"
+        "daemon = socket.socket(fileno=int(sys.argv[1]))\n"
+        'daemon.sendall(b\'{"call": "beat"}\\n\')\n'
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    monkeypatch.setattr(run_process, "MODULE", "mute")
+    return process
 
 
-def test_who_says_hello_while_we_look_has_not_died(process, flower, monkeypatch):
-    here = frozenset({77})
-    monkeypatch.setattr(flower, "why_ended", lambda run: None)
-    process.tick(1.0, flower, frozenset)  # handed over
-    process.tick(2.0, flower, lambda: here)  # its process is there
+def test_a_process_that_never_says_hello_is_killed_and_another_started(frozen):
+    now = time.monotonic()
+    frozen.tick(now)
+    first = frozen.pid
+    assert first is not None
+    frozen.tick(now + 30)
+    assert frozen.pid == first
+    frozen.tick(now + 61)
+    assert frozen._process.wait(HANG_S) == -signal.SIGKILL
+    frozen.tick(now + 62)
+    assert frozen.pid not in (None, first)
 
-    def says_hello(run):
-        nonlocal here
-        here = frozenset()  # it is known: no stranger any more
 
-    monkeypatch.setattr(flower, "why_ended", says_hello)
-    process.tick(3.0, flower, lambda: here)
-    assert here == frozenset()
-    process.tick(4.0, flower, lambda: frozenset({77}))
-    assert flower.handed == 1
+def test_the_one_who_ticks_is_woken_when_the_process_ends(tmp_path, door):
+    woken = []
+    run = add(Runs(tmp_path / "runs"), "run")
+    process = RunProcess(run, door, flower_home=tmp_path, wake=lambda: woken.append(process.pid))
+    process.tick(1.0)
+    pid = process.pid
+    until(lambda: woken == [pid])
+    process.close()
+
+
+def test_a_run_that_loses_its_place_has_no_process_left(frozen):
+    frozen.tick(1.0)
+    pid = frozen.pid
+    frozen.close()
+    assert not Path(f"/proc/{pid}").exists()
