@@ -5,6 +5,7 @@ and its update is sent again when it is asked for again. Everything survives `Co
 sites survive the death of a run's process.
 """
 
+import contextlib
 import hashlib
 import json
 import socket
@@ -29,7 +30,7 @@ from fedfactory.coordinator.gateway.limits import GatewayLimits
 from fedfactory.coordinator.link_server import LinkServer
 from fedfactory.coordinator.run_settings import RunSettings
 from fedfactory.coordinator.running.journal import JOURNAL, Journal, read_events
-from fedfactory.coordinator.running.link import LinkRing
+from fedfactory.coordinator.running.link import LinkClosedError, LinkRing
 from fedfactory.coordinator.running.run_grid import RunGrid
 from fedfactory.coordinator.running.serverapp import serve
 from fedfactory.identity.enrolment import (
@@ -181,6 +182,8 @@ class Grids:
             mine.pushed += messages
             sent = push(grid, messages)
             mine._answer()
+            with contextlib.suppress(LinkClosedError):
+                grid._link.traffic()  # answered in order: now every reply has been heard
             return sent
 
         def pull_messages(grid, message_ids):

@@ -50,9 +50,11 @@ class Taking:
         return events
 
     def _take(self, order: Order, message: Message, claim: str | None) -> Event:
-        """Return what a reply comes to; an upload that does not count is given up."""
+        """Return what a reply comes to; an upload that does not count, or did, is given up."""
+        claims = self._parts.life.claims
+        held_before = (order.site, claim) in claims
         event = self._judge(order, message, claim)
-        if claim is not None and (event.site, claim) not in self._parts.life.claims:
+        if claim is not None and (held_before or (order.site, claim) not in claims):
             self._parts.link.discard([claim])
         return event
 
