@@ -73,7 +73,7 @@ class Agent:
 
         Raises:
             FedfactoryError: with `linger_s`, the site is not enrolled, or refused, or the gateway
-                or SuperLink is away.
+                is away.
         """
         patient = self._linger_s is None
         if join(self._config, self._board, self._draining, patient=patient):
@@ -135,7 +135,6 @@ class Agent:
                 break  # a reply that is left is in the ledger: asked again, it is sent again
             if not session.renewed:
                 self._pause(backoff, error, session.lasted_s)
-        self._say_goodbye(line)
 
     def _connect(self, line: Line, session: Session) -> FedfactoryError | None:
         """Serve until the line is lost; return why, None if it was hung up or is to be anew."""
@@ -162,12 +161,6 @@ class Agent:
             wait_for_another(self._config, until, backoff.after_refusal(chance))
         else:
             until.wait(backoff.after_cut(session_s, chance))
-
-    def _say_goodbye(self, line: Line) -> None:
-        try:
-            line.go_offline()
-        except FedfactoryError:
-            log.info("could not say goodbye: SuperLink is away")
 
     def _take_up(self, dispatcher: Dispatcher) -> None:
         dispatcher.ask_again()

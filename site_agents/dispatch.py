@@ -17,7 +17,7 @@ from fedfactory.contracts.errors import FedfactoryError, ProtocolError, UsageErr
 from fedfactory.contracts.orders import WorkKey
 from fedfactory.contracts.plans import Anchor, Delivery
 from fedfactory.contracts.updates import Reply
-from site_agents.flower_seam import Incoming, RunGoneError
+from site_agents.gateway_client import Fetched
 from site_agents.pipeline import Pending
 from site_agents.policy.facts import shown
 from site_agents.status import StatusBoard
@@ -32,21 +32,22 @@ SEND_TRIES: Final = 5
 
 @dataclass(slots=True)
 class _Answer:
-    """A reply on its way. `tries` counts failed sendings."""
+    """A reply on its way, as GatewayClient.send takes it. `tries` counts failed sendings."""
 
-    incoming: Incoming
+    message_id: str
     text: str
+    digest: str
     tries: int = 0
 
 
 class Dispatcher:
-    """`answer` is the pipeline's, `send` puts a reply on the wire; `changed` wakes the agent."""
+    """`answer` is the pipeline's, `send` GatewayClient's; `changed` wakes the agent."""
 
     def __init__(
         self,
         *,
         answer: Callable[[str], Reply | Pending | Anchor | None],
-        send: Callable[[Incoming, str], None],
+        send: Callable[[str, str, str], bool],
         board: StatusBoard,
         changed: Callable[[], None],
     ) -> None:
@@ -56,7 +57,7 @@ class Dispatcher:
         self._changed = changed
         self._lock = threading.Lock()
         self._working = 0
-        self._waiting: list[Incoming] = []  # for a person
+        self._waiting: list[Fetched] = []  # for a person
         self._unsent: list[_Answer] = []
 
     @property
@@ -77,19 +78,19 @@ class Dispatcher:
         with self._lock:
             return self._working > 0
 
-    def submit(self, incoming: Incoming) -> None:
+    def submit(self, fetched: Fetched) -> None:
         """Begin to answer a message; returns at once."""
         with self._lock:
             self._working += 1
         # A thread that hangs must not keep a stopped agent alive: no pool, whose threads would.
-        threading.Thread(target=self._work, args=(incoming,), name="order", daemon=True).start()
+        threading.Thread(target=self._work, args=(fetched,), name="order", daemon=True).start()
 
     def ask_again(self) -> None:
         """Somebody decided something: take up the orders that wait for a person."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
-        for incoming in waiting:
-            self.submit(incoming)
+        for fetched in waiting:
+            self.submit(fetched)
 
     def send_unsent(self) -> None:
         """Send what a lost connection left behind. Raises what `send` raises."""
@@ -99,25 +100,27 @@ class Dispatcher:
                     return
                 answer = self._unsent[0]
             try:
-                self._send(answer.incoming, answer.text)
-            except RunGoneError:
-                log.info("nobody waits for a reply any more: the coordinator asks again")
+                self._deliver(answer)
             except FedfactoryError:
                 answer.tries += 1
                 if answer.tries >= SEND_TRIES:
-                    # SuperLink has forgotten the message: the coordinator asks again if it cares.
+                    # Whatever the reason: the coordinator asks again if it needs the reply.
                     log.warning("a reply could not be sent in %d sessions", SEND_TRIES)
                     self._drop(answer)
                 raise
             self._drop(answer)
 
+    def _deliver(self, answer: _Answer) -> None:
+        if not self._send(answer.message_id, answer.text, answer.digest):
+            log.info("nobody waits for a reply any more: the coordinator asks again")
+
     def _drop(self, answer: _Answer) -> None:
         with self._lock:
             self._unsent.remove(answer)
 
-    def _work(self, incoming: Incoming) -> None:
+    def _work(self, fetched: Fetched) -> None:
         try:
-            self._reply(incoming)
+            self._reply(fetched)
         except Exception:
             # A fault of ours: the order stays unanswered, the agent lives on and its log says why.
             log.exception("an order could not be answered")
@@ -125,24 +128,22 @@ class Dispatcher:
             self._working -= 1
         self._changed()
 
-    def _reply(self, incoming: Incoming) -> None:
-        work = _work_of(incoming.text)
+    def _reply(self, fetched: Fetched) -> None:
+        work = _work_of(fetched.text)
         if work is not None:
             self._board.begins(work)
-        reply = self._answer(incoming.text)
+        reply = self._answer(fetched.text)
         if isinstance(reply, Pending):
             with self._lock:
-                self._waiting.append(incoming)
+                self._waiting.append(fetched)
             if work is not None:
                 self._board.waits(work)
             return
         if reply is None:
             return
-        answer = _Answer(incoming, to_json(reply))
+        answer = _Answer(fetched.message_id, to_json(reply), _upload_of(reply))
         try:
-            self._send(incoming, answer.text)
-        except RunGoneError:
-            log.info("nobody waits for a reply any more: the coordinator asks again")
+            self._deliver(answer)
         except FedfactoryError as error:
             log.warning("a reply waits for the connection: %s", error)
             with self._lock:
@@ -154,6 +155,12 @@ class Dispatcher:
                     "run %s round %d %s: %s", shown(done.run_id), done.round, done.kind, outcome
                 )
             self._board.ends(done, outcome)
+
+
+def _upload_of(reply: Reply | Anchor) -> str:
+    """Return the digest of the upload that a reply speaks of; "" for none."""
+    update = reply.update if isinstance(reply, Reply) else None
+    return update.payload.blob.digest if update and update.payload else ""
 
 
 def _work_of(text: str) -> WorkKey | None:

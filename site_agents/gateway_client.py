@@ -1,4 +1,4 @@
-"""The site's one outbound connection: tunnel, arrays both ways, doorbell."""
+"""The site's one outbound connection: orders in, replies out, arrays both ways, doorbell."""
 
 from __future__ import annotations
 
@@ -21,16 +21,26 @@ from fedfactory.wire.tls import open_channel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:
-    """There may be a message: pull. With a `question` (JSON), answer it by `question_id`.
+    """There may be a message: fetch it. With a `question` (JSON), answer it by `question_id`.
 
-    `revocation` (JSON) tells of an operator's; None for none. So many messages wait as `messages`
-    says; 0: pull until there is none.
+    `revocation` (JSON) is an operator's; None for none.
     """
 
-    messages: int
     question_id: str
     question: str | None
     revocation: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """A message to this site: its JSON text, and the id by which it is answered.
+
+    `more`: another one waits behind it.
+    """
+
+    message_id: str
+    text: str
+    more: bool
 
 
 class GatewayClient:
@@ -49,22 +59,28 @@ class GatewayClient:
         self._enrolment = EnrolmentCalls(self._channel)
         self._transfers = Transfers(self._channel)
 
-    def tunnel(
-        self, method: str, body: bytes, public_key: bytes, timestamp: str, signature: bytes
-    ) -> tuple[int, bytes]:
-        """Send one Fleet call; return SuperLink's HTTP status and body."""
-        request = pb.TunnelRequest(
-            method=method,
-            body=body,
-            public_key=public_key,
-            timestamp=timestamp,
-            signature=signature,
-        )
+    def fetch(self) -> Fetched | None:
+        """Take the message that waited longest for this site; None if none waits."""
         try:
-            reply = self._calls.tunnel(request, timeout=CALL_TIMEOUT_S)
+            found = self._calls.fetch_order(pb.FetchRequest(), timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as error:
             raise translated(error) from error
-        return reply.status, reply.body
+        if not found.message_id:
+            return None
+        text = found.text.decode("utf-8", "replace")
+        return Fetched(message_id=found.message_id, text=text, more=found.more)
+
+    def send(self, message_id: str, text: str, digest: str) -> bool:
+        """Send the reply to a fetched message; return whether the coordinator awaited it.
+
+        `digest` names the upload that the reply speaks of, "" for none. A reply that may have been
+        lost is sent again with the same text.
+        """
+        reply = pb.SiteReply(message_id=message_id, text=text.encode(), digest=digest)
+        try:
+            return bool(self._calls.send_reply(reply, timeout=CALL_TIMEOUT_S).awaited)
+        except grpc.RpcError as error:
+            raise translated(error) from error
 
     def download(self, ref: BlobRef, into: Path) -> None:
         """Fetch a blob; see Transfers.download."""
@@ -83,12 +99,7 @@ class GatewayClient:
             for ring in self._calls.listen(pb.ListenRequest()):
                 text = ring.question.decode("utf-8", "replace") if ring.question_id else None
                 revocation = ring.revocation.decode("utf-8", "replace") or None
-                yield Rung(
-                    messages=ring.messages,
-                    question_id=ring.question_id,
-                    question=text,
-                    revocation=revocation,
-                )
+                yield Rung(question_id=ring.question_id, question=text, revocation=revocation)
         except grpc.RpcError as error:
             raise translated(error) from error
 

@@ -9,43 +9,20 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.questions import Answer
-from fedfactory.durable_file import write_durably
-from fedfactory.identity.enrolment import Identity, load_identity, load_node_key
+from fedfactory.identity.enrolment import Identity, load_identity
 from fedfactory.identity.lifetime import ends_at
 from fedfactory.wire.renewal import Renewal
 from site_agents.config import AgentConfig
 from site_agents.enrolling import IDENTITY
-from site_agents.flower_seam import FleetNode, Incoming
-from site_agents.gateway_client import GatewayClient, Rung
+from site_agents.gateway_client import Fetched, GatewayClient, Rung
 
 log = logging.getLogger("site_agents.line")
-
-NODE_ID_FILE: Final = "node-id"
-
-
-def come_online(config: AgentConfig, node: FleetNode) -> None:
-    """Activate the node, under the id that it had before if SuperLink still counts it as online.
-
-    Raises:
-        FedfactoryError: the gateway or SuperLink does not take the call.
-    """
-    remembered = config.home / NODE_ID_FILE
-    with suppress(OSError, ValueError):  # none yet, or damaged: then as one that was never here
-        node.resume(int(remembered.read_text()))
-    node_id = node.activate()
-    try:
-        write_durably(remembered, str(node_id))
-    except OSError as error:
-        # Without it, one that is killed waits until SuperLink no longer counts it as online.
-        log.warning("%s cannot be written: %s", remembered, error.strerror)
-
 
 class _Client:
     """A connection, and how many calls are under way on it."""
@@ -70,8 +47,6 @@ class Line:
         self._client: _Client | None = None
         self._replaced: list[_Client] = []
         self._uploading = threading.Lock()
-        self._node: FleetNode | None = None
-        self._node_key = b""
 
     # ---- the identity in use -------------------------------------------------------------------
 
@@ -89,11 +64,6 @@ class Line:
             if self._client is not None:
                 self._replaced.append(self._client)
             self._client = fresh
-        key = load_node_key(self._folder)
-        if key != self._node_key:
-            if self._node is not None:
-                self._node.close()
-            self._node, self._node_key = FleetNode(self.tunnel, key), key
         return True
 
     @property
@@ -116,27 +86,15 @@ class Line:
 
     # ---- calls ---------------------------------------------------------------------------------
 
-    @property
-    def node(self) -> FleetNode:
-        """The site's node at SuperLink."""
-        assert self._node is not None, "refresh opens the line"
-        return self._node
-
-    def come_online(self) -> None:
-        """Activate the node; see come_online."""
-        come_online(self._config, self.node)
-
-    def go_offline(self) -> None:
-        """Tell SuperLink that the node goes; nothing if it never came online. Raises as above."""
-        if self._node is not None:
-            self._node.deactivate()
-
-    def tunnel(
-        self, method: str, body: bytes, public_key: bytes, timestamp: str, signature: bytes
-    ) -> tuple[int, bytes]:
-        """See GatewayClient.tunnel."""
+    def fetch(self) -> Fetched | None:
+        """See GatewayClient.fetch."""
         with self._borrowed() as calls:
-            return calls.tunnel(method, body, public_key, timestamp, signature)
+            return calls.fetch()
+
+    def send(self, message_id: str, text: str, digest: str) -> bool:
+        """See GatewayClient.send."""
+        with self._borrowed() as calls:
+            return calls.send(message_id, text, digest)
 
     def download(self, ref: BlobRef, into: Path) -> None:
         """See GatewayClient.download."""
@@ -152,10 +110,6 @@ class Line:
         """See GatewayClient.answer."""
         with self._borrowed() as calls:
             calls.answer(question_id, answer)
-
-    def send(self, incoming: Incoming, text: str) -> None:
-        """Send the reply to a message."""
-        self.node.answer(incoming, text)
 
     def listen(self) -> Iterator[Rung]:
         """See GatewayClient.listen; ends when another connection takes this one's place.
@@ -178,8 +132,6 @@ class Line:
         for client in clients:
             client.retired = True
             client.calls.close()
-        if self._node is not None:
-            self._node.close()
 
     # ---- within --------------------------------------------------------------------------------
 

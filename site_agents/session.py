@@ -1,7 +1,7 @@
-"""One connected stretch of an agent's life: the node online, the doorbell heard, orders in and out.
+"""One connected stretch of an agent's life: the doorbell heard, orders in and replies out.
 
-It ends when the line is cut, the gateway hangs up, the node is no longer known, or a new
-certificate is to be used. What is worked on goes on meanwhile.
+It ends when the line is cut, the gateway hangs up, or a new certificate is to be used. What is
+worked on goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from fedfactory.contracts.errors import FedfactoryError
+from fedfactory.contracts.errors import EnvironmentFailedError, FedfactoryError
+from fedfactory.wire.rpc.transfers import CALL_TIMEOUT_S
 from site_agents.answering import Answering
 from site_agents.dispatch import Dispatcher
-from site_agents.flower_seam import HEARTBEAT_S, FleetUnavailableError, RunGoneError
 from site_agents.line import Line
 from site_agents.revocations import Revocations
-from site_agents.waiting import Waiting
 from site_agents.watch import Watch
 
 log = logging.getLogger("site_agents.session")
@@ -54,8 +53,10 @@ class Session:
         self._draining = draining
         self._is_done = is_done
         self._linger_s = linger_s
+        self._heard = threading.Event()  # or found out that the gateway does not
+        self._not_heard: FedfactoryError | None = None
         self._lost = threading.Event()
-        self._waiting = Waiting()
+        self._may_wait = threading.Event()  # a message, at the coordinator
         self._look_at = 0.0
         self._began_at: float | None = None
         self.renewed = False
@@ -64,14 +65,16 @@ class Session:
         self._renew_again_s = RENEW_AGAIN_S
 
     def begin(self) -> None:
-        """Come online and listen.
+        """Listen to the doorbell, until the gateway says that it hears this site.
 
         Raises:
-            FedfactoryError: the gateway or SuperLink does not take the call.
+            FedfactoryError: the gateway cannot be reached, or does not take the call.
         """
-        self._line.come_online()
-        for beside in (self._listen, self._beat):
-            threading.Thread(target=beside, daemon=True).start()
+        threading.Thread(target=self._listen, daemon=True).start()
+        if not self._heard.wait(CALL_TIMEOUT_S):
+            raise EnvironmentFailedError(f"the gateway did not answer within {CALL_TIMEOUT_S:g} s")
+        if self._not_heard is not None:
+            raise self._not_heard
         self._set_renewal()
         self._began_at = time.monotonic()
 
@@ -84,7 +87,7 @@ class Session:
         """Take orders and send replies until the session is over or nothing is left to do.
 
         Raises:
-            FedfactoryError: the gateway or SuperLink is away.
+            FedfactoryError: the gateway is away.
         """
         busy_at = time.monotonic()
         while not (self._lost.is_set() or self._is_done()):
@@ -105,17 +108,20 @@ class Session:
     def _take_orders(self) -> None:
         """Take what waits for us, as far as there is room; look by ourselves now and then."""
         if time.monotonic() >= self._look_at:
-            self._waiting.told(0)  # a ring may have been lost
+            self._may_wait.set()  # a ring may have been lost
             self._look_at = time.monotonic() + self._patience_s()
-        while self._dispatcher.has_room and not self._draining.is_set() and self._waiting.pulls():
-            try:
-                incoming = self._line.node.pull()
-            except RunGoneError:
-                self._waiting.told(0)  # there may be more behind it
+        while self._takes_one():
+            self._may_wait.clear()  # before the call: a ring during it asks for another
+            fetched = self._line.fetch()
+            if fetched is None:
                 continue
-            if incoming is not None:
-                self._waiting.found()
-                self._dispatcher.submit(incoming)
+            if fetched.more:
+                self._may_wait.set()
+            self._dispatcher.submit(fetched)
+
+    def _takes_one(self) -> bool:
+        wanted = self._may_wait.is_set() and not self._draining.is_set()
+        return wanted and self._dispatcher.has_room
 
     def end(self) -> None:
         """Let the threads beside it go."""
@@ -151,28 +157,20 @@ class Session:
             for ring in self._line.listen():
                 if self._lost.is_set():
                     return
+                self._heard.set()
                 if ring.revocation is not None:
                     self._revocations.take(ring.revocation)
                 if ring.question is not None:
                     self._answering.take(ring.question_id, ring.question)
-                self._waiting.told(ring.messages)
+                self._may_wait.set()
                 self._rung.set()
         except FedfactoryError as error:
-            if not (self._draining.is_set() or self._lost.is_set()):  # else it is we who hung up
+            if not self._heard.is_set():
+                self._not_heard = error
+            elif not (self._draining.is_set() or self._lost.is_set()):  # else it is we who hung up
                 log.warning("the doorbell fell silent: %s", error)
         self._lose()
-
-    def _beat(self) -> None:
-        while not self._lost.wait(HEARTBEAT_S):
-            try:
-                if self._line.node.heartbeat():
-                    continue
-                log.warning("SuperLink no longer knows this node")
-            except FleetUnavailableError as error:
-                log.warning("heartbeat failed: %s", error.diagnostic)
-            except FedfactoryError as error:
-                log.warning("heartbeat failed: %s", error)
-            self._lose()
+        self._heard.set()
 
     def _lose(self) -> None:
         self._lost.set()

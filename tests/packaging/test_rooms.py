@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = ("flwr.app", "flwr.serverapp", "flwr.serverapp.strategy")
-SEAMS = {"fedfactory/coordinator/flower_seam.py", "site_agents/flower_seam.py"}
+SEAMS = {"fedfactory/coordinator/flower_seam.py"}
 # The gateway judges Fleet's messages before it passes them on, so it knows their types.
 MESSAGE_TYPES = {"fedfactory/coordinator/gateway/tunnel.py": "flwr.proto."}
 

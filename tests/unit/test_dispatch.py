@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
@@ -16,15 +15,10 @@ from fedfactory.contracts.orders import WorkKey
 from fedfactory.contracts.updates import Refusal, Reply
 from site_agents import dispatch
 from site_agents.dispatch import Dispatcher
-from site_agents.flower_seam import Incoming, RunGoneError
+from site_agents.gateway_client import Fetched
 from site_agents.pipeline import Pending
 from site_agents.status import StatusBoard, read_status
 from tests.patience import HANG_S
-
-
-def incoming(text: str) -> Incoming:
-    # The message itself is the seam's matter: the dispatcher hands it back as it came.
-    return Incoming(text=text, message=cast("Any", object()))
 
 
 def reply_to(text: str) -> Reply:
@@ -42,14 +36,15 @@ class Line:
         self.cut = False
         self.gone: set[str] = set()
 
-    def send(self, message: Incoming, text: str) -> None:
-        if message.text in self.gone:
-            raise RunGoneError
+    def send(self, message_id: str, text: str, digest: str) -> bool:
+        if message_id in self.gone:
+            return False
         if self.cut:
             raise EnvironmentFailedError("cut")
         reply = from_json(Reply, text)
-        assert reply.work.run_id == message.text
-        self.sent.append(message.text)
+        assert reply.work.run_id == message_id
+        self.sent.append(message_id)
+        return True
 
 
 class Bench:
@@ -67,7 +62,7 @@ class Bench:
         )
 
     def submit(self, text: str) -> None:
-        self.dispatcher.submit(incoming(text))
+        self.dispatcher.submit(Fetched(message_id=text, text=text, more=False))
 
     def settled(self, orders: int = 1) -> None:
         for _ in range(orders):
@@ -133,7 +128,7 @@ def test_a_reply_waits_for_the_connection_and_is_sent_once(tmp_path: Path):
     assert bench.dispatcher.is_idle
 
 
-def test_a_reply_that_superlink_forgot_is_given_up(tmp_path: Path):
+def test_a_reply_that_no_session_could_send_is_given_up(tmp_path: Path):
     bench = Bench(tmp_path, reply_to)
     bench.line.cut = True
     bench.submit("a")
@@ -145,7 +140,7 @@ def test_a_reply_that_superlink_forgot_is_given_up(tmp_path: Path):
     assert bench.dispatcher.is_idle
 
 
-def test_a_reply_of_a_flower_run_that_is_over_is_dropped_and_holds_up_no_other(tmp_path: Path):
+def test_a_reply_that_nobody_awaits_is_dropped_and_holds_up_no_other(tmp_path: Path):
     bench = Bench(tmp_path, reply_to)
     bench.line.gone = {"gone"}
     bench.submit("gone")
