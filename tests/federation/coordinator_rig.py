@@ -1,4 +1,4 @@
-"""A real coordinator's daemon with real SuperLink and gateway; sites are stand-ins without workers.
+"""A real coordinator's daemon with real runs and gateway; sites are stand-ins without workers.
 
 A stand-in enrols with an invitation, listens, answers questions as it is told to and orders with an
 update of ones. It is a member like any other: only what a site does with data is left out.
@@ -26,7 +26,7 @@ from fedfactory.contracts.plans import Delivery
 from fedfactory.contracts.questions import Answer, Fitness, SignedQuestion, SiteLogs
 from fedfactory.contracts.updates import Payload, Reply, Update
 from fedfactory.coordinator.membership.founding import make_consortium
-from fedfactory.identity.enrolment import load_identity, load_node_key
+from fedfactory.identity.enrolment import load_identity
 from fedfactory.identity.operators import load_operator
 from fedfactory.wire.arrays import ArrayFile, ArrayWriter
 from fedfactory.wire.enrolling import enrol_identity
@@ -35,7 +35,6 @@ from fedfactory.wire.operations import RunsWanted
 from fedfactory.wire.rpc.service import OperationsCalls
 from fedfactory.wire.rpc.transfers import Transfers
 from fedfactory.wire.tls import open_channel
-from site_agents.flower_seam import FleetNode, FleetUnavailableError
 from site_agents.gateway_client import GatewayClient
 from tests.owned_processes import end_left, find, owned, token
 from tests.patience import HANG_S, until
@@ -52,7 +51,6 @@ class StandIn:
         self.work.set()
         self.orders: list[tuple[float, str, int, str]] = []  # when, run, round, kind
         self._rig = rig
-        self._node_id: int | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._live, daemon=True)
         self._thread.start()
@@ -68,9 +66,7 @@ class StandIn:
             self._over.wait(0.1)
 
     def _connect(self) -> None:
-        identity = self.folder / "identity"
-        client = GatewayClient(self._rig.address, load_identity(identity))
-        node = FleetNode(client.tunnel, load_node_key(identity))
+        client = GatewayClient(self._rig.address, load_identity(self.folder / "identity"))
         rung = threading.Event()
         gone = threading.Event()
 
@@ -86,21 +82,14 @@ class StandIn:
         hearing = threading.Thread(target=hear, daemon=True)
         hearing.start()
         held = []  # as an agent that has not finished when it is cut off: asked again later
-        beaten = time.monotonic()
         try:
-            if self._node_id is not None:
-                node.resume(self._node_id)
-            self._node_id = node.activate()
             while not self._over.is_set() and not gone.is_set():
-                rung.wait(0.1)
-                rung.clear()
-                if time.monotonic() - beaten > 5:
-                    node.heartbeat()
-                    beaten = time.monotonic()
-                while (incoming := node.pull()) is not None:
-                    held.append((incoming, self._note(incoming)))
+                if rung.wait(0.1):
+                    rung.clear()
+                    while (found := client.fetch()) is not None:
+                        held.append((found.message_id, self._note(found.text)))
                 while held and self.work.is_set():
-                    self._do(client, node, *held.pop(0))
+                    self._do(client, *held.pop(0))
         finally:
             client.close()
             hearing.join()
@@ -111,20 +100,21 @@ class StandIn:
             return Answer(fitness=Fitness(code=self.code, version="0"), logs=None)
         return Answer(fitness=None, logs=SiteLogs(status="withheld", lines=()))
 
-    def _note(self, incoming):
+    def _note(self, text):
         try:
-            order = from_json(Delivery, incoming.text).sending.order
+            order = from_json(Delivery, text).sending.order
         except ProtocolError:
             return None
         self.orders.append((time.monotonic(), order.run_id, order.round, order.kind))
         return order
 
-    def _do(self, client, node, incoming, order) -> None:
+    def _do(self, client, message_id, order) -> None:
         if order is None:
             return
-        payload = None
+        payload, digest = None, ""
         if order.kind == "train":
             payload = Payload(form="delta", blob=self._update(client, order))
+            digest = payload.blob.digest
         update = Update(
             work=order.key(),
             payload=payload,
@@ -133,8 +123,8 @@ class StandIn:
             seconds=0.0,
             privacy=None,
         )
-        with suppress(FleetUnavailableError):  # its Flower run is over
-            node.answer(incoming, to_json(Reply(update=update, refusal=None, anchor=None)))
+        reply = Reply(update=update, refusal=None, anchor=None)
+        client.send(message_id, to_json(reply), digest)
 
     def _update(self, client, order):
         base = self.folder / "base.safetensors"
@@ -213,8 +203,8 @@ class Rig:
     def address(self) -> str:
         return str(self.told().get("address", "127.0.0.1:1"))
 
-    def server_apps(self) -> list[psutil.Process]:
-        return find(owned(self.folder), "flwr-serverapp")
+    def run_processes(self) -> list[psutil.Process]:
+        return find(owned(self.folder), "fedfactory.coordinator.running.process")
 
     def log(self) -> str:
         return (self.folder / "coordinator.log").read_text()

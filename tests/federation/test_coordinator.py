@@ -1,7 +1,6 @@
 """The coordinator's daemon: what is killed comes back, what is asked is checked, runs share it."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -179,16 +178,13 @@ def test_a_stopped_run_ends_and_can_be_resumed(rig):
 # ---- what is killed comes back ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["superlink", "superexec", "serverapp", "coordinator"])
+@pytest.mark.parametrize("name", ["run", "coordinator"])
 def test_whatever_is_killed_the_run_goes_on(rig, name):
     run_id = f"killed-{name}"
     begin(rig, run_id)
+    part = f"run {run_id}" if name == "run" else name
     before = rig.told()["pids"]
-    if name == "serverapp":
-        for process in rig.server_apps():
-            process.kill()
-    else:
-        rig.kill(name)
+    rig.kill(part)
     began = time.monotonic()
     if name == "coordinator":
         rig.start("runs_at_once=3")
@@ -196,12 +192,12 @@ def test_whatever_is_killed_the_run_goes_on(rig, name):
     took = rig.orders_since(began)[0] - began
     print(f"{name}: {took:.2f} s from kill -9 to the next order")
     complete(rig, run_id)
-    assert name == "serverapp" or rig.told()["pids"][name] != before[name]
+    assert rig.told()["pids"].get(part) != before[part]
 
 
-def test_a_server_app_that_is_frozen_while_the_coordinator_dies_is_no_second_writer(rig):
+def test_a_run_s_process_that_is_frozen_while_the_coordinator_dies_is_no_second_writer(rig):
     begin(rig, "frozen")
-    frozen = rig.server_apps()
+    frozen = rig.run_processes()
     assert frozen
     for process in frozen:
         process.suspend()
@@ -242,7 +238,7 @@ def test_a_run_that_dies_again_and_again_waits_for_its_operator(rig):
     begin(rig, "dying")
 
     def kill_until_suspended() -> bool:
-        for process in rig.server_apps():
+        for process in rig.run_processes():
             process.kill()
         return rig.row("dying").status == "suspended"
 
@@ -254,17 +250,13 @@ def test_a_run_that_dies_again_and_again_waits_for_its_operator(rig):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["superlink", "serverapp"])
-def test_whatever_is_frozen_is_replaced(rig, name):
-    begin(rig, f"stopped-{name}")
-    if name == "serverapp":
-        for process in rig.server_apps():
-            process.suspend()
-    else:
-        rig.kill(name, signal.SIGSTOP)
+def test_a_run_s_process_that_is_frozen_is_replaced(rig):
+    begin(rig, "stood-still")
+    for process in rig.run_processes():
+        process.suspend()
     release(rig)
-    rig.until(lambda: rig.ended(f"stopped-{name}"), seconds=90)
-    assert rig.summary(f"stopped-{name}")["status"] == "completed"
+    rig.until(lambda: rig.ended("stood-still"), seconds=90)
+    assert rig.summary("stood-still")["status"] == "completed"
 
 
 # ---- what is not taken ------------------------------------------------------------------------
@@ -283,7 +275,7 @@ def reason(rig, submission):
     [
         "os.system",
         "subprocess.Popen",
-        "fedfactory.coordinator.superlink.SuperLink",
+        "fedfactory.coordinator.run_process.RunProcess",
         "flwr.serverapp.strategy.strategy.Path",
         "flwr.serverapp.Grid",
         "flwr.serverapp.strategy.FedAvg.start",

@@ -37,15 +37,15 @@ def _is_loopback(ip: str) -> bool:
 def test_every_part_is_a_process_of_its_own(running: Federation) -> None:
     parts = {
         "coordinator": running.find("fedfactory.cli.main coordinator"),
-        "superlink": running.find("flower-superlink"),
-        "serverapp": running.find("flwr-serverapp"),
+        "run": running.find("fedfactory.coordinator.running.process"),
         "agents": running.find("site_agents.cli.main"),
         "workers": running.find("site_agents.worker"),
     }
     counts = {name: len(found) for name, found in parts.items()}
-    assert counts == {"coordinator": 1, "superlink": 1, "serverapp": 1, "agents": 3, "workers": 3}
-    pids = [p.pid for found in parts.values() for p in found]
-    assert len(set(pids)) == len(pids) == 9
+    assert counts == {"coordinator": 1, "run": 1, "agents": 3, "workers": 3}
+    pids = {p.pid for found in parts.values() for p in found}
+    assert len(pids) == 8
+    assert {p.pid for p in running.tree()} == {*pids, running.process.pid}
 
 
 def test_all_listeners_are_on_loopback_and_sites_reach_only_the_gateway(
@@ -53,11 +53,9 @@ def test_all_listeners_are_on_loopback_and_sites_reach_only_the_gateway(
 ) -> None:
     listeners = {p.pid: _listeners(p) for p in running.tree()}
     (coordinator,) = running.find("fedfactory.cli.main coordinator")
-    (superlink,) = running.find("flower-superlink")
-    assert len(listeners[superlink.pid]) == 1
     assert len(listeners[coordinator.pid]) == 1
     others = {pid: found for pid, found in listeners.items() if found}
-    assert set(others) == {superlink.pid, coordinator.pid}
+    assert set(others) == {coordinator.pid}
     for found in others.values():
         assert all(_is_loopback(ip) for ip, _ in found), found
     gateway = listeners[coordinator.pid][0][1]

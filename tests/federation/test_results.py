@@ -60,7 +60,6 @@ def test_logs_of_every_process_are_kept(finished: Federation) -> None:
     logs = {str(p.relative_to(finished.out / "logs")) for p in finished.out.glob("logs/*/*")}
     for site in ("cesga", "cyfronet", "lumi"):
         assert {f"{site}/agent.log", f"{site}/worker.log"} <= logs
-    assert "coordinator/superlink.log" in logs
 
 
 def test_flowers_log_lines_stay_out_of_the_output(finished: Federation) -> None:

@@ -17,7 +17,7 @@ PARTS = {
     "agent": "site_agents.cli.main",
     "worker": "site_agents.worker",
     "coordinator": "fedfactory.cli.main coordinator",
-    "superlink": "flower-superlink",
+    "run": "fedfactory.coordinator.running.process",
 }
 MOST_GROWTH_BYTES = 10e6
 MOST_SPOOL_BYTES = 5e6
@@ -54,8 +54,6 @@ class Look:
 
 def _name(words: list[str]) -> str:
     line = " ".join(words)
-    if "serverapp" in line.lower() or "server_app" in line.lower():
-        return "serverapp"
     return next((name for name, word in PARTS.items() if word in line), line)
 
 
