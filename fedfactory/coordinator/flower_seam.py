@@ -205,6 +205,7 @@ class Engine:
             reply.metadata.__dict__["_message_id"] = str(uuid4())
             if self._state.store_message_res(reply) is not None:
                 return True
+            self._state.delete_messages({message_id})
             del self._open[message_id]
             return False
 

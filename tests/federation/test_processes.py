@@ -45,7 +45,7 @@ def test_every_part_is_a_process_of_its_own(running: Federation) -> None:
     assert counts == {"coordinator": 1, "run": 1, "agents": 3, "workers": 3}
     pids = {p.pid for found in parts.values() for p in found}
     assert len(pids) == 8
-    assert {p.pid for p in running.tree()} == {*pids, running.process.pid}
+    assert {p.pid for p in running.tree()} == pids
 
 
 def test_all_listeners_are_on_loopback_and_sites_reach_only_the_gateway(

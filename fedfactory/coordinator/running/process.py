@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Final
 
@@ -23,11 +24,14 @@ def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before we asked
         sys.exit(1)
-    from fedfactory.coordinator.run_settings import RunSettings
-    from fedfactory.coordinator.running.serverapp import serve
+    # What a strategy prints, and Flower's console, would fill a disk: a run's log is run_log's. An
+    # error that ends us is printed all the same.
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+        from fedfactory.coordinator.run_settings import RunSettings
+        from fedfactory.coordinator.running.serverapp import serve
 
-    with socket.socket(fileno=descriptor) as daemon:
-        serve(daemon, RunSettings.read(settings))
+        with socket.socket(fileno=descriptor) as daemon:
+            serve(daemon, RunSettings.read(settings))
 
 
 if __name__ == "__main__":
