@@ -10,9 +10,9 @@ from pathlib import Path
 from fedfactory.cli.arguments import Arguments
 
 DESCRIPTION = """\
-Runs a consortium's coordinator: the gateway that sites and operators connect to, Flower's SuperLink
-and SuperExec beside it on loopback, and the runs. What dies is started again. Runs that have not
-ended go on when it is started again. SIGTERM ends it; under systemd it says when it is ready."""
+Runs a consortium's coordinator: the gateway that sites and operators connect to, and the runs, each
+in a process of its own. One that dies is started again. Runs that have not ended go on when the
+coordinator is started again. SIGTERM ends it; under systemd it says when it is ready."""
 
 
 def run(words: Sequence[str]) -> int:

@@ -9,8 +9,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PUBLIC = ("flwr.app", "flwr.serverapp", "flwr.serverapp.strategy")
 SEAMS = {"fedfactory/coordinator/flower_seam.py"}
-# The gateway judges Fleet's messages before it passes them on, so it knows their types.
-MESSAGE_TYPES = {"fedfactory/coordinator/gateway/tunnel.py": "flwr.proto."}
 
 
 def flower_imports(source: str) -> Iterator[str]:
@@ -27,12 +25,7 @@ def flower_imports(source: str) -> Iterator[str]:
 def private(path: str, source: str) -> list[str]:
     if path in SEAMS:
         return []
-    types = MESSAGE_TYPES.get(path)
-    return [
-        name
-        for name in flower_imports(source)
-        if name not in PUBLIC and not (types and name.startswith(types))
-    ]
+    return [name for name in flower_imports(source) if name not in PUBLIC]
 
 
 def sources() -> dict[str, str]:
