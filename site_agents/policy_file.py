@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from dataclasses import replace
@@ -22,13 +23,19 @@ MAX_BYTES: Final = 256 * 1024
 def load_policy(path: Path) -> Policy:
     """Return the policy as the file says it now.
 
-    Read whole each time (a few milliseconds), so that a change takes effect at the next order.
+    Read whole each time, so that a change takes effect at the next order; the same text is parsed
+    once (a few milliseconds).
 
     Raises:
         PolicyFileError: there is no file, somebody else may write it, or it does not hold; says
             file, line and column.
     """
-    return parse_policy(_read(path), name=str(path), known_zone=_is_zone)
+    return _parsed(_read(path), str(path))
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed(text: str, name: str) -> Policy:
+    return parse_policy(text, name=name, known_zone=_is_zone)
 
 
 def change_pin(path: Path, name: str, pin: OperatorPin) -> None:

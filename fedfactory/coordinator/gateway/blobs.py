@@ -55,10 +55,13 @@ class BlobStore:
     def receive(
         self, peer: Peer, ref: BlobRef, offset: int, pieces: Iterable[bytes | memoryview]
     ) -> None:
-        """Take a member's upload of `ref` from `offset` on; see Arrivals.receive."""
+        """Take a member's upload of `ref` from `offset` on; see Arrivals.receive.
+
+        Nothing is read of one that a run holds already.
+        """
         with self._lock:
             here = self._is_claimed(peer, ref.digest)
-        if not (here and offset == ref.bytes):
+        if not here:
             self._arrivals.receive(peer, ref, offset, pieces)
 
     def find_upload(self, peer: Peer, digest: str) -> Path | None:

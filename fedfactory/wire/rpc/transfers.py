@@ -109,7 +109,8 @@ class Transfers:
         while True:
             sent_from = 0
             try:
-                sent_from = self._arrived(ref)
+                if failures or ref.bytes > PIECE_BYTES:  # else asking costs as much as sending
+                    sent_from = self._arrived(ref)
                 self._calls.upload(_upload_parts(path, ref, sent_from), timeout=_patience_s(ref))
             except grpc.RpcError as error:
                 failure = translated(error)
