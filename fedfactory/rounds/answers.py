@@ -91,8 +91,8 @@ def known_from(state: RunState, event: ReplyAccepted) -> RunState:
     """Return the state with what a training answer tells of its site."""
     if event.kind != "train":
         return state
-    if event.examples is not None:
-        state = replace(state, examples={**state.examples, event.site: event.examples})
+    if (examples := event.update.examples) is not None:
+        state = replace(state, examples={**state.examples, event.site: examples})
     return replace(state, gave={**state.gave, event.site: state.gave.get(event.site, 0) + 1})
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from fedfactory.contracts.run_plan import RunPlan
@@ -77,7 +75,7 @@ def test_a_second_answer_is_noted_and_changes_nothing() -> None:
     run = Run()
     run.feed(accepted("lumi"))
     before = run.state
-    assert run.feed(replace(accepted("lumi"), examples=999), refused("lumi")) == ()
+    assert run.feed(accepted("lumi", examples=999), refused("lumi")) == ()
     assert run.state.train == before.train
     assert [(late.site, late.why) for late in run.state.late] == [("lumi", "duplicate")] * 2
 

@@ -54,7 +54,6 @@ def serve(post: Mail, link_path: Path, settings: RunSettings) -> None:
         orders = Orders(settings, Signer(Path(settings.signing_key).read_bytes()), anchors)
         standing = Standing(
             load_aggregation(settings),
-            settings.signed.terms,
             model_path=checkpoints.path,
             update_path=link.blob_path,
         )

@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.orders import WorkKey, WorkKind
-from fedfactory.contracts.plans import RunTerms
-from fedfactory.contracts.updates import Update
+from fedfactory.contracts.orders import WorkKind
 from fedfactory.coordinator.aggregating.aggregation import Aggregation, SitePlan
 from fedfactory.rounds.events import Aggregate, ReplyAccepted, SendOrders
 from fedfactory.rounds.state import RunState
@@ -29,14 +27,12 @@ class Standing:
     def __init__(
         self,
         aggregation: Aggregation,
-        terms: RunTerms,
         *,
         model_path: Callable[[BlobRef], Path],
         update_path: Callable[[str], Path],
     ) -> None:
         self.models_made = 0
         self._aggregation = aggregation
-        self._terms = terms
         self._model_path = model_path
         self._update_path = update_path
         self._plans: dict[tuple[int, WorkKind, str], SitePlan] = {}
@@ -67,16 +63,17 @@ class Standing:
 
     def metrics(self, number: int, answers: Iterable[ReplyAccepted]) -> dict[str, float]:
         """Let the strategy combine evaluations. Raises AggregationError."""
-        found = {answer.site: self._update(answer) for answer in answers}
+        found = {answer.site: answer.update for answer in answers}
         return self._aggregation.aggregate_metrics(number, found)
 
     def offer(self, answer: ReplyAccepted, version: int) -> None:
         """Give the strategy a counted update, trained from model number `version`."""
-        assert answer.payload is not None
+        payload = answer.update.payload
+        assert payload is not None
         self._aggregation.offer(
             answer.site,
-            self._update(answer),
-            self._update_path(answer.payload.blob.digest),
+            answer.update,
+            self._update_path(payload.blob.digest),
             order_round=answer.round,
             staleness=self.models_made - version,
         )
@@ -139,23 +136,6 @@ class Standing:
         for answer in state.answers("train"):
             self.offer(answer, self.models_made)
 
-    def _update(self, answer: ReplyAccepted) -> Update:
-        return Update(
-            work=WorkKey(
-                coordinator=self._terms.coordinator,
-                run_id=self._terms.run_id,
-                round=answer.round,
-                kind=answer.kind,
-                site=answer.site,
-                order_digest=answer.order_digest,
-            ),
-            payload=answer.payload,
-            examples=answer.examples,
-            metrics=answer.metrics,
-            seconds=answer.seconds,
-            privacy=answer.privacy,
-        )
-
 
 def is_async(state: RunState) -> bool:
     """Whether the run is an async one."""
@@ -181,7 +161,8 @@ def _planned(state: RunState, kind: WorkKind) -> tuple[SendOrders, ...]:
 
 def claims_of(answers: Iterable[ReplyAccepted]) -> set[Claim]:
     """Return the uploads that these answers name."""
-    return {(a.site, a.payload.blob.digest) for a in answers if a.payload is not None}
+    uploads = ((answer.site, answer.update.payload) for answer in answers)
+    return {(site, payload.blob.digest) for site, payload in uploads if payload is not None}
 
 
 def bases(state: RunState) -> Mapping[str, BlobRef]:
