@@ -14,6 +14,7 @@ from fedfactory.contracts.privacy import PrivacyPlan
 from fedfactory.coordinator.aggregating.aggregation import StreamingAggregation
 from fedfactory.coordinator.running import runner
 from fedfactory.coordinator.running.journal import Journal
+from fedfactory.rounds import history
 from fedfactory.rounds.events import (
     CentralMeasured,
     CheckpointLost,
@@ -118,6 +119,19 @@ def test_an_undisturbed_run_leaves_models_metrics_and_a_summary_and_no_update(ma
     assert [number for number, _ in metrics_of(coordinator)] == [1, 2, 3]
     assert left_behind(coordinator) == (set(), 2)  # the two newest: checkpoints=2
     assert len(counted(coordinator.events())) == 9
+
+
+def test_an_event_is_stepped_once(made, monkeypatch):
+    stepped = []
+
+    def counting(state, event):
+        stepped.append(event)
+        return step(state, event)
+
+    monkeypatch.setattr(history, "step", counting)
+    coordinator = made(rounds=1)
+    coordinator.run()
+    assert stepped == coordinator.events()
 
 
 # ---- the walk over every write of the journal -----------------------------------------------

@@ -89,7 +89,9 @@ class Life(RuleBasedStateMachine):
 
     def check_counting(self, before: RunState, event: ReplyAccepted | ReplyRefused) -> None:
         key = (event.round, event.kind, event.site)
-        if before.awaits(event.round, event.kind, event.site):
+        counts = before.awaits(event.round, event.kind, event.site)
+        assert counts == (self.state.outcome in ("counted", "refused", "gave_up"))
+        if counts:
             # A failure that passes leaves the site awaited: only an update counts, and once.
             assert key not in self.counted
             if isinstance(event, ReplyAccepted):

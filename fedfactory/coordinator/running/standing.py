@@ -19,10 +19,7 @@ Claim = tuple[str, str]  # a site, and the digest of what it uploaded
 
 
 class Standing:
-    """`models_made` numbers the newest model (0: the initial one).
-
-    `model_path` and `update_path` say where files lie.
-    """
+    """`model_path` and `update_path` say where files lie."""
 
     def __init__(
         self,
@@ -31,7 +28,6 @@ class Standing:
         model_path: Callable[[BlobRef], Path],
         update_path: Callable[[str], Path],
     ) -> None:
-        self.models_made = 0
         self._aggregation = aggregation
         self._model_path = model_path
         self._update_path = update_path
@@ -66,16 +62,17 @@ class Standing:
         found = {answer.site: answer.update for answer in answers}
         return self._aggregation.aggregate_metrics(number, found)
 
-    def offer(self, answer: ReplyAccepted, version: int) -> None:
-        """Give the strategy a counted update, trained from model number `version`."""
+    def offer(self, answer: ReplyAccepted, state: RunState) -> None:
+        """Give the strategy a counted update."""
         payload = answer.update.payload
         assert payload is not None
+        started_from = (waiting.version for waiting in state.waiting if waiting.answer is answer)
         self._aggregation.offer(
             answer.site,
             answer.update,
             self._update_path(payload.blob.digest),
             order_round=answer.round,
-            staleness=self.models_made - version,
+            staleness=state.version - next(started_from, state.version),
         )
 
     def resolve_absent(self, site: str) -> None:
@@ -86,9 +83,9 @@ class Standing:
         """Begin the aggregate of an async run's next model with the updates that wait."""
         assert state.model is not None
         path = self._model_path(state.model)
-        self._aggregation.open_round(self.models_made + 1, path, ())
+        self._aggregation.open_round(state.version + 1, path, ())
         for waiting in state.waiting:
-            self.offer(waiting.answer, waiting.version)
+            self.offer(waiting.answer, state)
 
     def open_again(self, state: RunState) -> None:
         """Begin the aggregate under way anew: an update that it was given counts no longer."""
@@ -110,7 +107,7 @@ class Standing:
         for command in _planned(state, "evaluate"):
             self._plan(command, state)
         if state.evaluated:
-            self.metrics(self.models_made, state.evaluated)
+            self.metrics(state.version, state.evaluated)
         if is_async(state):
             self.open_async(state)
             return
@@ -120,7 +117,7 @@ class Standing:
     def _plan(self, command: SendOrders, state: RunState) -> None:
         """Let the strategy plan; a sync round's aggregate begins anew with what was accepted."""
         kind, path = command.kind, self._model_path(command.model)
-        number = self.models_made + 1 if is_async(state) and kind == "train" else command.round
+        number = state.version + 1 if is_async(state) and kind == "train" else command.round
         ask = self._aggregation.plan_train if kind == "train" else self._aggregation.plan_evaluate
         plans = ask(number, command.model, path, command.sites)
         for key in [key for key in self._plans if _is_over(key, command, state)]:
@@ -134,7 +131,7 @@ class Standing:
         awaited = tuple(sorted(site for _, _, site in self._plans))
         self._aggregation.open_round(number, path, awaited)
         for answer in state.answers("train"):
-            self.offer(answer, self.models_made)
+            self.offer(answer, state)
 
 
 def is_async(state: RunState) -> bool:
