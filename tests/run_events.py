@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.orders import WorkKey
 from fedfactory.contracts.run_plan import RunPlan
-from fedfactory.contracts.updates import Payload
+from fedfactory.contracts.updates import Payload, Update
 from fedfactory.rounds.events import (
     Command,
     Event,
@@ -27,15 +29,21 @@ def accepted(
     site: str,
     kind: Any = "train",
     round: int = 1,  # noqa: A002
-    examples: int = 10,
+    *,
     at: float = 1.0,
+    blob: BlobRef = blob(99),  # noqa: B008
+    order_digest: str = "",
+    **fields: Any,
 ) -> ReplyAccepted:
-    payload = Payload(form="delta", blob=blob(99)) if kind == "train" else None
-    return ReplyAccepted(
-        at=at, round=round, kind=kind, site=site, order_digest="", payload=payload,
-        examples=examples, metrics={"loss": 1.0}, seconds=0.5, privacy=None,
-        norm_l2=1.0 if kind == "train" else None,
-    )  # fmt: skip
+    """A site's update to its order of (round, kind); `fields` are the update's own."""
+    trains = kind == "train"
+    work = WorkKey(
+        coordinator="hub", run_id="r", round=round, kind=kind, site=site, order_digest=order_digest
+    )
+    given = {"examples": 10, "metrics": {"loss": 1.0}, "seconds": 0.5, "privacy": None, **fields}
+    payload = Payload(form="delta", blob=blob) if trains else None
+    update = Update(work=work, payload=payload, **given)
+    return ReplyAccepted(at=at, update=update, norm_l2=1.0 if trains else None)
 
 
 def refused(

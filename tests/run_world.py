@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.run_plan import RunPlan
-from fedfactory.contracts.updates import Payload
 from fedfactory.rounds.events import (
     Aggregate,
     AggregateMetrics,
@@ -42,6 +41,7 @@ from fedfactory.rounds.events import (
 from fedfactory.rounds.keeping import needed
 from fedfactory.rounds.machine import replay, step
 from fedfactory.rounds.state import RunState
+from tests.run_events import accepted
 from tests.run_plans import blob
 
 Key = tuple[str, str, int]  # site, kind, order's round
@@ -149,10 +149,10 @@ class World:
 
     def payload(self, site: str, number: int) -> str:
         """The digest of an update that was accepted."""
-        accepted = self.answered[site, "train", number]
-        assert isinstance(accepted, ReplyAccepted)
-        assert accepted.payload is not None
-        return accepted.payload.blob.digest
+        found = self.answered[site, "train", number]
+        assert isinstance(found, ReplyAccepted)
+        assert found.update.payload is not None
+        return found.update.payload.blob.digest
 
     def metrics(self, number: int) -> dict[str, float]:
         return {"loss": 1.0 / (1 + (number * 7) % 5)}
@@ -169,12 +169,9 @@ class World:
             )  # fmt: skip
             return
         update = ref_of("update", site, number, base.digest)
-        self.answered[key] = ReplyAccepted(
-            at=self.at, round=number, kind=kind, site=site, order_digest="",
-            payload=Payload(form="delta", blob=update) if kind == "train" else None,
-            examples=1, metrics={}, seconds=0.1, privacy=None,
-            norm_l2=1.0 if kind == "train" else None,
-        )  # fmt: skip
+        self.answered[key] = accepted(
+            site, kind, number, at=self.at, blob=update, examples=1, metrics={}, seconds=0.1
+        )
         self.feed(self.answered[key])
 
     # ---- what goes wrong ---------------------------------------------------------------------

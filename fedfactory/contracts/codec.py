@@ -80,11 +80,6 @@ def decode(cls: type[T], raw: Any) -> T:
     return result
 
 
-def decode_field(cls: type, name: str, raw: Any) -> Any:
-    """Return the value of one field of `cls` from its JSON-ready form. Raises FieldError."""
-    return _decode(_hints(cls)[name], raw, f"{cls.__name__}.{name}")
-
-
 def _whole(digits: str) -> int | float:
     """Read a whole number; of one that no field takes only the size is read, whatever its length.
 

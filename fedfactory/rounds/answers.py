@@ -73,9 +73,19 @@ def reply_too_late(state: RunState, event: Answer) -> Step:
 
 
 def noted(state: RunState, event: Answer, why: Literal["duplicate", "late"]) -> RunState:
-    """Return the state with an answer noted that counts for nothing."""
+    """Return the state with an answer noted that counts for nothing.
+
+    A site that is asked again while its reply is under way gives it twice ("repeated").
+    """
+    repeats = isinstance(event, ReplyAccepted) and _is_in(state, event)
     late = LateAnswer(at=event.at, round=event.round, kind=event.kind, site=event.site, why=why)
-    return replace(state, late=(*state.late, late))
+    return replace(state, late=(*state.late, late), outcome="repeated" if repeats else why)
+
+
+def _is_in(state: RunState, event: ReplyAccepted) -> bool:
+    waiting = (update.answer for update in state.waiting)
+    known = (*state.answers("train"), *state.answers("evaluate"), *waiting)
+    return any(found.site == event.site and replace(found, at=event.at) == event for found in known)
 
 
 def reply_accepted(state: RunState, event: ReplyAccepted) -> Step:
@@ -84,15 +94,15 @@ def reply_accepted(state: RunState, event: ReplyAccepted) -> Step:
         return reply_too_late(state, event)
     record = SiteRecord(status="accepted", answer=event, at=event.at)
     state = known_from(with_records(state, event.kind, {event.site: record}), event)
-    return close_if_answered(state, event.at)
+    return close_if_answered(replace(state, outcome="counted"), event.at)
 
 
 def known_from(state: RunState, event: ReplyAccepted) -> RunState:
     """Return the state with what a training answer tells of its site."""
     if event.kind != "train":
         return state
-    if event.examples is not None:
-        state = replace(state, examples={**state.examples, event.site: event.examples})
+    if (examples := event.update.examples) is not None:
+        state = replace(state, examples={**state.examples, event.site: examples})
     return replace(state, gave={**state.gave, event.site: state.gave.get(event.site, 0) + 1})
 
 
@@ -104,11 +114,14 @@ def reply_refused(state: RunState, event: ReplyRefused) -> Step:
     if passes(event.code, plan.privacy) and tries < plan.rules.retries:
         record = SiteRecord(status="asked", code=event.code, detail=event.detail, tries=tries + 1)
         state = with_records(state, event.kind, {event.site: record})
-        return state, again(state, event.kind, (event.site,))
+        return replace(state, outcome="refused"), again(state, event.kind, (event.site,))
     record = SiteRecord(
         status="refused", code=event.code, detail=event.detail, tries=tries, at=event.at
     )
-    return close_if_answered(with_records(state, event.kind, {event.site: record}), event.at)
+    state = with_records(state, event.kind, {event.site: record})
+    recovers = event.kind == "train" and may_recover(state, event.site)
+    state = replace(state, outcome="refused" if recovers else "gave_up")
+    return close_if_answered(state, event.at)
 
 
 def site_left_while_asked(state: RunState, event: SiteLeft) -> Step:

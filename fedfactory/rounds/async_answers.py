@@ -60,7 +60,8 @@ def reply_accepted(state: RunState, event: ReplyAccepted) -> Step:
     if order is None:
         return _late(state, event)
     update = Waiting(answer=event, model=order.model, version=order.version)
-    state = replace(_without(state, order), waiting=(*state.waiting, update))
+    waiting = (*state.waiting, update)
+    state = replace(_without(state, order), waiting=waiting, outcome="counted")
     return go_on(known_from(state, event), event.at)
 
 
@@ -71,11 +72,12 @@ def reply_refused(state: RunState, event: ReplyRefused) -> Step:
         return _late(state, event)
     plan = plan_of(state)
     if passes(event.code, plan.privacy) and order.tries < plan.rules.retries:
-        state, commands = _try_again(state, order, event.at)
+        state, commands = _try_again(replace(state, outcome="refused"), order, event.at)
         state, more = go_on(state, event.at)
         return state, (*commands, *more)
     state = _left_alone(state, order, event.code)
-    state = replace(state, out_detail={**state.out_detail, order.site: event.detail})
+    detail = {**state.out_detail, order.site: event.detail}
+    state = replace(state, out_detail=detail, outcome="gave_up")
     return go_on(state, event.at)
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fedfactory.contracts.bounds import Count, Metrics, Norm, Seconds, SharedMetrics, UnixTime
+from fedfactory.contracts.bounds import Count, Norm, Seconds, SharedMetrics, UnixTime
+from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import WorkKind
-from fedfactory.contracts.privacy import PrivacySpent, PrivacyStanding
+from fedfactory.contracts.privacy import PrivacyStanding
 from fedfactory.contracts.run_plan import RunPlan
-from fedfactory.contracts.updates import Payload
+from fedfactory.contracts.updates import Update
 
 Status = Literal["completed", "failed", "stopped"]
 
@@ -44,26 +45,36 @@ class OrdersSent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyAccepted:
-    """A site's answer arrived, its bytes whole and durable, its form and values checked.
+    """A site's update arrived, its bytes whole and durable, its form and values checked.
 
-    `seconds` is the site's own working time. `payload` is None for `evaluate`. `round` is the
-    order's: in async mode the site's own count of orders. `norm_l2` is the update's L2 norm as the
-    coordinator took it and held it against the signed bound; None for `evaluate`. `standing` is
-    what the site says holds for the run so far, None without differential privacy.
+    `norm_l2` is the update's L2 norm as the coordinator computed it and checked it against the
+    signed bound; None for `evaluate`. `standing` is what the site says holds for the run so far,
+    None without differential privacy.
     """
 
     at: UnixTime
-    round: Count
-    kind: WorkKind
-    site: str
-    order_digest: str
-    payload: Payload | None
-    examples: Count | None
-    metrics: Metrics
-    seconds: Seconds
-    privacy: PrivacySpent | None
+    update: Update
     norm_l2: Norm | None
     standing: PrivacyStanding | None = None
+
+    def __post_init__(self) -> None:
+        if (self.norm_l2 is None) != (self.update.payload is None):
+            raise ProtocolError("ReplyAccepted.norm_l2: present exactly when there is a payload")
+
+    @property
+    def round(self) -> int:
+        """The order's round: in async mode the site's own count of orders."""
+        return self.update.work.round
+
+    @property
+    def kind(self) -> WorkKind:
+        """What the site was asked for."""
+        return self.update.work.kind
+
+    @property
+    def site(self) -> str:
+        """The site that gives the update."""
+        return self.update.work.site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

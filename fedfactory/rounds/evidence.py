@@ -113,7 +113,7 @@ class Reading:
             if isinstance(event, OrdersSent):
                 self._read_orders(seen, event, number)
             else:
-                counts = before.awaits(event.round, "train", event.site)
+                counts = state.outcome in ("counted", "refused", "gave_up")
                 self._read_answer(seen, event, self.facts(number, event.site), counts=counts)
         elif isinstance(event, UpdateRefused):
             number = before.round if self._is_async else event.round

@@ -37,6 +37,7 @@ def model_aggregated(state: RunState, event: ModelAggregated) -> Step:
     state = replace(
         state,
         model=event.model,
+        version=event.round,
         strategy_state=event.state,
         stored=with_stored(state.stored, event.model, event.state),
         took_part=state.took_part | taken,

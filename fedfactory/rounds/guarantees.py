@@ -37,13 +37,16 @@ def with_standing(
 
 def _standing(event: ReplyAccepted | ReplyRefused) -> PrivacyStanding | None:
     """Return what an answer says holds; an update that says no more counts by itself."""
-    if event.standing is not None or isinstance(event, ReplyRefused) or event.privacy is None:
+    if event.standing is not None or isinstance(event, ReplyRefused):
         return event.standing
+    spent = event.update.privacy
+    if spent is None:
+        return None
     return PrivacyStanding(
-        epsilon_run=event.privacy.epsilon_run,
-        delta=event.privacy.delta,
-        unit=event.privacy.unit,
-        accountant=event.privacy.accountant,
+        epsilon_run=spent.epsilon_run,
+        delta=spent.delta,
+        unit=spent.unit,
+        accountant=spent.accountant,
         unprotected_updates=0,
         unprotected_on=None,
     )

@@ -16,6 +16,7 @@ from fedfactory.contracts.privacy import PrivacyStanding
 from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.rounds.events import (
     CheckpointLost,
+    Command,
     Event,
     ModelAggregated,
     ReplyAccepted,
@@ -124,12 +125,24 @@ class History:
 
 
 def append(history: History, event: Event) -> History:
-    """Return the history after one more event. What comes after the end changes nothing."""
+    """Return the history after one more event. Events after the run's end change nothing."""
+    return advance(history, event)[0]
+
+
+def advance(history: History, event: Event) -> tuple[History, tuple[Command, ...]]:
+    """Return the history after one more event, and what the machine asks for."""
     before = history.state
+    state, commands = step(before, event)
+    history = replace(history, state=state)
     if before.phase == "done" and not isinstance(event, RunReopened):
-        return history
-    state, _ = step(before, event)
-    history = replace(history, state=state, last_at=event.at)
+        return history, commands
+    return _with_event(history, before, event), commands
+
+
+def _with_event(history: History, before: RunState, event: Event) -> History:
+    """Return the history with an event that its state includes already."""
+    state = history.state
+    history = replace(history, last_at=event.at)
     if isinstance(event, RunStarted):
         history = replace(history, started_at=event.at)
     if isinstance(event, ReplyAccepted | ReplyRefused):

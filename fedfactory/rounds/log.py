@@ -6,17 +6,10 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, get_args
 
-from fedfactory.contracts.codec import decode, decode_field, to_json
+from fedfactory.contracts.codec import decode, to_json
 from fedfactory.contracts.errors import ProtocolError
-from fedfactory.rounds.events import Event, ReplyAccepted, ReplyRefused
+from fedfactory.rounds.events import Event
 
-_WITHHELD: Final[dict[str, Any]] = {
-    "examples": None,
-    "metrics": {},
-    "seconds": 0.0,
-    "privacy": None,
-    "standing": None,
-}
 EVENT_TYPES: Final[dict[str, Any]] = {kind.__name__: kind for kind in get_args(Event)}
 
 
@@ -39,29 +32,8 @@ def decode_event(line: str) -> tuple[int, Event]:
         raise ProtocolError("not an event", diagnostic=str(error)) from error
     if type(seq) is not int:
         raise ProtocolError(f"seq: expected an integer, found {type(seq).__name__}")
-    if kind in (ReplyAccepted, ReplyRefused):
-        raw = {"standing": None, **raw}
-    if kind is ReplyAccepted:
-        raw = _verified(raw)
     event: Event = decode(kind, raw)
     return seq, event
-
-
-def _verified(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return an accepted answer's fields; what today's bounds forbid is withheld.
-
-    Older versions took numbers without a bound. Without a norm the answer counts as not verified,
-    and a run that still needs its update asks the site again (running/resuming.py).
-    """
-    kept = {"norm_l2": None, **raw}
-    for name, withheld in _WITHHELD.items():
-        if not isinstance(raw.get(name), int | float | dict):
-            continue  # none, or damage
-        try:
-            decode_field(ReplyAccepted, name, raw[name])
-        except ProtocolError:
-            kept = {**kept, name: withheld, "norm_l2": None}
-    return kept
 
 
 def read_log(lines: Iterable[str]) -> Iterator[Event]:

@@ -52,7 +52,7 @@ def step(state: RunState, event: Event) -> tuple[RunState, tuple[Command, ...]]:
     transition = TABLE.get((state.phase, type(event)))
     if transition is None:
         raise MachineError(state, event, "no such transition")
-    after, commands = transition.act(state, event)
+    after, commands = transition.act(replace(state, outcome="applied"), event)
     assert after.phase in transition.to, f"{transition} led to {after.phase}"
     if (state.phase, after.phase) != ("done", "done"):
         after = replace(after, story=(*state.story, told(event))[-STORY_LENGTH:])

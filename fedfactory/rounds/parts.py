@@ -67,13 +67,13 @@ def _missing(status: PartStatus, code: str, detail: str = "") -> Part:
 
 
 def _given(answers: tuple[ReplyAccepted, ...], staleness: int) -> Part:
-    last = answers[-1]
-    counts = [answer.examples for answer in answers if answer.examples is not None]
+    updates = [answer.update for answer in answers]
+    counts = [update.examples for update in updates if update.examples is not None]
     return Part(
         status="took_part",
         examples=sum(counts) if counts else None,
-        seconds=sum(answer.seconds for answer in answers),
-        privacy=last.privacy,
+        seconds=sum(update.seconds for update in updates),
+        privacy=updates[-1].privacy,
         updates=len(answers),
         staleness=staleness,
         norm_l2=max((a.norm_l2 for a in answers if a.norm_l2 is not None), default=None),

@@ -151,6 +151,7 @@ def _fallen_back(state: RunState, to: Finished) -> RunState:
     return replace(
         state,
         model=to.model,
+        version=to.round,
         strategy_state=to.state,
         took_part=to.took_part,
         planned=to.planned,
@@ -215,7 +216,7 @@ def update_lost(state: RunState, event: UpdateLost) -> Step:
     """Ask a site again for an update that the round under way needs and can no longer read."""
     record = state.train.get(event.site)
     if event.round != state.round or record is None or record.status != "accepted":
-        return state, ()  # not needed any more
+        return replace(state, outcome="ignored"), ()
     state = replace(state, phase="training", taking=(), reached=state.reached | {event.site})
     if code := state.left.get(event.site):
         gone = SiteRecord(status="refused", code=code, at=event.at)
@@ -228,7 +229,7 @@ def update_refused(state: RunState, event: UpdateRefused) -> Step:
     """Turn an accepted update that could not be folded into its site's refusal, and close anew."""
     record = state.train.get(event.site)
     if event.round != state.round or record is None or record.status != "accepted":
-        return state, ()  # refused already
+        return replace(state, outcome="ignored"), ()
     state = replace(state, phase="training", taking=())
     refused = replace(
         record, status="refused", code=event.code, detail=event.detail, answer=None, at=event.at
@@ -243,7 +244,7 @@ def update_lost_async(state: RunState, event: UpdateLost) -> Step:
     key = (event.site, event.round)
     lost = next((w for w in state.waiting if (w.answer.site, w.answer.round) == key), None)
     if lost is None:
-        return state, ()
+        return replace(state, outcome="ignored"), ()
     order = _order_again(lost, event.at)
     retaken = any((taken.site, taken.order_round) == key for taken in state.taking)
     state = replace(
@@ -265,7 +266,7 @@ def update_refused_async(state: RunState, event: UpdateRefused) -> Step:
     key = (event.site, event.round)
     found = next((w for w in state.waiting if (w.answer.site, w.answer.round) == key), None)
     if found is None:
-        return state, ()  # refused already
+        return replace(state, outcome="ignored"), ()
     retaken = any((taken.site, taken.order_round) == key for taken in state.taking)
     state = replace(
         state,

@@ -53,7 +53,7 @@ def _taken(state: RunState, count: int) -> tuple[Taken, ...]:
         Taken(
             site=update.answer.site,
             order_round=update.answer.round,
-            staleness=state.round - 1 - update.version,
+            staleness=state.version - update.version,
         )
         for update in state.waiting[:count]
     )
@@ -84,7 +84,7 @@ def _give_orders(state: RunState, at: float) -> Step:
             site=site,
             number=given[site],
             model=model,
-            version=state.round - 1,
+            version=state.version,
             due_at=at + plan.rules.deadline_s,
             sent=False,
             tries=0,

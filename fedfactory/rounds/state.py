@@ -25,6 +25,17 @@ from fedfactory.rounds.events import (
 Phase = Literal[
     "new", "training", "aggregating", "evaluating", "summing", "serving", "merging", "done"
 ]
+# What an event came to. Callers act on it and do not derive it again from the state before.
+Outcome = Literal[
+    "applied",  # it did what its kind does
+    "counted",  # an answer counts
+    "refused",  # a refusal; the site may be asked again in this phase
+    "gave_up",  # a refusal; the site is not asked again in this phase
+    "late",  # an answer after its phase had closed: noted, counts for nothing
+    "duplicate",  # a second answer, different from the first: noted, counts for nothing
+    "repeated",  # a second answer, equal to the first: callers may drop event and state
+    "ignored",  # about an update that the run no longer needs
+]
 SiteStatus = Literal["asked", "accepted", "refused", "no_answer", "not_selected", "not_needed"]
 
 
@@ -137,8 +148,9 @@ class Closed:
 class RunState:
     """A run between two events.
 
-    Everywhere: `model` is the newest shared model and `strategy_state` what the strategy remembers
-    with it; `finished` the rounds that can be fallen back to, newest last; `stored` every model and
+    Everywhere: `outcome` is what the last event came to. `model` is the newest shared model,
+    `version` its number (0: the initial one) and `strategy_state` what the strategy remembers with
+    it; `finished` the rounds that can be fallen back to, newest last; `stored` every model and
     memory that was made and not dropped. `planned` are the first sendings (again=False) since the
     last ModelAggregated, which is when the strategy was asked to plan; `evaluated` the evaluations
     it was given since then. `offline` sites are not connected; `left` ones will not come back
@@ -160,9 +172,11 @@ class RunState:
     """
 
     phase: Phase = "new"
+    outcome: Outcome = "applied"
     plan: RunPlan | None = None
     round: int = 0
     model: BlobRef | None = None
+    version: int = 0
     strategy_state: BlobRef | None = None
     finished: tuple[Finished, ...] = ()
     stored: tuple[BlobRef, ...] = ()

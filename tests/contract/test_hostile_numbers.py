@@ -7,7 +7,6 @@ tried without being named here.
 import dataclasses
 import json
 import math
-import sqlite3
 import types
 from collections.abc import Mapping
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -18,16 +17,14 @@ import pytest
 from fedfactory.contracts.privacy import PrivacyPlan
 from fedfactory.contracts.updates import Payload, Reply
 from fedfactory.coordinator.aggregating.aggregation import StreamingAggregation
-from fedfactory.coordinator.running import runner, serverapp, taking
-from fedfactory.coordinator.running.closing import Closing
-from fedfactory.coordinator.running.journal import JOURNAL
+from fedfactory.coordinator.running import serverapp, taking
 from fedfactory.report.table import print_results
 from fedfactory.report.text import round_lines
-from fedfactory.rounds.events import ReplyRefused, UpdateLost, UpdateRefused
+from fedfactory.rounds.events import UpdateRefused
 from fedfactory.rounds.explanation import explain
 from fedfactory.rounds.history import History, append
 from fedfactory.wire.arrays import read_arrays, write_arrays
-from tests.contract.runner_rig import TRAINING, Coordinator, Killed
+from tests.contract.runner_rig import TRAINING, Coordinator
 
 WHOLE = ("0", "-1", str(2**53), str(2**53 + 1), str(2**63), "1" + "0" * 400, "9" * 5000)
 FLOATS = (*WHOLE, "1e308", "-0.0", "1e400", "NaN", "Infinity", "-Infinity", "0.5")
@@ -205,63 +202,6 @@ def test_counts_near_the_bound_weigh_without_overflow(made, strategy, number):
         assert "bad_reply" in summary["reason"]
 
 
-@pytest.mark.parametrize("strategy", [{}, FLOWER, ASYNC], ids=["fedavg", "FedAdam", "fedbuff"])
-def test_a_journal_that_holds_a_number_beyond_its_bound_does_not_end_the_run(
-    made, monkeypatch, strategy
-):
-    """An older version took it. The site is asked again, and refused by today's bounds."""
-    coordinator = made("home", **{"rounds": 2, **strategy})
-    monkeypatch.setattr(
-        runner, "LARGE_MODEL_BYTES", 0
-    )  # answers are written before a model is made
-    monkeypatch.setattr(Closing, "aggregate", die)
-    with pytest.raises(Killed):
-        coordinator.run()
-    monkeypatch.undo()
-    assert believe_without_bound(coordinator, "1" + "0" * 400) == 1
-    coordinator.sites.hostile["vega"] = with_number(("update", "examples"), "1" + "0" * 400)
-    coordinator.run()
-    summary = json.loads((coordinator.folder / "summary.json").read_text())
-    assert summary["status"] == "completed", summary["reason"]
-    events = coordinator.events()
-    assert any(isinstance(event, UpdateLost) and event.site == "vega" for event in events)
-    refused = [e for e in events if isinstance(e, ReplyRefused) and e.site == "vega"]
-    assert all("Update.examples" in event.detail or "examples" in event.detail for event in refused)
-    assert refused
-
-
-def die(*_):
-    raise Killed
-
-
-def believe_without_bound(coordinator, number):
-    """Put a number into vega's update as an older version would have written it."""
-    changed = 0
-    with sqlite3.connect(coordinator.folder / JOURNAL) as database:
-        for row, line in database.execute("SELECT number, line FROM events").fetchall():
-            event = json.loads(line)
-            if event["event"] != "ReplyAccepted" or event["site"] != "vega":
-                continue
-            del event["norm_l2"]
-            event["examples"] = "HERE"
-            changed_line = json.dumps(event).replace('"HERE"', number)
-            database.execute("UPDATE events SET line = ? WHERE number = ?", (changed_line, row))
-            changed += 1
-    database.close()
-    return changed
-
-
-def test_an_evaluation_in_such_a_journal_counts_without_its_number(made, monkeypatch):
-    coordinator = made("home")
-    monkeypatch.setattr(Closing, "combine", die)
-    with pytest.raises(Killed):
-        coordinator.run()
-    monkeypatch.undo()
-    believe_without_bound(coordinator, "1" + "0" * 400)
-    coordinator.run()
-    assert outcome(coordinator)[0]["status"] == "completed"
-
-
 class Weighing:
     """A strategy that cannot weigh what one site sends: an outside one may divide by its metrics."""
 
@@ -435,22 +375,6 @@ def test_the_signed_bound_is_the_coordinators_too(made, factor, taken):
     coordinator.run()
     part = outcome(coordinator)[0]["rounds"][0]["sites"]["vega"]
     assert (part["status"] == "took_part") is taken, part
-
-
-def test_a_resumed_run_holds_updates_that_nobody_held_against_the_bound(made, monkeypatch):
-    """An older version wrote them into its journal without a norm."""
-    coordinator = made("home", rounds=2)
-    enlarged(coordinator, "vega", 1e19)
-    monkeypatch.setattr(runner, "LARGE_MODEL_BYTES", 0)
-    monkeypatch.setattr(Closing, "aggregate", die)
-    monkeypatch.setattr(taking, "bound_of", lambda *_: math.inf)
-    with pytest.raises(Killed):
-        coordinator.run()
-    monkeypatch.undo()
-    assert believe_without_bound(coordinator, "120") == 1
-    coordinator.run()
-    assert largest(coordinator) < 100
-    assert outcome(coordinator)[0]["status"] == "completed"
 
 
 def test_an_anchor_that_an_older_version_kept_ends_no_run(made):

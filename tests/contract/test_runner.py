@@ -13,6 +13,7 @@ from fedfactory.contracts.privacy import PrivacyPlan
 from fedfactory.coordinator.aggregating.aggregation import StreamingAggregation
 from fedfactory.coordinator.running import runner
 from fedfactory.coordinator.running.journal import Journal
+from fedfactory.rounds import history
 from fedfactory.rounds.events import (
     CentralMeasured,
     CheckpointLost,
@@ -114,6 +115,19 @@ def test_an_undisturbed_run_leaves_models_metrics_and_a_summary_and_no_update(ma
     assert len(counted(coordinator.events())) == 9
 
 
+def test_an_event_is_stepped_once(made, monkeypatch):
+    stepped = []
+
+    def counting(state, event):
+        stepped.append(event)
+        return step(state, event)
+
+    monkeypatch.setattr(history, "step", counting)
+    coordinator = made(rounds=1)
+    coordinator.run()
+    assert stepped == coordinator.events()
+
+
 # ---- the walk over every write of the journal -----------------------------------------------
 
 
@@ -169,8 +183,8 @@ def recomputed(coordinator):
                 waiting = answers[update.site, update.order_round]
                 used[update.site, update.order_round] += 1
                 path = coordinator.home / f"oracle-{update.site}"
-                path.write_bytes(coordinator.sites.files[waiting.answer.payload.blob.digest])
-                work = coordinator.sites.done[waiting.answer.order_digest]
+                path.write_bytes(coordinator.sites.files[waiting.answer.update.payload.blob.digest])
+                work = coordinator.sites.done[waiting.answer.update.work.order_digest]
                 aggregation.offer(
                     update.site,
                     work,
@@ -289,8 +303,10 @@ def test_an_async_run_that_falls_back_asks_again_for_what_was_in_the_lost_model(
     (lost,) = the(coordinator, CheckpointLost)
     assert lost.round == 0
     assert summary_of(coordinator)["status"] == "completed", summary_of(coordinator)["reason"]
-    assert [coordinator.sites.deliveries[answer.order_digest] for answer in entered] == [2, 2]
-    given = {event.order_digest for event in the(coordinator, ReplyAccepted)}
+    assert [
+        coordinator.sites.deliveries[answer.update.work.order_digest] for answer in entered
+    ] == [2, 2]
+    given = {event.update.work.order_digest for event in the(coordinator, ReplyAccepted)}
     assert given <= coordinator.sites.done.keys()  # the same orders: what is done is sent again
 
 
@@ -314,11 +330,11 @@ def test_a_recorded_update_that_is_gone_is_asked_for_again_and_not_trained_again
         patched.setattr(runner, "MAX_AT_ONCE", 1)
         killed_after(coordinator, ReplyAccepted, 2)
     first = the(coordinator, ReplyAccepted)[0]
-    coordinator.store.path(first.payload.blob.digest).write_bytes(b"torn")
+    coordinator.store.path(first.update.payload.blob.digest).write_bytes(b"torn")
     to_the_end(coordinator)
     (lost,) = the(coordinator, UpdateLost)
     assert (lost.site, lost.round) == (first.site, 1)
-    assert coordinator.sites.deliveries[first.order_digest] == 2
+    assert coordinator.sites.deliveries[first.update.work.order_digest] == 2
     assert summary_of(coordinator)["model"] == summary_of(undisturbed)["model"]
     assert coordinator.sites.done.keys() == undisturbed.sites.done.keys()
 
@@ -328,7 +344,7 @@ def test_updates_received_are_not_asked_for_again(made):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(runner, "MAX_AT_ONCE", 1)
         killed_after(coordinator, ReplyAccepted, 2)
-    accepted = [event.order_digest for event in the(coordinator, ReplyAccepted)]
+    accepted = [event.update.work.order_digest for event in the(coordinator, ReplyAccepted)]
     to_the_end(coordinator)
     assert [coordinator.sites.deliveries[digest] for digest in accepted] == [1, 1]
     assert the(coordinator, UpdateLost) == []

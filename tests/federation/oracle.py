@@ -17,8 +17,8 @@ import numpy as np
 
 from fedfactory.contracts.codec import from_json
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.orders import WorkKey
 from fedfactory.contracts.plans import Anchor
+from fedfactory.contracts.updates import Update
 from fedfactory.privacy.budget import work_name
 from fedfactory.privacy.entries import RunKey
 from fedfactory.rounds.events import (
@@ -102,12 +102,14 @@ def check_models(events: Sequence[Event], seen: Mapping[str, Mapping[str, Array]
             model = event.model
         elif isinstance(event, ReplyAccepted) and event.kind == "train":
             first = given.setdefault((event.round, event.site), event)
-            assert first.payload == event.payload, "one piece of work gave two updates"
+            assert first.update.payload == event.update.payload, (
+                "one piece of work gave two updates"
+            )
         elif isinstance(event, ModelAggregated):
             made += 1
             assert event.round == made, "a round was made twice, or left out"
             assert model is not None
-            updates = [answer for (number, _), answer in given.items() if number == made]
+            updates = [answer.update for (number, _), answer in given.items() if number == made]
             _check_model(seen[event.model.digest], seen[model.digest], updates, seen)
             model = event.model
     assert model is not None
@@ -117,7 +119,7 @@ def check_models(events: Sequence[Event], seen: Mapping[str, Mapping[str, Array]
 def _check_model(
     model: Mapping[str, Array],
     base: Mapping[str, Array],
-    updates: Sequence[ReplyAccepted],
+    updates: Sequence[Update],
     seen: Mapping[str, Mapping[str, Array]],
 ) -> None:
     weights = [float(update.examples or 0) for update in updates]
@@ -141,17 +143,13 @@ def check_books(
         anchor = from_json(Anchor, (consortium.home / "anchors" / f"{site}.json").read_text())
         assert ledger.contradiction(anchor) is None
         for answer in answers:
-            key = WorkKey(
-                coordinator=NAME,
-                run_id=started.plan.run_id,
-                round=answer.round,
-                kind=answer.kind,
-                site=site,
-                order_digest=answer.order_digest,
-            )
+            key = answer.update.work
             update = ledger.finished(key)
             assert update is not None, f"{key} counts, and is not in the ledger"
-            assert (update.payload, update.privacy) == (answer.payload, answer.privacy)
+            assert (update.payload, update.privacy) == (
+                answer.update.payload,
+                answer.update.privacy,
+            )
             begun = ledger.budget.works[work_name(key)].reservations
             folder = folder_name(key.round, key.kind, key.order_digest)
             assert len(begun) >= len(made.get(folder, ())), "data was touched unpaid"
@@ -173,7 +171,8 @@ def _check_budget(ledger: Ledger, run: RunKey, answers: Sequence[ReplyAccepted])
         for charge in (reservation[1],)
     ]
     assert sum(budget.runs[run].spent.values()) == sum(taken)
-    told = [answer.privacy.epsilon_run for answer in answers if answer.privacy is not None]
+    spent = [answer.update.privacy for answer in answers]
+    told = [found.epsilon_run for found in spent if found is not None]
     assert len(told) == len(answers)
     assert told == sorted(told)
     assert budget.epsilon_run(ledger.accountant, run) >= told[-1]

@@ -14,7 +14,6 @@ from hypothesis.stateful import (
     rule,
 )
 
-from fedfactory.contracts.updates import Payload
 from fedfactory.rounds.events import (
     Aggregate,
     AggregateMetrics,
@@ -40,6 +39,7 @@ from fedfactory.rounds.events import (
     StopRequested,
 )
 from fedfactory.rounds.machine import RunState, replay, step
+from tests.run_events import accepted
 from tests.run_plans import blob, run_plan
 
 SITES = ("a", "b", "c", "d")
@@ -89,7 +89,9 @@ class Life(RuleBasedStateMachine):
 
     def check_counting(self, before: RunState, event: ReplyAccepted | ReplyRefused) -> None:
         key = (event.round, event.kind, event.site)
-        if before.awaits(event.round, event.kind, event.site):
+        counts = before.awaits(event.round, event.kind, event.site)
+        assert counts == (self.state.outcome in ("counted", "refused", "gave_up"))
+        if counts:
             # A failure that passes leaves the site awaited: only an update counts, and once.
             assert key not in self.counted
             if isinstance(event, ReplyAccepted):
@@ -140,14 +142,7 @@ class Life(RuleBasedStateMachine):
                 )
             )  # fmt: skip
             return
-        payload = Payload(form="delta", blob=blob(7)) if asked.kind == "train" else None
-        self.feed(
-            ReplyAccepted(
-                at=2.0, round=asked.round, kind=asked.kind, site=site, order_digest="",
-                payload=payload, examples=1, metrics={}, seconds=0.1, privacy=None,
-                norm_l2=1.0 if asked.kind == "train" else None,
-            )
-        )  # fmt: skip
+        self.feed(accepted(site, asked.kind, asked.round, at=2.0, blob=blob(7), metrics={}))
 
     @precondition(lambda self: self.state.phase in ("training", "evaluating"))
     @rule(accept=st.lists(st.booleans(), min_size=len(SITES), max_size=len(SITES)))

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from fedfactory.contracts.errors import UnreachableError, UsageError
 from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.orders import WorkKind
 from fedfactory.contracts.run_plan import EvaluationRules, RoundRules, RunPlan
-from fedfactory.contracts.updates import Payload
 from fedfactory.rounds.events import (
     Event,
     Finish,
@@ -24,6 +24,7 @@ from fedfactory.rounds.history import History, append
 from fedfactory.rounds.log import encode_event
 from fedfactory.rounds.summary import summary
 from fedfactory.wire.operations import ModelFound, Watched
+from tests.run_events import accepted
 
 RUN_ID = "20261121-120000-ab12"
 SITES = ("cesga", "lumi")
@@ -91,20 +92,10 @@ def events(rounds: int = 2, run_id: str = RUN_ID) -> list[Event]:
     return told
 
 
-def _accepted(at: float, number: int, kind: str) -> ReplyAccepted:
-    trains = kind == "train"
-    return ReplyAccepted(
-        at=at,
-        round=number,
-        kind="train" if trains else "evaluate",
-        site="cesga",
-        order_digest=f"sha256:{number:064x}",
-        payload=Payload(form="delta", blob=blob(100 + number)) if trains else None,
-        examples=100,
-        metrics={} if trains else {"loss": 0.5, "accuracy": 0.9},
-        seconds=0.5,
-        privacy=None,
-        norm_l2=1.0 if trains else None,
+def _accepted(at: float, number: int, kind: WorkKind) -> ReplyAccepted:
+    metrics = {} if kind == "train" else {"loss": 0.5, "accuracy": 0.9}
+    return accepted(
+        "cesga", kind, number, at=at, blob=blob(100 + number), examples=100, metrics=metrics
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import WorkKind
 from fedfactory.contracts.privacy import PrivacyPlan, PrivacySpent
-from fedfactory.contracts.updates import Payload
 from fedfactory.rounds.events import (
     DeadlinePassed,
     Event,
@@ -16,7 +15,6 @@ from fedfactory.rounds.events import (
     MetricsAggregated,
     ModelAggregated,
     OrdersSent,
-    ReplyAccepted,
     ReplyRefused,
     RunResumed,
     RunStarted,
@@ -24,6 +22,7 @@ from fedfactory.rounds.events import (
 from fedfactory.rounds.history import History, append
 from fedfactory.rounds.machine import RunState, step
 from fedfactory.rounds.summary import summary
+from tests.run_events import accepted
 from tests.run_plans import run_plan
 
 BLOB = BlobRef(digest="sha256:" + "a" * 64, bytes=408792)
@@ -70,20 +69,16 @@ class Story:
         self.add(OrdersSent(at=self._now(), round=number, kind=kind, sites=self.sites))
 
     def accept(self, number: int, site: str, kind: WorkKind = "train") -> None:
-        payload = Payload(form="delta", blob=BLOB) if kind == "train" else None
         self.add(
-            ReplyAccepted(
+            accepted(
+                site,
+                kind,
+                number,
                 at=self._now(),
-                round=number,
-                kind=kind,
-                site=site,
-                order_digest="sha256:" + "0" * 64,
-                payload=payload,
+                blob=BLOB,
                 examples=500,
                 metrics={"loss": 0.5, "accuracy": 0.9},
-                seconds=0.5,
                 privacy=self._spent(number) if self._privacy else None,
-                norm_l2=1.0 if kind == "train" else None,
             )
         )
 

@@ -7,7 +7,6 @@ import pytest
 from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.run_plan import RunPlan
-from fedfactory.contracts.updates import Payload
 from fedfactory.rounds.events import (
     DeadlinePassed,
     Event,
@@ -15,7 +14,6 @@ from fedfactory.rounds.events import (
     MetricsAggregated,
     ModelAggregated,
     OrdersSent,
-    ReplyAccepted,
     ReplyRefused,
     RunStarted,
     SiteLost,
@@ -23,6 +21,7 @@ from fedfactory.rounds.events import (
 from fedfactory.rounds.history import History, append
 from fedfactory.rounds.log import encode_event, read_log
 from fedfactory.rounds.summary import metrics_line, summary
+from tests.run_events import accepted
 from tests.run_plans import run_plan
 
 BLOB = BlobRef(digest="sha256:" + "a" * 64, bytes=9)
@@ -33,25 +32,16 @@ def _plan() -> RunPlan:
     return run_plan(rounds=1, sites=("a", "b", "c"), quorum=1, deadline_s=5.0)
 
 
-def _accepted(site: str, kind: str = "train", at: float = 12.0, examples: int = 5) -> ReplyAccepted:
-    payload = Payload(form="delta", blob=BLOB) if kind == "train" else None
-    return ReplyAccepted(
-        at=at, round=1, kind=kind, site=site, order_digest="", payload=payload,
-        examples=examples, metrics={"loss": 0.5}, seconds=1.0, privacy=None,
-        norm_l2=1.0 if payload else None,
-    )  # fmt: skip
-
-
 EVENTS: list[Event] = [
     RunStarted(at=10.0, plan=_plan(), model=BLOB, connected=("a", "b", "c")),
     OrdersSent(at=11.0, round=1, kind="train", sites=("a", "b", "c")),
-    _accepted("a"),
+    accepted("a", at=12.0, examples=5),
     ReplyRefused(at=12.5, round=1, kind="train", site="b", code="work_failed", detail=""),
     SiteLost(at=13.0, site="c"),
     DeadlinePassed(at=16.0, round=1, kind="train"),
     ModelAggregated(at=17.0, round=1, model=NEXT, state=None),
     OrdersSent(at=17.5, round=1, kind="evaluate", sites=("a", "b", "c")),
-    _accepted("a", "evaluate", 18.0),
+    accepted("a", "evaluate", at=18.0),
     DeadlinePassed(at=18.5, round=1, kind="evaluate"),
     MetricsAggregated(at=19.0, round=1, metrics={"loss": 0.5, "accuracy": 0.9}),
 ]
@@ -93,5 +83,5 @@ def test_summary_names_who_took_part_and_why_others_did_not() -> None:
 
 
 def test_an_answer_counts_once() -> None:
-    twice = [*EVENTS[:3], _accepted("a", examples=99), *EVENTS[3:]]
+    twice = [*EVENTS[:3], accepted("a", at=12.0, examples=99), *EVENTS[3:]]
     assert _fold(twice).rounds[0].parts["a"].examples == 5

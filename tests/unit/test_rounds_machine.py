@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from fedfactory.contracts.run_plan import RunPlan
@@ -24,6 +22,7 @@ from fedfactory.rounds.events import (
     SiteConnected,
     SiteLost,
     StopRequested,
+    UpdateLost,
 )
 from fedfactory.rounds.machine import PHASES, TABLE, MachineError, step
 from tests.run_events import PLAN, Run, accepted, made, refused, sent, taken
@@ -77,7 +76,7 @@ def test_a_second_answer_is_noted_and_changes_nothing() -> None:
     run = Run()
     run.feed(accepted("lumi"))
     before = run.state
-    assert run.feed(replace(accepted("lumi"), examples=999), refused("lumi")) == ()
+    assert run.feed(accepted("lumi", examples=999), refused("lumi")) == ()
     assert run.state.train == before.train
     assert [(late.site, late.why) for late in run.state.late] == [("lumi", "duplicate")] * 2
 
@@ -256,3 +255,62 @@ def test_every_phase_but_the_first_can_be_stopped_and_broken() -> None:
     for phase in PHASES[1:-1]:
         assert TABLE[phase, StopRequested].to == (phase, "done")
         assert TABLE[phase, RunFailed].to == ("done",)
+
+
+def outcomes(run: Run, *events: Event) -> list[str]:
+    found = []
+    for event in events:
+        run.feed(event)
+        found.append(run.state.outcome)
+    return found
+
+
+def test_the_machine_says_what_an_answer_came_to() -> None:
+    run = Run(run_plan(retries=1))
+    again = refused("cesga", "transfer_failed")
+    assert outcomes(
+        run,
+        sent(*SITES),
+        again,
+        accepted("cesga"),
+        accepted("cesga", at=5.0),
+        accepted("cesga", examples=11),
+        again,
+        refused("lumi", "policy_task"),
+        UpdateLost(at=1.0, round=1, site="lumi"),
+        accepted("cyfronet"),
+        accepted("cyfronet", round=1, examples=11),
+    ) == [
+        "applied",
+        "refused",
+        "counted",
+        "repeated",
+        "duplicate",
+        "duplicate",
+        "gave_up",
+        "ignored",
+        "counted",
+        "duplicate",
+    ]
+    assert [(late.site, late.why) for late in run.state.late] == [
+        ("cesga", "duplicate"),
+        ("cesga", "duplicate"),
+        ("cesga", "duplicate"),
+        ("cyfronet", "duplicate"),
+    ]
+    run = Run()
+    run.feed(sent(*SITES), accepted("cesga"), accepted("cyfronet"))
+    run.feed(DeadlinePassed(at=1.0, round=1, kind="train"))
+    assert outcomes(run, accepted("lumi")) == ["late"]
+
+
+def test_an_async_answer_is_counted_repeated_or_given_up() -> None:
+    run = Run(run_plan(mode="async", buffer=3, quorum=1, evaluate=False))
+    assert outcomes(
+        run,
+        sent(*SITES),
+        accepted("cesga"),
+        accepted("cesga", at=7.0),
+        accepted("cesga", examples=11),
+        refused("lumi", "policy_task"),
+    ) == ["applied", "counted", "repeated", "duplicate", "gave_up"]

@@ -102,17 +102,15 @@ def _fault(checkpoints: Checkpoints, model: BlobRef | None, state: BlobRef | Non
 
 
 def _lost_updates(parts: RunParts) -> list[Event]:
-    """Name the accepted updates whose files are gone or damaged, or that were not verified.
+    """Name the accepted updates whose files are gone or damaged.
 
     Their sites are asked again, and send the same update again.
     """
     lost: list[Event] = []
     for answer in waiting_updates(parts.life.state):
-        assert answer.payload is not None
-        blob = answer.payload.blob
-        fault = file_fault(parts.link.blob_path(blob.digest), blob)
-        if answer.norm_l2 is None:
-            fault = "not verified by today's rules"  # an older version took it
+        payload = answer.update.payload
+        assert payload is not None
+        fault = file_fault(parts.link.blob_path(payload.blob.digest), payload.blob)
         if fault is not None:
             log.warning("the update of '%s' in round %d is %s", answer.site, answer.round, fault)
             lost.append(UpdateLost(at=time.time(), round=answer.round, site=answer.site))

@@ -39,7 +39,6 @@ from fedfactory.rounds.events import (
     MeasureCentrally,
     OrdersSent,
     RecordRound,
-    ReplyAccepted,
     RunFailed,
     RunStarted,
     SendOrders,
@@ -152,11 +151,9 @@ class Runner:
     def _feed(self, events: Sequence[Event]) -> None:
         """Let the machine hear what happened; it is written before anything comes of it."""
         for event in events:
-            if isinstance(event, ReplyAccepted) and self._life.holds(event):
-                continue
-            self._unwritten.append(event)
-            self._note(event)
-            self._life.apply(event)
+            if self._life.apply(event):
+                self._unwritten.append(event)
+                self._note(event)
 
     def _write(self) -> None:
         """Journal what is not journalled yet, all at once and durably."""

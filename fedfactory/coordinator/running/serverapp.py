@@ -80,7 +80,6 @@ def _parts(
     orders = Orders(settings, Signer(Path(settings.signing_key).read_bytes()), anchors)
     standing = Standing(
         load_aggregation(settings),
-        settings.signed.terms,
         model_path=checkpoints.path,
         update_path=link.blob_path,
     )

@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.orders import WorkKey, WorkKind
-from fedfactory.contracts.plans import RunTerms
-from fedfactory.contracts.updates import Update
+from fedfactory.contracts.orders import WorkKind
 from fedfactory.coordinator.aggregating.aggregation import Aggregation, SitePlan
 from fedfactory.rounds.events import Aggregate, ReplyAccepted, SendOrders
 from fedfactory.rounds.state import RunState
@@ -21,22 +19,16 @@ Claim = tuple[str, str]  # a site, and the digest of what it uploaded
 
 
 class Standing:
-    """`models_made` numbers the newest model (0: the initial one).
-
-    `model_path` and `update_path` say where files lie.
-    """
+    """`model_path` and `update_path` say where files lie."""
 
     def __init__(
         self,
         aggregation: Aggregation,
-        terms: RunTerms,
         *,
         model_path: Callable[[BlobRef], Path],
         update_path: Callable[[str], Path],
     ) -> None:
-        self.models_made = 0
         self._aggregation = aggregation
-        self._terms = terms
         self._model_path = model_path
         self._update_path = update_path
         self._plans: dict[tuple[int, WorkKind, str], SitePlan] = {}
@@ -67,18 +59,20 @@ class Standing:
 
     def metrics(self, number: int, answers: Iterable[ReplyAccepted]) -> dict[str, float]:
         """Let the strategy combine evaluations. Raises AggregationError."""
-        found = {answer.site: self._update(answer) for answer in answers}
+        found = {answer.site: answer.update for answer in answers}
         return self._aggregation.aggregate_metrics(number, found)
 
-    def offer(self, answer: ReplyAccepted, version: int) -> None:
-        """Give the strategy a counted update, trained from model number `version`."""
-        assert answer.payload is not None
+    def offer(self, answer: ReplyAccepted, state: RunState) -> None:
+        """Give the strategy a counted update."""
+        payload = answer.update.payload
+        assert payload is not None
+        started_from = (waiting.version for waiting in state.waiting if waiting.answer is answer)
         self._aggregation.offer(
             answer.site,
-            self._update(answer),
-            self._update_path(answer.payload.blob.digest),
+            answer.update,
+            self._update_path(payload.blob.digest),
             order_round=answer.round,
-            staleness=self.models_made - version,
+            staleness=state.version - next(started_from, state.version),
         )
 
     def resolve_absent(self, site: str) -> None:
@@ -89,9 +83,9 @@ class Standing:
         """Begin the aggregate of an async run's next model with the updates that wait."""
         assert state.model is not None
         path = self._model_path(state.model)
-        self._aggregation.open_round(self.models_made + 1, path, ())
+        self._aggregation.open_round(state.version + 1, path, ())
         for waiting in state.waiting:
-            self.offer(waiting.answer, waiting.version)
+            self.offer(waiting.answer, state)
 
     def open_again(self, state: RunState) -> None:
         """Begin the aggregate under way anew: an update that it was given counts no longer."""
@@ -113,7 +107,7 @@ class Standing:
         for command in _planned(state, "evaluate"):
             self._plan(command, state)
         if state.evaluated:
-            self.metrics(self.models_made, state.evaluated)
+            self.metrics(state.version, state.evaluated)
         if is_async(state):
             self.open_async(state)
             return
@@ -123,7 +117,7 @@ class Standing:
     def _plan(self, command: SendOrders, state: RunState) -> None:
         """Let the strategy plan; a sync round's aggregate begins anew with what was accepted."""
         kind, path = command.kind, self._model_path(command.model)
-        number = self.models_made + 1 if is_async(state) and kind == "train" else command.round
+        number = state.version + 1 if is_async(state) and kind == "train" else command.round
         ask = self._aggregation.plan_train if kind == "train" else self._aggregation.plan_evaluate
         plans = ask(number, command.model, path, command.sites)
         for key in [key for key in self._plans if _is_over(key, command, state)]:
@@ -137,24 +131,7 @@ class Standing:
         awaited = tuple(sorted(site for _, _, site in self._plans))
         self._aggregation.open_round(number, path, awaited)
         for answer in state.answers("train"):
-            self.offer(answer, self.models_made)
-
-    def _update(self, answer: ReplyAccepted) -> Update:
-        return Update(
-            work=WorkKey(
-                coordinator=self._terms.coordinator,
-                run_id=self._terms.run_id,
-                round=answer.round,
-                kind=answer.kind,
-                site=answer.site,
-                order_digest=answer.order_digest,
-            ),
-            payload=answer.payload,
-            examples=answer.examples,
-            metrics=answer.metrics,
-            seconds=answer.seconds,
-            privacy=answer.privacy,
-        )
+            self.offer(answer, state)
 
 
 def is_async(state: RunState) -> bool:
@@ -181,7 +158,8 @@ def _planned(state: RunState, kind: WorkKind) -> tuple[SendOrders, ...]:
 
 def claims_of(answers: Iterable[ReplyAccepted]) -> set[Claim]:
     """Return the uploads that these answers name."""
-    return {(a.site, a.payload.blob.digest) for a in answers if a.payload is not None}
+    uploads = ((answer.site, answer.update.payload) for answer in answers)
+    return {(site, payload.blob.digest) for site, payload in uploads if payload is not None}
 
 
 def bases(state: RunState) -> Mapping[str, BlobRef]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 from flwr.app import Message
 
@@ -16,6 +15,7 @@ from fedfactory.contracts.codec import from_json
 from fedfactory.contracts.errors import FieldError, ProtocolError
 from fedfactory.contracts.model import BlobRef, ModelSpec
 from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD, Order, WorkKey
+from fedfactory.contracts.privacy import PrivacyStanding
 from fedfactory.contracts.updates import Reply, Update
 from fedfactory.coordinator.aggregating.aggregation import Unfit, verify_update
 from fedfactory.coordinator.running.asking import Asking
@@ -76,39 +76,27 @@ class Taking:
         if reply.anchor is not None:
             self._parts.anchors.keep(key.site, reply.anchor)
         if reply.refusal is not None:
-            return replace(_refused(key, reply.refusal.code, ""), standing=reply.standing)
+            return _refused(key, reply.refusal.code, "", reply.standing)
         assert reply.update is not None
         if false := false_number(order, reply.update, self._declared.get(key.site)):
-            return replace(_refused(key, "bad_reply", false), standing=reply.standing)
-        return replace(self._take_update(order, reply.update, claim), standing=reply.standing)
+            return _refused(key, "bad_reply", false, reply.standing)
+        return self._take_update(order, reply.update, claim, reply.standing)
 
     def _take_update(
-        self, order: Order, update: Update, claim: str | None
+        self, order: Order, update: Update, claim: str | None, standing: PrivacyStanding | None
     ) -> ReplyAccepted | ReplyRefused:
         key, norm_l2 = order.key(), None
         if update.payload is not None:
             digest = update.payload.blob.digest
             # Only what this very site sent counts: it may not name another's blob, nor the base.
             if claim != digest:
-                return _refused(key, "missing_update", "")
+                return _refused(key, "missing_update", "", standing)
             found = self._verified(order, update, update.payload.blob)
             if isinstance(found, Unfit):
-                return _refused(key, found.code, found.detail)
+                return _refused(key, found.code, found.detail, standing)
             norm_l2 = found
             self._parts.life.claims.add((key.site, digest))
-        return ReplyAccepted(
-            at=time.time(),
-            round=key.round,
-            kind=key.kind,
-            site=key.site,
-            order_digest=key.order_digest,
-            payload=update.payload,
-            examples=update.examples,
-            metrics=update.metrics,
-            seconds=update.seconds,
-            privacy=update.privacy,
-            norm_l2=norm_l2,
-        )
+        return ReplyAccepted(at=time.time(), update=update, norm_l2=norm_l2, standing=standing)
 
     def _verified(self, order: Order, update: Update, blob: BlobRef) -> float | Unfit:
         path = self._parts.link.blob_path(blob.digest)
@@ -128,7 +116,9 @@ class Taking:
         return self._spec
 
 
-def _refused(key: WorkKey, code: str, detail: str) -> ReplyRefused:
+def _refused(
+    key: WorkKey, code: str, detail: str, standing: PrivacyStanding | None = None
+) -> ReplyRefused:
     return ReplyRefused(
         at=time.time(),
         round=key.round,
@@ -136,4 +126,5 @@ def _refused(key: WorkKey, code: str, detail: str) -> ReplyRefused:
         site=key.site,
         code=code,
         detail=detail,
+        standing=standing,
     )
