@@ -187,7 +187,7 @@ class Books:
         return self._ledger.recent(most)
 
     def reserve(
-        self, order: Order, terms: RunTerms, policy: Policy, rule: DataRule | None
+        self, key: WorkKey, order: Order, terms: RunTerms, policy: Policy, rule: DataRule | None
     ) -> Charge | None:
         """Admit the order's run if need be, and reserve what the order costs; None without DP.
 
@@ -200,7 +200,7 @@ class Books:
             if order.privacy is not None:
                 assert rule is not None
                 charge = self._charge(order, terms, policy, rule)
-            self._ledger.reserve(order.key(), rule.lineage if rule else None, charge)
+            self._ledger.reserve(key, rule.lineage if rule else None, charge)
             return charge
 
     def admits(self, order: Order, terms: RunTerms, policy: Policy, rule: DataRule | None) -> None:

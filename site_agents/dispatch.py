@@ -10,16 +10,17 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
-from fedfactory.contracts.codec import from_json, to_json
-from fedfactory.contracts.errors import FedfactoryError, ProtocolError, UsageError
-from fedfactory.contracts.orders import WorkKey
-from fedfactory.contracts.plans import Anchor, Delivery
+from fedfactory.contracts.codec import to_json
+from fedfactory.contracts.errors import FedfactoryError
+from fedfactory.contracts.plans import Anchor
 from fedfactory.contracts.updates import Reply
 from site_agents.gateway_client import Fetched
 from site_agents.pipeline import Pending
 from site_agents.policy.facts import shown
+from site_agents.received import Received, ReceivedOrder, read_message
 from site_agents.status import StatusBoard
 from site_agents.unauthorised import CODES
 
@@ -46,7 +47,7 @@ class Dispatcher:
     def __init__(
         self,
         *,
-        answer: Callable[[str], Reply | Pending | Anchor | None],
+        answer: Callable[[Received], Reply | Pending | Anchor | None],
         send: Callable[[str, str, str], bool],
         board: StatusBoard,
         changed: Callable[[], None],
@@ -57,7 +58,7 @@ class Dispatcher:
         self._changed = changed
         self._lock = threading.Lock()
         self._working = 0
-        self._waiting: list[Fetched] = []  # for a person
+        self._waiting: list[tuple[str, ReceivedOrder]] = []  # by message id, for a person
         self._unsent: list[_Answer] = []
 
     @property
@@ -80,17 +81,14 @@ class Dispatcher:
 
     def submit(self, fetched: Fetched) -> None:
         """Begin to answer a message; returns at once."""
-        with self._lock:
-            self._working += 1
-        # A thread that hangs must not keep a stopped agent alive: no pool, whose threads would.
-        threading.Thread(target=self._work, args=(fetched,), name="order", daemon=True).start()
+        self._begin(lambda: self._reply(fetched.message_id, read_message(fetched.text)))
 
     def ask_again(self) -> None:
         """Somebody decided something: take up the orders that wait for a person."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
-        for fetched in waiting:
-            self.submit(fetched)
+        for message_id, order in waiting:
+            self._begin(partial(self._reply, message_id, order))
 
     def send_unsent(self) -> None:
         """Send what a lost connection left behind. Raises what `send` raises."""
@@ -118,9 +116,15 @@ class Dispatcher:
         with self._lock:
             self._unsent.remove(answer)
 
-    def _work(self, fetched: Fetched) -> None:
+    def _begin(self, work: Callable[[], None]) -> None:
+        with self._lock:
+            self._working += 1
+        # A thread that hangs must not keep a stopped agent alive: no pool, whose threads would.
+        threading.Thread(target=self._work, args=(work,), name="order", daemon=True).start()
+
+    def _work(self, work: Callable[[], None]) -> None:
         try:
-            self._reply(fetched)
+            work()
         except Exception:
             # A fault of ours: the order stays unanswered, the agent lives on and its log says why.
             log.exception("an order could not be answered")
@@ -128,20 +132,19 @@ class Dispatcher:
             self._working -= 1
         self._changed()
 
-    def _reply(self, fetched: Fetched) -> None:
-        work = _work_of(fetched.text)
-        if work is not None:
-            self._board.begins(work)
-        reply = self._answer(fetched.text)
+    def _reply(self, message_id: str, received: Received) -> None:
+        if isinstance(received, ReceivedOrder):
+            self._board.begins(received.key)
+        reply = self._answer(received)
         if isinstance(reply, Pending):
+            assert isinstance(received, ReceivedOrder)
             with self._lock:
-                self._waiting.append(fetched)
-            if work is not None:
-                self._board.waits(work)
+                self._waiting.append((message_id, received))
+            self._board.waits(received.key)
             return
         if reply is None:
             return
-        answer = _Answer(fetched.message_id, to_json(reply), _upload_of(reply))
+        answer = _Answer(message_id, to_json(reply), _upload_of(reply))
         try:
             self._deliver(answer)
         except FedfactoryError as error:
@@ -161,11 +164,3 @@ def _upload_of(reply: Reply | Anchor) -> str:
     """Return the digest of the upload that a reply speaks of; "" for none."""
     update = reply.update if isinstance(reply, Reply) else None
     return update.payload.blob.digest if update and update.payload else ""
-
-
-def _work_of(text: str) -> WorkKey | None:
-    """Return what an order says it is, for people to see; believed by nobody."""
-    try:
-        return from_json(Delivery, text).sending.order.key()
-    except (ProtocolError, UsageError):
-        return None

@@ -24,6 +24,7 @@ from site_agents.gateway_client import Fetched, GatewayClient, Rung
 
 log = logging.getLogger("site_agents.line")
 
+
 class _Client:
     """A connection, and how many calls are under way on it."""
 

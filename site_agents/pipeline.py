@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
 
-from fedfactory.contracts.codec import from_json
-from fedfactory.contracts.errors import FedfactoryError, ProtocolError, UsageError
+from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.contracts.orders import WorkKey
 from fedfactory.contracts.plans import Anchor, Delivery, SignedEnding
 from fedfactory.contracts.updates import Refusal, Reply
@@ -29,6 +28,7 @@ from site_agents.executors.executor import Executor
 from site_agents.ledger import LedgerError, WorkConflictError
 from site_agents.permission import Permission, signed_by
 from site_agents.receipts import take_receipt
+from site_agents.received import Received, Unreadable
 from site_agents.refused import RefusedError
 from site_agents.release import Pending, Release, Send
 from site_agents.spool import Spool
@@ -41,7 +41,6 @@ log = logging.getLogger("site_agents.pipeline")
 
 # Said once who asks is known and allowed, also of work that was charged before.
 AFTER_AUTHORISATION: Final = ("work_failed", "killed", "paused", "budget_exhausted")
-MAX_ORDER_CHARS: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,16 +82,15 @@ class Pipeline:
         self._lock = threading.Lock()
         self._turns: WeakValueDictionary[WorkName, threading.Lock] = WeakValueDictionary()
 
-    def answer(self, text: str) -> Reply | Pending | Anchor | None:
+    def answer(self, received: Received) -> Reply | Pending | Anchor | None:
         """Return the answer to one message; None if it does not even name its work."""
-        if len(text) > MAX_ORDER_CHARS:
-            self._books.unauthorised.note("message", f"{len(text)} characters are no order")
+        if isinstance(received, Unreadable):
+            self._books.unauthorised.note("message", received.finding)
             return None
-        try:
-            delivery = from_json(Delivery, text)
-        except (ProtocolError, UsageError) as error:
-            return self._end(text, error)
-        key = delivery.sending.order.key()
+        if isinstance(received, SignedEnding):
+            policy_file = self._home / POLICY_FILE
+            return end_run(received, site=self._site, policy_file=policy_file, books=self._books)
+        delivery, key = received.delivery, received.key
         with self._lock:
             turn = self._turns.setdefault(work_name(key), threading.Lock())
         try:
@@ -100,19 +98,10 @@ class Pipeline:
                 return self._answer(delivery, key)
         except RefusedError as error:
             if error.code not in CODES or self._books.unauthorised.note("order", str(error)):
-                self._spool.keep_refused(key, text)
+                self._spool.keep_refused(key, received.text)
             if error.code in CODES:  # recorded by the count; an anchor is for those we know
                 return Reply(update=None, refusal=Refusal(work=key, code=error.code), anchor=None)
             return self._refusal(delivery, key, error)
-
-    def _end(self, text: str, no_order: FedfactoryError) -> Anchor | None:
-        try:
-            signed = from_json(SignedEnding, text)
-        except (ProtocolError, UsageError):
-            self._books.unauthorised.note("message", f"no order: {no_order}")
-            return None
-        policy_file = self._home / POLICY_FILE
-        return end_run(signed, site=self._site, policy_file=policy_file, books=self._books)
 
     def _answer(self, delivery: Delivery, key: WorkKey) -> Reply | Pending:
         books, folder = self._books, self._spool.folder(key)

@@ -146,7 +146,9 @@ class Working:
                     raise obstacle
                 break
             rule = asked.rule if _reads_data(asked) else None  # whose records are worked on
-            charge = self._books.reserve(asked.order, asked.sending.plan.terms, asked.policy, rule)
+            charge = self._books.reserve(
+                asked.key, asked.order, asked.sending.plan.terms, asked.policy, rule
+            )
             try:
                 return charge, self._run(asked, charge, base, folder)
             except NeverBegunError as error:

@@ -1,11 +1,12 @@
-"""A daemon's keys and certificate in a folder of its own: keys are made here and stay here (law 8).
+"""A daemon's key and certificate in a folder of its own: the key is made here and stays (law 8).
 
-`request.json` beside the keys says whose they are and what is to be certified; who asks for that,
+`request.json` beside the key says whose it is and what is to be certified; who asks for that,
 and how, is told in wire/enrolling.py.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from fedfactory.contracts.codec import from_json, to_json
-from fedfactory.contracts.errors import IdentityError
+from fedfactory.contracts.codec import decode, to_json
+from fedfactory.contracts.errors import IdentityError, ProtocolError
 from fedfactory.durable_file import write_durably
 from fedfactory.identity.chains import read_certificates, root_of
 from fedfactory.identity.facts import public_key_text
@@ -26,7 +27,8 @@ from fedfactory.identity.roles import Peer, Role
 
 REQUEST: Final = "request.json"
 TLS_KEY: Final = "tls.key"
-_NODE_KEY: Final = "node.key"
+# Of the key of a Flower node, which older requests name, too, and nothing needs any more.
+_FORMER_FIELD: Final = "node_public_key"
 CERTIFICATE: Final = "certificate.pem"
 AUTHORITY: Final = "authority.pem"
 _PEM: Final = serialization.Encoding.PEM
@@ -38,12 +40,11 @@ class ClockBehindError(IdentityError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a daemon asks to be certified: who it says it is, and its public keys (PEM)."""
+    """What a daemon asks to be certified: who it says it is, and its request (PEM)."""
 
     role: str
     name: str
     csr: str
-    node_public_key: str | None
 
     @property
     def csr_pem(self) -> bytes:
@@ -65,10 +66,8 @@ class Identity:
     authority_pem: bytes
 
 
-def request_identity(folder: Path, role: Role, name: str, *, node_key: bool = False) -> None:
-    """Make keys and a request in `folder`, unless they are there already.
-
-    `node_key` adds the Flower node key (EC P-384) that a site's messages are signed with.
+def request_identity(folder: Path, role: Role, name: str) -> None:
+    """Make a key and a request in `folder`, unless they are there already.
 
     Raises:
         IdentityError: `folder` holds the identity of somebody else, or the name cannot be one.
@@ -85,23 +84,19 @@ def request_identity(folder: Path, role: Role, name: str, *, node_key: bool = Fa
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())
     write_durably(folder / TLS_KEY, _private_pem(key))
-    public = None
-    if node_key:
-        node = ec.generate_private_key(ec.SECP384R1())
-        write_durably(folder / _NODE_KEY, _private_pem(node))
-        public = public_key_text(node.public_key())
-    request = Request(
-        role=role.value,
-        name=name,
-        csr=request_text(key, name),
-        node_public_key=public,
-    )
+    request = Request(role=role.value, name=name, csr=request_text(key, name))
     write_durably(folder / REQUEST, to_json(request))
 
 
 def read_request(folder: Path) -> Request:
-    """Return the request left in `folder`."""
-    return from_json(Request, (folder / REQUEST).read_bytes())
+    """Return the request left in `folder`. Raises ProtocolError if it is damaged."""
+    try:
+        written = json.loads((folder / REQUEST).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"{folder / REQUEST}: not JSON", diagnostic=str(error)) from error
+    if isinstance(written, dict):
+        written.pop(_FORMER_FIELD, None)
+    return decode(Request, written)
 
 
 def request_text(key: ec.EllipticCurvePrivateKey, name: str) -> str:
@@ -112,7 +107,7 @@ def request_text(key: ec.EllipticCurvePrivateKey, name: str) -> str:
 
 
 def install_certificate(folder: Path, certificate_pem: bytes, authority_pem: bytes) -> None:
-    """Put certificate chain and trusted roots beside the keys; the certificate last.
+    """Put certificate chain and trusted roots beside the key; the certificate last.
 
     So at every moment the roots cover the certificate that is there.
     """
@@ -174,14 +169,6 @@ def check_identity(identity: Identity, where: str) -> None:
         root_of(chain, roots, now)
     except IdentityError as error:
         raise IdentityError(f"{where}: {error.public_message}") from error
-
-
-def load_node_key(folder: Path) -> bytes:
-    """Return the Flower node key (private, PKCS #8 PEM, as Flower's client loads it)."""
-    try:
-        return (folder / _NODE_KEY).read_bytes()
-    except OSError as error:
-        raise IdentityError(f"{folder} holds no node key", diagnostic=str(error)) from error
 
 
 def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

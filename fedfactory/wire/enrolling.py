@@ -103,8 +103,7 @@ def _finish(folder: Path, address: str | None) -> None:
     if _is_pending(folder):
         if not is_enrolled(new):
             invitation = read_invitation(new / INVITATION)
-            is_site = invitation.role == Role.SITE
-            request_identity(new, Role(invitation.role), invitation.name, node_key=is_site)
+            request_identity(new, Role(invitation.role), invitation.name)
             try:
                 certified = _ask(new, invitation, address or invitation.gateway)
             except RefusedError:
@@ -166,8 +165,7 @@ def _ask(new: Path, invitation: Invitation, address: str) -> Certified:
     from fedfactory.wire.rpc.service import EnrolmentCalls
     from fedfactory.wire.tls import open_channel
 
-    request = read_request(new)
-    wanted = EnrolWanted(csr=request.csr, node_public_key=request.node_public_key)
+    wanted = EnrolWanted(csr=read_request(new).csr)
     with open_channel(address, invitation_identity(invitation)) as channel:
         try:
             return EnrolmentCalls(channel).enrol(wanted, timeout=CALL_TIMEOUT_S)

@@ -94,13 +94,12 @@ class RevokeWanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnrolWanted:
-    """What an invited peer asks to be certified: its request and, for a site, its node key (PEM).
+    """What an invited peer asks to be certified: its request (PEM).
 
     The connection shows the invitation's key, which binds the request to the token.
     """
 
     csr: str
-    node_public_key: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -164,7 +164,7 @@ def test_values_arrive_as_they_were_sent_with_who_sent_them(rig, ana, name):
 
 def test_an_enrolment_comes_with_the_certificate_that_it_is_bound_to(rig):
     identity = rig.enrol(Role.INVITED, "newcomer")
-    wanted = EnrolWanted(csr="csr", node_public_key=None)
+    wanted = EnrolWanted(csr="csr")
     with open_channel(rig.address, identity) as channel:
         EnrolmentCalls(channel).enrol(wanted, timeout=HANG_S)
     ((peer, facts, value, version),) = rig.registrar.asked
@@ -426,7 +426,7 @@ def test_without_its_registry_the_gateway_lets_nobody_in_and_says_no_more(rig, a
 
 
 def test_enrolment_is_tried_a_few_times_only(rig):
-    wanted = EnrolWanted(csr="guess", node_public_key=None)
+    wanted = EnrolWanted(csr="guess")
     with open_channel(rig.address, rig.enrol(Role.INVITED, "newcomer")) as channel:
         calls = EnrolmentCalls(channel)
         for _ in range(5):

@@ -180,7 +180,7 @@ def test_a_gateway_that_is_away_is_said_once(tmp_path: Path) -> None:
 
 def _enrol(home: Path, issuer: Issuer) -> None:
     folder = home / "identity"
-    request_identity(folder, Role.SITE, "cesga", node_key=True)
+    request_identity(folder, Role.SITE, "cesga")
     request = read_request(folder)
     certificate = issuer.sign(request.csr_pem, Role.SITE, "cesga", timedelta(days=1))
     install_certificate(folder, certificate, issuer.bundle_pem)

@@ -1,4 +1,4 @@
-"""A real consortium on loopback: registry, registrar and gateway; SuperLink is played.
+"""A real consortium on loopback: registry, registrar and gateway; no run is open.
 
 And a real agent in a thread, which enrols, connects and renews by itself.
 """
@@ -12,13 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from flwr.proto.fleet_pb2 import (
-    ActivateNodeResponse,
-    DeactivateNodeResponse,
-    PullMessagesResponse,
-)
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
-
 from fedfactory.contracts.questions import Question, SignedQuestion
 from fedfactory.coordinator.gateway.blobs import BlobStore
 from fedfactory.coordinator.gateway.gateway import Gateway
@@ -26,6 +19,7 @@ from fedfactory.coordinator.gateway.limits import GatewayLimits
 from fedfactory.coordinator.membership.consortium import coordinator_identity
 from fedfactory.coordinator.membership.founding import make_consortium
 from fedfactory.coordinator.membership.registrar import Registrar
+from fedfactory.identity.facts import CertificateFacts
 from fedfactory.identity.operators import load_operator
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.identity.signing import Signer, fingerprint
@@ -42,17 +36,13 @@ from tests.policy_orders import pin
 from tests.sites.rig import Scripted
 
 SITE = "cesga"
-NODE_ID = 7
-_REPLIES = {
-    "ACTIVATE_NODE": ActivateNodeResponse(node_id=NODE_ID),
-    "DEACTIVATE_NODE": DeactivateNodeResponse(),
-    "SEND_NODE_HEARTBEAT": SendNodeHeartbeatResponse(success=True),
-    "PULL_MESSAGES": PullMessagesResponse(),
-}
 
 
 class Hub:
-    """A consortium's coordinator, and its listener: `heard` is who came and went, and when."""
+    """A consortium's coordinator, and its listener: `heard` is who came and went, and when.
+
+    `callers` names who called, once for each call, also of those that were refused.
+    """
 
     def __init__(self, folder: Path, lifetime: timedelta = timedelta(days=1)) -> None:
         self.folder = folder
@@ -67,27 +57,24 @@ class Hub:
         self.identity = coordinator_identity(self.consortium, timedelta(days=1))
         self.signer = Signer(self.identity.key_pem)
         self.heard: list[tuple[str, float]] = []
-        self.methods: list[str] = []
+        self.callers: list[str] = []
         self.port = 0
         self.gateway: Gateway | None = None
 
     def start(self) -> None:
         registrar = Registrar(
-            self.consortium, self.registry, self.consortium.issuer(), self.lifetime, self._admit
+            self.consortium, self.registry, self.consortium.issuer(), self.lifetime
         )
         self.registrar = registrar
         self.gateway = Gateway(
             identity=lambda: self.identity,
             store=BlobStore(self.folder / "blobs"),
-            forward=self._forward,
-            standing=self.registry.standing,
+            standing=self._standing,
             revocations=self.registry.operator_revocations,
             desk=Desk(),
             registrar=registrar,
             limits=GatewayLimits(max_model_bytes=10**6),
         )
-        for site, key in self.registry.sites().items():
-            self._admit(site, key)
         self.gateway.subscribe(self)
         self.port = self.gateway.start("127.0.0.1", self.port)
 
@@ -113,6 +100,10 @@ class Hub:
         self.registry.revoke(peer, by="ana", reason="left the consortium")
         self.gateway.cut(peer)
 
+    def hang_up(self) -> None:
+        """End the sites' doorbells, as a coordinator does that stops."""
+        self.gateway._bells.hang_up_all()
+
     def ask(self, question: Question) -> Any:
         asked = SignedQuestion(question=question, signature=self.signer.sign(question))
         return self.gateway.ask(SITE, asked, HANG_S)
@@ -123,14 +114,9 @@ class Hub:
     def went(self, site: str) -> None:
         self.heard.append(("went", time.monotonic()))
 
-    def replied(self, message_id: str) -> None: ...
-
-    def _admit(self, site: str, node_key: str) -> None:
-        self.gateway.admit(site, NODE_ID, node_key.encode())
-
-    def _forward(self, method: str, *call: bytes) -> tuple[int, bytes]:
-        self.methods.append(method)
-        return 200, _REPLIES[method].SerializeToString()
+    def _standing(self, peer: Peer, facts: CertificateFacts) -> None:
+        self.callers.append(peer.name)
+        self.registry.standing(peer, facts)
 
 
 class RunningAgent:

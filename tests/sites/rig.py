@@ -34,6 +34,7 @@ from site_agents.jobs.job import RESULT, UPDATE, Job, JobResult, JobTrial, write
 from site_agents.jobs.settings import SourceFacts
 from site_agents.pipeline import Pending, Pipeline, Transfer
 from site_agents.policy import AcknowledgedRisk, DataRule, Range, WithoutDp, policy_text
+from site_agents.received import read_message
 from site_agents.setup import make_home
 from tests.policy_orders import pin
 
@@ -253,7 +254,7 @@ class Site:
         return self.coordinator.delivery(order, terms, receipt=receipt, expires_at=expires_at)
 
     def answer(self, text: str) -> Reply | Pending | None:
-        return self.pipeline.answer(text)
+        return self.pipeline.answer(read_message(text))
 
     # ---- looking -----------------------------------------------------------------------------
 

@@ -116,7 +116,7 @@ def test_it_is_back_at_once_after_a_hang_up_and_a_restart(make_hub, start) -> No
     until(lambda: hub.gateway.connected() == [SITE])
     time.sleep(5.1)  # a session that stood
     hub.heard.clear()
-    hub.gateway.hang_up_all()
+    hub.hang_up()
     until(lambda: [what for what, _ in hub.heard] == ["went", "came"])
     (_, went), (_, came) = hub.heard
     assert 0.1 < came - went < stretched(2.0), "0.2 to 0.4 s, and what a busy machine adds"
@@ -135,7 +135,7 @@ def test_a_site_that_is_thrown_out_does_not_hammer(make_hub, start) -> None:
     hub.heard.clear()
     end = time.monotonic() + 6
     while time.monotonic() < end:
-        hub.gateway.hang_up_all()
+        hub.hang_up()
         time.sleep(0.02)
     assert sum(what == "came" for what, _ in hub.heard) <= 10
 
@@ -153,9 +153,9 @@ def test_a_revoked_site_says_so_once_and_can_be_enrolled_anew(make_hub, start, c
     # A call under way may end as any cut one does, and say so, before the next tells why.
     said = [r for r in caplog.records if r.name == "site_agents.agent"]
     assert len([r for r in said if "cut off" in r.getMessage()]) == 1
-    calls = len(hub.methods)
+    calls = len(hub.callers)
     time.sleep(1)
-    assert len(hub.methods) == calls
+    assert len(hub.callers) == calls
     enrol(agent.home, hub.invitation())
     agent.until("connected", 20)
 

@@ -51,18 +51,10 @@ class Seat:
     def __init__(self, consortium: Consortium, lifetime: timedelta = MONTH) -> None:
         self.consortium = consortium
         self.registry = consortium.registry()
-        self.enrolled: list[str] = []
-        self.registrar = Registrar(
-            consortium,
-            self.registry,
-            consortium.issuer(),
-            lifetime,
-            lambda site, _: self.enrolled.append(site),
-        )
+        self.registrar = Registrar(consortium, self.registry, consortium.issuer(), lifetime)
         self.gateway = Gateway(
             identity=lambda: coordinator_identity(consortium, MONTH),
             store=BlobStore(consortium.home / "blobs"),
-            forward=lambda *_: (503, b""),
             standing=self.registry.standing,
             revocations=self.registry.operator_revocations,
             desk=NoDesk(),  # type: ignore[arg-type]

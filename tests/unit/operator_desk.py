@@ -219,7 +219,7 @@ class DeskServer:
         lifetime: timedelta = timedelta(days=10),
     ) -> Identity:
         folder = self.folder / f"{role}-{name}" / "identity"
-        request_identity(folder, role, name, node_key=role is Role.SITE)
+        request_identity(folder, role, name)
         csr = read_request(folder).csr_pem
         certificate = self._issuer.sign(csr, role, name, lifetime, hosts=hosts)
         install_certificate(folder, certificate, self._issuer.bundle_pem)

@@ -9,23 +9,46 @@ from pathlib import Path
 
 import pytest
 
-from fedfactory.contracts.codec import from_json
+from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import EnvironmentFailedError
-from fedfactory.contracts.orders import WorkKey
-from fedfactory.contracts.updates import Refusal, Reply
+from fedfactory.contracts.plans import Anchor, Delivery
+from fedfactory.contracts.updates import Payload, Refusal, Reply, Update
 from site_agents import dispatch
 from site_agents.dispatch import Dispatcher
 from site_agents.gateway_client import Fetched
 from site_agents.pipeline import Pending
+from site_agents.received import Received, ReceivedOrder
 from site_agents.status import StatusBoard, read_status
 from tests.patience import HANG_S
+from tests.policy_orders import BASE, UNSIGNED, sending_of
 
 
-def reply_to(text: str) -> Reply:
-    work = WorkKey(
-        coordinator="hub", run_id=text, round=1, kind="train", site="cesga", order_digest="sha256:1"
+def message_of(run_id: str) -> Fetched:
+    """An order of a run whose id is the message's, too; "no order" is none."""
+    text = to_json(Delivery(sending=sending_of(run_id=run_id), signature=UNSIGNED))
+    return Fetched(message_id=run_id, text="{" if run_id == "no-order" else text, more=False)
+
+
+def reply_to(order: Received) -> Reply:
+    assert isinstance(order, ReceivedOrder)
+    return Reply(update=None, refusal=Refusal(work=order.key, code="paused"), anchor=None)
+
+
+def update_of(order: Received) -> Reply:
+    assert isinstance(order, ReceivedOrder)
+    update = Update(
+        work=order.key,
+        payload=Payload(form="delta", blob=BASE),
+        examples=1,
+        metrics={},
+        seconds=1.0,
+        privacy=None,
     )
-    return Reply(update=None, refusal=Refusal(work=work, code="paused"), anchor=None)
+    return Reply(update=update, refusal=None, anchor=None)
+
+
+def run_of(received: Received) -> str:
+    return received.key.run_id if isinstance(received, ReceivedOrder) else "no-order"
 
 
 class Line:
@@ -33,6 +56,7 @@ class Line:
 
     def __init__(self) -> None:
         self.sent: list[str] = []
+        self.digests: list[str] = []
         self.cut = False
         self.gone: set[str] = set()
 
@@ -44,13 +68,16 @@ class Line:
         reply = from_json(Reply, text)
         assert reply.work.run_id == message_id
         self.sent.append(message_id)
+        self.digests.append(digest)
         return True
 
 
 class Bench:
     """A dispatcher with a pipeline of the test's own."""
 
-    def __init__(self, home: Path, answer: Callable[[str], Reply | Pending | None]) -> None:
+    def __init__(
+        self, home: Path, answer: Callable[[Received], Reply | Pending | Anchor | None]
+    ) -> None:
         self.home = home
         self.line = Line()
         self.changes = threading.Semaphore(0)
@@ -61,8 +88,8 @@ class Bench:
             changed=self.changes.release,
         )
 
-    def submit(self, text: str) -> None:
-        self.dispatcher.submit(Fetched(message_id=text, text=text, more=False))
+    def submit(self, run_id: str) -> None:
+        self.dispatcher.submit(message_of(run_id))
 
     def settled(self, orders: int = 1) -> None:
         for _ in range(orders):
@@ -72,10 +99,10 @@ class Bench:
 def test_a_slow_order_does_not_hold_up_a_quick_one(tmp_path: Path):
     slow = threading.Event()
 
-    def answer(text: str) -> Reply:
-        if text == "train":
+    def answer(order: Received) -> Reply:
+        if run_of(order) == "train":
             assert slow.wait(HANG_S)
-        return reply_to(text)
+        return reply_to(order)
 
     bench = Bench(tmp_path, answer)
     bench.submit("train")
@@ -92,9 +119,11 @@ def test_a_slow_order_does_not_hold_up_a_quick_one(tmp_path: Path):
 
 def test_what_waits_for_a_person_is_taken_up_when_they_decided(tmp_path: Path):
     decided = False
+    seen: list[Received] = []
 
-    def answer(text: str) -> Reply | Pending:
-        return reply_to(text) if decided else Pending(work_id="w")
+    def answer(order: Received) -> Reply | Pending:
+        seen.append(order)
+        return reply_to(order) if decided else Pending(work_id="w")
 
     bench = Bench(tmp_path, answer)
     bench.submit("a")
@@ -110,6 +139,15 @@ def test_what_waits_for_a_person_is_taken_up_when_they_decided(tmp_path: Path):
     assert bench.line.sent == ["a"]
     bench.dispatcher.ask_again()
     assert bench.dispatcher.is_idle
+    assert all(order is seen[0] for order in seen), "an order is read once"
+
+
+def test_a_reply_names_the_upload_that_it_speaks_of(tmp_path: Path):
+    bench = Bench(tmp_path, lambda o: update_of(o) if run_of(o) == "update" else reply_to(o))
+    for run_id in ("update", "refusal"):
+        bench.submit(run_id)
+        bench.settled()
+    assert bench.line.digests == [BASE.digest, ""]
 
 
 def test_a_reply_waits_for_the_connection_and_is_sent_once(tmp_path: Path):
@@ -147,23 +185,23 @@ def test_a_reply_that_nobody_awaits_is_dropped_and_holds_up_no_other(tmp_path: P
     bench.settled()
     assert bench.dispatcher.is_idle
     bench.line.gone, bench.line.cut = set(), True
-    for text in ("a", "gone later", "b"):
+    for text in ("a", "gone-later", "b"):
         bench.submit(text)
         bench.settled()
-    bench.line.gone, bench.line.cut = {"gone later"}, False
+    bench.line.gone, bench.line.cut = {"gone-later"}, False
     bench.dispatcher.send_unsent()
     assert bench.line.sent == ["a", "b"]
     assert bench.dispatcher.is_idle
 
 
 def test_a_fault_of_ours_costs_one_order_and_not_the_agent(tmp_path: Path):
-    def answer(text: str) -> Reply | None:
-        if text == "fault":
+    def answer(received: Received) -> Reply | None:
+        if run_of(received) == "fault":
             raise ZeroDivisionError
-        return reply_to(text) if text == "b" else None
+        return reply_to(received) if run_of(received) == "b" else None
 
     bench = Bench(tmp_path, answer)
-    for text in ("fault", "no order", "b"):
+    for text in ("fault", "no-order", "b"):
         bench.submit(text)
     bench.settled(3)
     assert bench.line.sent == ["b"]
@@ -176,9 +214,9 @@ def test_a_fault_of_ours_costs_one_order_and_not_the_agent(tmp_path: Path):
 def test_there_is_room_for_so_many_and_no_more(tmp_path: Path):
     end = threading.Event()
 
-    def answer(text: str) -> Reply:
+    def answer(order: Received) -> Reply:
         assert end.wait(HANG_S)
-        return reply_to(text)
+        return reply_to(order)
 
     bench = Bench(tmp_path, answer)
     taken = 0
@@ -192,7 +230,7 @@ def test_there_is_room_for_so_many_and_no_more(tmp_path: Path):
 
 
 def test_an_order_that_hangs_keeps_no_process_alive(tmp_path: Path):
-    def hang(text: str) -> None:
+    def hang(order: Received) -> None:
         time.sleep(60)
 
     bench = Bench(tmp_path, hang)

@@ -1,5 +1,6 @@
 """Who may be who: roles in certificates, keys that stay where they were made."""
 
+import json
 import socket
 import stat
 from datetime import UTC, datetime, timedelta
@@ -10,12 +11,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedfactory.contracts.errors import IdentityError
+from fedfactory.contracts.errors import IdentityError, ProtocolError
 from fedfactory.identity.enrolment import (
     ClockBehindError,
     install_certificate,
     load_identity,
-    load_node_key,
     read_request,
     request_identity,
 )
@@ -36,8 +36,8 @@ def an_issuer(folder):
     return Issuer.create(folder / "issuer", "alliance", Root.new("alliance"))
 
 
-def enrol(folder, authority, role=Role.SITE, name="cesga", *, hosts=(), node_key=False):
-    request_identity(folder, role, name, node_key=node_key)
+def enrol(folder, authority, role=Role.SITE, name="cesga", *, hosts=()):
+    request_identity(folder, role, name)
     request = read_request(folder)
     certificate = authority.sign(request.csr_pem, role, request.name, DAY, hosts=hosts)
     install_certificate(folder, certificate, authority.bundle_pem)
@@ -123,33 +123,35 @@ def test_a_certificate_never_outlives_its_issuer(tmp_path, authority):
     assert end == authority.certificate.not_valid_after_utc
 
 
-def test_keys_are_private_files_made_once(tmp_path, authority):
-    enrol(tmp_path, authority, node_key=True)
+def test_the_key_is_a_private_file_made_once(tmp_path, authority):
+    enrol(tmp_path, authority)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert set(before) == {
-        "tls.key",
-        "node.key",
-        "request.json",
-        "certificate.pem",
-        "authority.pem",
-    }
-    for name in ("tls.key", "node.key"):
-        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
-    request_identity(tmp_path, Role.SITE, "cesga", node_key=True)
+    assert set(before) == {"tls.key", "request.json", "certificate.pem", "authority.pem"}
+    assert stat.S_IMODE((tmp_path / "tls.key").stat().st_mode) == 0o600
+    request_identity(tmp_path, Role.SITE, "cesga")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_no_private_key_is_in_what_travels(tmp_path, authority):
-    enrol(tmp_path, authority, node_key=True)
+    enrol(tmp_path, authority)
     travels = (tmp_path / "request.json").read_bytes() + (tmp_path / "certificate.pem").read_bytes()
     assert b"PRIVATE" not in travels
-    node = serialization.load_pem_private_key(load_node_key(tmp_path), password=None)
-    assert isinstance(node, ec.EllipticCurvePrivateKey)
-    assert isinstance(node.curve, ec.SECP384R1)
-    public = node.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    assert read_request(tmp_path).node_public_key == public.decode()
+
+
+def test_an_older_folder_that_has_a_node_key_is_an_identity_as_it_is(tmp_path, authority):
+    enrol(tmp_path, authority)
+    (tmp_path / "node.key").write_text("a key of Flower's")
+    request = json.loads((tmp_path / "request.json").read_text())
+    for named in ("a public key (PEM)", None):  # a site's, and everybody else's
+        text = json.dumps(request | {"node_public_key": named})
+        (tmp_path / "request.json").write_text(text)
+        assert read_request(tmp_path).csr == request["csr"]
+        request_identity(tmp_path, Role.SITE, "cesga")
+        assert load_identity(tmp_path)
+    for damaged in ("[]", "{", json.dumps(request | {"note": ""})):
+        (tmp_path / "request.json").write_text(damaged)
+        with pytest.raises(ProtocolError):
+            read_request(tmp_path)
 
 
 def test_a_folder_holds_one_identity(tmp_path):
@@ -183,8 +185,6 @@ def test_an_identity_must_hang_together(tmp_path, authority):
     install_certificate(tmp_path / "a", b"half a certif", authority.bundle_pem)
     with pytest.raises(IdentityError, match="no whole identity"):
         load_identity(tmp_path / "a")
-    with pytest.raises(IdentityError, match="no node key"):
-        load_node_key(tmp_path / "a")
 
 
 def test_an_expired_certificate_is_named(tmp_path, authority):

@@ -28,7 +28,6 @@ from fedfactory.identity.bootstrap import bootstrap_key, new_token
 from fedfactory.identity.enrolment import (
     Identity,
     load_identity,
-    load_node_key,
     read_request,
     request_text,
 )
@@ -61,9 +60,7 @@ def test_a_site_enrols_and_no_token_stays(here: Seat, tmp_path: Path) -> None:
     enrol_identity(folder, invitation)
     identity = load_identity(folder)
     here.registry.standing(Peer(role=Role.SITE, name="alba"), facts_of(identity.certificate_pem))
-    assert here.registry.sites()["alba"] == read_request(folder).node_public_key
-    assert "PRIVATE" in load_node_key(folder).decode()
-    assert "alba" in here.enrolled
+    assert "alba" in here.registry.sites()
     assert tokens_below(tmp_path, invitation.token) == []
     assert {path.name for path in tmp_path.iterdir()} == {"identity", "identity.lock"}
     for path in folder.iterdir():
@@ -251,8 +248,7 @@ def test_what_comes_back_from_a_renewal_is_checked(here: Seat, tmp_path: Path) -
         facts = facts_of(invitation.certificate.encode())
 
         def theirs(request: str) -> Certified:
-            node = read_request(folder).node_public_key
-            wanted = EnrolWanted(csr=request, node_public_key=node)
+            wanted = EnrolWanted(csr=request)
             peer = Peer(role=Role.INVITED, name="fama")
             return elsewhere.registrar.enrol(peer, facts, wanted, "0.1.0")
 
@@ -272,20 +268,10 @@ def test_the_tokens_own_key_cannot_be_certified(here: Seat) -> None:
     invitation = here.invite("hera")
     facts = facts_of(invitation.certificate.encode())
     csr = request_text(bootstrap_key(invitation.token), "hera")
-    for node in (None, read_request_of_node()):
-        with pytest.raises(IdentityError):
-            here.registrar.enrol(
-                Peer(role=Role.INVITED, name="hera"),
-                facts,
-                EnrolWanted(csr=csr, node_public_key=node),
-                "0.1.0",
-            )
-
-
-def read_request_of_node() -> str:
-    from fedfactory.identity.facts import public_key_text
-
-    return public_key_text(ec.generate_private_key(ec.SECP384R1()).public_key())
+    with pytest.raises(IdentityError):
+        here.registrar.enrol(
+            Peer(role=Role.INVITED, name="hera"), facts, EnrolWanted(csr=csr), "0.1.0"
+        )
 
 
 # ---- reading invitations ----------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from fedfactory.contracts.errors import (
 )
 from fedfactory.coordinator.membership.registry import Registry
 from fedfactory.coordinator.membership.registry_rows import Issued
+from fedfactory.coordinator.membership.registry_schema import SCHEMA_VERSION
 from fedfactory.identity.facts import CertificateFacts, public_key_text
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.identity.signing import fingerprint
@@ -34,7 +35,6 @@ INVITED = Peer(role=Role.INVITED, name="cesga")
 ANA = Peer(role=Role.OPERATOR, name="ana")
 # Keys are told apart by their PEM; making them is what costs, so they are made once.
 KEYS = [public_key_text(ec.generate_private_key(ec.SECP256R1()).public_key()) for _ in range(40)]
-NODES = [f"node-{number}" for number in range(40)]
 
 
 class Clock:
@@ -66,12 +66,9 @@ def registry(tmp_path: Path, clock: Clock):
         yield opened
 
 
-def admit(
-    registry: Registry, clock: Clock, token: int, key: int, node: int | None = None
-) -> Issued:
+def admit(registry: Registry, clock: Clock, token: int, key: int) -> Issued:
     issued = made(clock, KEYS[key])
-    site_node = NODES[key if node is None else node]
-    registry.accept(KEYS[token], KEYS[key], site_node, lambda _: issued, "0.1.0")
+    registry.accept(KEYS[token], KEYS[key], lambda _: issued, "0.1.0")
     return issued
 
 
@@ -86,7 +83,7 @@ def test_from_invitation_to_member(registry: Registry, clock: Clock) -> None:
     (member,) = registry.members(connected=["cesga"])
     assert (member.status, member.connected, member.version) == ("enrolled", True, "0.1.0")
     assert member.fingerprint == fingerprint(KEYS[1])
-    assert registry.sites() == {"cesga": NODES[1]}
+    assert registry.sites() == ("cesga",)
 
 
 def test_a_token_admits_one_key_alone(registry: Registry, clock: Clock) -> None:
@@ -97,9 +94,7 @@ def test_a_token_admits_one_key_alone(registry: Registry, clock: Clock) -> None:
         registry.standing(CESGA, issued.facts)
     with pytest.raises(IdentityError, match="used already"):
         admit(registry, clock, 0, 2)
-    with pytest.raises(IdentityError, match="node key"):
-        admit(registry, clock, 0, 1, node=2)
-    assert registry.sites() == {"cesga": NODES[1]}
+    assert registry.sites() == ("cesga",)
 
 
 def test_the_newest_invitation_counts(registry: Registry, clock: Clock) -> None:
@@ -139,15 +134,13 @@ def test_revoked_is_refused_for_good_and_may_come_back_with_new_keys(
         registry.renewed(CESGA, made(clock, KEYS[1]))
     with pytest.raises(IdentityError, match=r"cut off|is, or was"):
         admit(registry, clock, 0, 1)
-    assert registry.sites() == {}
+    assert registry.sites() == ()
     assert [(m.status, m.reason) for m in registry.members()] == [("revoked", "disk stolen")]
     with pytest.raises(UsageError, match=r"'cesga' is cut off already \(disk stolen\)"):
         registry.revoke(CESGA, by="ana", reason="once more")
     registry.invite(CESGA, made(clock, KEYS[2]), by="ana")
     with pytest.raises(IdentityError, match="is, or was"):
         admit(registry, clock, 2, 1)
-    with pytest.raises(IdentityError, match="node key is, or was"):
-        admit(registry, clock, 2, 3, node=1)
     new = admit(registry, clock, 2, 3)
     registry.standing(CESGA, new.facts)
     with pytest.raises(IdentityError, match="cut off"):
@@ -194,17 +187,6 @@ def test_who_shows_what_was_not_made_here(registry: Registry, clock: Clock) -> N
             registry.standing(peer, issued.facts)
 
 
-def test_a_node_key_comes_with_sites_alone(registry: Registry, clock: Clock) -> None:
-    registry.invite(CESGA, made(clock, KEYS[0]), by="ana")
-    registry.invite(ANA, made(clock, KEYS[1]), by="the lead")
-    with pytest.raises(IdentityError, match="node key"):
-        registry.accept(KEYS[0], KEYS[2], None, lambda _: made(clock, KEYS[2]))
-    with pytest.raises(IdentityError, match="node key"):
-        registry.accept(KEYS[1], KEYS[2], NODES[2], lambda _: made(clock, KEYS[2]))
-    registry.accept(KEYS[1], KEYS[2], None, lambda _: made(clock, KEYS[2]))
-    assert registry.operators() == {"ana": fingerprint(KEYS[2])}
-
-
 def test_the_last_operator_stays(registry: Registry, clock: Clock) -> None:
     registry.enlist(ANA, made(clock, KEYS[0]))
     with pytest.raises(UsageError, match="last operator"):
@@ -226,7 +208,7 @@ def test_nothing_of_a_refused_enrolment_stays(registry: Registry, clock: Clock) 
         raise IdentityError("the issuer has ended")
 
     with pytest.raises(IdentityError, match="issuer"):
-        registry.accept(KEYS[0], KEYS[1], NODES[1], fails)
+        registry.accept(KEYS[0], KEYS[1], fails)
     assert [m.status for m in registry.members()] == ["invited"]
     admit(registry, clock, 0, 2)  # the token is still good, for any key
 
@@ -257,7 +239,7 @@ def test_one_token_and_many_threads(registry: Registry, clock: Clock) -> None:
     def enrol(number: int) -> None:
         begin.wait()
         try:
-            registry.accept(KEYS[0], KEYS[number], NODES[number], lambda _: issued[number])
+            registry.accept(KEYS[0], KEYS[number], lambda _: issued[number])
             won.append(number)
         except IdentityError:
             pass
@@ -268,7 +250,8 @@ def test_one_token_and_many_threads(registry: Registry, clock: Clock) -> None:
     for thread in threads:
         thread.join()
     assert len(won) == 1
-    assert registry.sites() == {"cesga": NODES[won[0]]}
+    (member,) = registry.members()
+    assert member.fingerprint == fingerprint(KEYS[won[0]])
 
 
 def _enrol_elsewhere(path: Path, number: int, begin, won) -> None:
@@ -277,7 +260,7 @@ def _enrol_elsewhere(path: Path, number: int, begin, won) -> None:
     with Registry(path, clock) as registry:
         begin.wait()
         try:
-            registry.accept(KEYS[0], key, f"node-{number}", lambda _: Issued(facts=facts, root="r"))
+            registry.accept(KEYS[0], key, lambda _: Issued(facts=facts, root="r"))
             won.put(number)
         except IdentityError:
             won.put(None)
@@ -299,7 +282,7 @@ def test_one_token_and_several_processes(tmp_path: Path, clock: Clock) -> None:
         process.join()
     (winner,) = [number for number in winners if number is not None]
     with Registry(path, clock) as registry:
-        assert registry.sites() == {"cesga": f"node-{winner}"}
+        assert [m.fingerprint for m in registry.members()] == [fingerprint(KEYS[winner])]
 
 
 def test_a_shorter_renewal_does_not_end_the_longer_certificate(
@@ -344,12 +327,73 @@ def test_another_version_and_damage_are_named(tmp_path: Path) -> None:
     page = len(whole) // 4096 - 1
     damaged.write_bytes(whole[: page * 4096] + bytes([255]) * 4096)  # a page that no start reads
     with sqlite3.connect(damaged) as database:
-        database.execute("PRAGMA user_version = 2")
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     database.close()
     with pytest.raises(UsageError, match="damaged"):
         Registry(damaged)
     with pytest.raises(EnvironmentFailedError):
         Registry(tmp_path / "absent" / "registry.sqlite")
+
+
+# What version 2 had, and version 3 has no more: each site's node key, for Flower's SuperLink.
+OF_VERSION_2 = """
+CREATE TABLE members_2 (
+    role TEXT NOT NULL,
+    name TEXT NOT NULL,
+    fingerprint TEXT NOT NULL UNIQUE,
+    node_public_key TEXT UNIQUE,
+    version TEXT,
+    enrolled_at REAL NOT NULL,
+    valid_until REAL NOT NULL,
+    in_use INTEGER,
+    seen_at REAL,
+    PRIMARY KEY (role, name)
+) STRICT;
+INSERT INTO members_2
+    SELECT role, name, fingerprint, iif(role = 'site', 'node of ' || name, NULL), version,
+    enrolled_at, valid_until, in_use, seen_at FROM members;
+DROP TABLE members;
+ALTER TABLE members_2 RENAME TO members;
+CREATE TABLE former_node_keys (public_key TEXT PRIMARY KEY) STRICT;
+INSERT INTO former_node_keys VALUES ('node of lumi');
+"""
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_registry_of_an_older_version_keeps_its_members_and_what_was_cut_off(
+    tmp_path: Path, clock: Clock, version: int
+) -> None:
+    path = tmp_path / "registry.sqlite"
+    lumi = Peer(role=Role.SITE, name="lumi")
+    with Registry(path, clock) as registry:
+        registry.enlist(ANA, made(clock, KEYS[9]))
+        registry.invite(CESGA, made(clock, KEYS[0]), by="ana")
+        here = admit(registry, clock, 0, 1)
+        registry.standing(CESGA, here.facts)
+        registry.seen("cesga")
+        registry.invite(lumi, made(clock, KEYS[2]), by="ana")
+        gone = admit(registry, clock, 2, 3)
+        registry.revoke(lumi, by="ana", reason="left")
+        before = registry.members(), registry.holders()
+    with sqlite3.connect(path) as database:
+        database.executescript(OF_VERSION_2)
+        if version == 1:
+            database.execute("DROP TABLE operator_revocations")
+        database.execute(f"PRAGMA user_version = {version}")
+    database.close()
+    for _ in range(2):
+        with Registry(path, clock) as registry:
+            assert (registry.members(), registry.holders()) == before
+            assert registry.sites() == ("cesga",)
+            assert registry.operator_revocations() == ()
+            registry.standing(CESGA, here.facts)
+            with pytest.raises(IdentityError, match="cut off"):
+                registry.standing(lumi, gone.facts)
+    with sqlite3.connect(path) as database:
+        tables = dict(database.execute("SELECT name, sql FROM sqlite_schema"))
+    database.close()
+    assert "former_node_keys" not in tables
+    assert not any("node" in (sql or "") or "members_2" in (sql or "") for sql in tables.values())
 
 
 @pytest.mark.parametrize(
@@ -463,7 +507,7 @@ class AnyOrder(RuleBasedStateMachine):
         issued = made(self.clock, key, lifetime)
         admitted_before = self.used.get(token)
         try:
-            self.registry.accept(token, key, f"node of {key}", lambda _: issued)
+            self.registry.accept(token, key, lambda _: issued)
         except IdentityError:
             return
         assert admitted_before in (None, key), "a token admitted two keys"

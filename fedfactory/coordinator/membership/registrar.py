@@ -5,10 +5,6 @@ from __future__ import annotations
 import logging
 from datetime import timedelta
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from fedfactory.contracts.errors import IdentityError
 from fedfactory.coordinator.membership.consortium import Consortium
 from fedfactory.coordinator.membership.inviting import invite, issued
@@ -63,7 +59,6 @@ class Registrar:
         if peer.role is not Role.INVITED:
             raise IdentityError("only the invited enrol; a member renews")
         key = requested_key(wanted.csr.encode())
-        node_key = _node_key(wanted.node_public_key)
         chain = b""
 
         def certify(admitted: Peer) -> Issued:
@@ -73,7 +68,7 @@ class Registrar:
 
         try:
             admitted = self._registry.accept(
-                facts.public_key, public_key_text(key), node_key, certify, version
+                facts.public_key, public_key_text(key), certify, version
             )
         except IdentityError as error:  # a used invitation may have been seen by a stranger
             log.warning("an enrolment as '%s' is refused: %s", peer.name, error.public_message)
@@ -105,16 +100,3 @@ class Registrar:
     def _certified(self, chain: bytes) -> Certified:
         authority = self._issuer.succession_pem.decode()
         return Certified(certificate=chain.decode(), authority=authority)
-
-
-def _node_key(pem: str | None) -> str | None:
-    """Return a site's node key in its one form. Raises IdentityError."""
-    if pem is None:
-        return None
-    try:
-        key = serialization.load_pem_public_key(pem.encode())
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise IdentityError("the node key is no public key (PEM)") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise IdentityError("the node key must be on the curve P-384, as Flower's are")
-    return public_key_text(key)

@@ -98,7 +98,6 @@ class Registry:
         self,
         invitation_key: str,
         key: str,
-        node_public_key: str | None,
         certify: Callable[[Peer], Issued],
         version: str | None = None,
     ) -> Peer:
@@ -106,7 +105,7 @@ class Registry:
 
         `invitation_key` (PEM) is the one of the caller's connection; `key` (PEM) the one to be
         certified; `certify(peer)` makes the certificate, inside the transaction that admits. Asked
-        again with the same keys, before it expires, it certifies again: an answer may be lost.
+        again with the same key, before it expires, it certifies again: an answer may be lost.
 
         Raises:
             IdentityError: the invitation is unknown, used, expired, replaced or withdrawn; the key
@@ -115,7 +114,7 @@ class Registry:
         now, mark, token_mark = self._clock(), fingerprint(key), fingerprint(invitation_key)
         with self._change() as database:
             peer = rows.invited(database, token_mark, mark, now)
-            newcomer = Newcomer(peer=peer, fingerprint=mark, node_public_key=node_public_key)
+            newcomer = Newcomer(peer=peer, fingerprint=mark)
             rows.check_new(database, newcomer)
             issued = certify(peer)
             rows.write_member(database, newcomer, issued, version, now)
@@ -136,7 +135,7 @@ class Registry:
         """
         now = self._clock()
         mark = fingerprint(issued.facts.public_key)
-        newcomer = Newcomer(peer=peer, fingerprint=mark, node_public_key=None)
+        newcomer = Newcomer(peer=peer, fingerprint=mark)
         with self._change() as database:
             if rows.member_of(database, peer) is not None:
                 raise UsageError(f"{peer.role} '{peer.name}' is enrolled already")
@@ -240,10 +239,10 @@ class Registry:
                 if (member["in_use"] or 0) < row["number"]:
                     self._put_in_use(peer, row["number"])
 
-    def sites(self) -> dict[str, str]:
-        """Return the node key (PEM) of every enrolled site, by name."""
+    def sites(self) -> tuple[str, ...]:
+        """Return the name of every enrolled site, sorted."""
         with self._read() as database:
-            return questions.node_keys(database)
+            return questions.site_names(database)
 
     def operators(self) -> dict[str, str]:
         """Return the key's fingerprint of every enrolled operator, by name."""

@@ -14,8 +14,7 @@ from fedfactory.contracts.revocations import SignedRevocation
 from fedfactory.identity.roles import Peer, Role
 
 TABLES: Final = (
-    "invitations", "members", "certificates", "former_keys", "former_node_keys", "revocations",
-    "operator_revocations",
+    "invitations", "members", "certificates", "former_keys", "revocations", "operator_revocations",
 )  # fmt: skip
 _FINGERPRINT: Final = re.compile(r"sha256:[0-9a-f]{64}")
 

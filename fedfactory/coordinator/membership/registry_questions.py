@@ -19,10 +19,9 @@ from fedfactory.wire.membership import Member
 MOST_TOLD: Final = 1000  # revocations that a site is told when it connects
 
 
-def node_keys(database: sqlite3.Connection) -> dict[str, str]:
-    """Return the node key (PEM) of every enrolled site, by name."""
-    found = rows_of(database, "members", Role.SITE)
-    return {row["name"]: row["node_public_key"] for row in found}
+def site_names(database: sqlite3.Connection) -> tuple[str, ...]:
+    """Return the name of every enrolled site, sorted."""
+    return tuple(row["name"] for row in rows_of(database, "members", Role.SITE))
 
 
 def operator_keys(database: sqlite3.Connection) -> dict[str, str]:

@@ -28,11 +28,10 @@ class Issued:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Newcomer:
-    """Who an invitation admits: a peer, its key's fingerprint, a site's node key (PEM)."""
+    """Who an invitation admits: a peer, and its key's fingerprint."""
 
     peer: Peer
     fingerprint: str
-    node_public_key: str | None
 
 
 def rows_of(database: sqlite3.Connection, table: str, role: str) -> list[Any]:
@@ -95,35 +94,15 @@ def invited(database: sqlite3.Connection, token_mark: str, mark: str, now: float
 
 
 def check_new(database: sqlite3.Connection, newcomer: Newcomer) -> None:
-    """Check that both keys are nobody else's, and were nobody's; raises IdentityError."""
+    """Check that the key is nobody else's, and was nobody's; raises IdentityError."""
     peer = newcomer.peer
-    if (newcomer.node_public_key is not None) != (peer.role is Role.SITE):
-        raise IdentityError(
-            f"the invitation is for a {peer.role}; a node key comes with a site, and only with one"
-        )
-    taken = "this key is, or was, a member's: make a new one"
     if database.execute(
         "SELECT 1 FROM former_keys WHERE fingerprint = ?1 UNION"
         " SELECT 1 FROM invitations WHERE fingerprint = ?1 UNION"
         " SELECT 1 FROM members WHERE fingerprint = ?1 AND NOT (role = ?2 AND name = ?3)",
         (newcomer.fingerprint, peer.role, peer.name),
     ).fetchone():
-        raise IdentityError(taken)
-    if newcomer.node_public_key is None:
-        return
-    member = member_of(database, peer)
-    is_again = member is not None and member["fingerprint"] == newcomer.fingerprint
-    if is_again and member["node_public_key"] == newcomer.node_public_key:
-        return
-    if (
-        is_again
-        or database.execute(
-            "SELECT 1 FROM former_node_keys WHERE public_key = ?1 UNION"
-            " SELECT 1 FROM members WHERE node_public_key = ?1",
-            (newcomer.node_public_key,),
-        ).fetchone()
-    ):
-        raise IdentityError("the node key is, or was, a member's: make a new one")
+        raise IdentityError("this key is, or was, a member's: make a new one")
 
 
 def write_member(
@@ -139,14 +118,13 @@ def write_member(
     if before is not None and before["fingerprint"] != newcomer.fingerprint:
         remove_member(database, before, now, "enrolled anew")
     database.execute(
-        "INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL)"
+        "INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, NULL, NULL)"
         " ON CONFLICT (role, name) DO UPDATE SET"
         " valid_until = max(valid_until, excluded.valid_until), version = excluded.version",
         (
             peer.role,
             peer.name,
             newcomer.fingerprint,
-            newcomer.node_public_key,
             version,
             now,
             issued.facts.not_after,
@@ -155,15 +133,13 @@ def write_member(
 
 
 def remove_member(database: sqlite3.Connection, member: Any, now: float, reason: str) -> None:
-    """Take a member away; its keys are never taken again."""
+    """Take a member away; its key is never taken again."""
     role, name = member["role"], member["name"]
     database.execute("DELETE FROM members WHERE role = ? AND name = ?", (role, name))
     database.execute(
         "INSERT INTO former_keys VALUES (?, ?, ?, ?, ?)",
         (member["fingerprint"], role, name, now, reason),
     )
-    if member["node_public_key"] is not None:
-        database.execute("INSERT INTO former_node_keys VALUES (?)", (member["node_public_key"],))
 
 
 def write_operator_revocation(database: sqlite3.Connection, signed: SignedRevocation) -> None:

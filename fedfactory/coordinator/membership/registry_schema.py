@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from fedfactory.contracts.errors import EnvironmentFailedError, UsageError
 from fedfactory.coordinator.membership.registry_check import wrong_cell
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 PUT_BACK: Final = (
     "put the last copy of the coordinator's home back, and look at it with `fedfactory consortium"
     " show`; until then nobody is admitted"
@@ -17,6 +18,19 @@ PUT_BACK: Final = (
 BUSY_S: Final = 20.0
 # A member has one key for life; another name's key, or one that was cut off, is never taken again.
 # `in_use` is the number of the newest certificate that the member was seen with.
+_MEMBERS: Final = """
+CREATE TABLE members (
+    role TEXT NOT NULL,
+    name TEXT NOT NULL,
+    fingerprint TEXT NOT NULL UNIQUE,
+    version TEXT,
+    enrolled_at REAL NOT NULL,
+    valid_until REAL NOT NULL,
+    in_use INTEGER,
+    seen_at REAL,
+    PRIMARY KEY (role, name)
+) STRICT;
+"""
 _TABLES: Final = """
 CREATE TABLE invitations (
     fingerprint TEXT PRIMARY KEY,
@@ -30,18 +44,6 @@ CREATE TABLE invitations (
     voided TEXT
 ) STRICT;
 CREATE INDEX invitations_of ON invitations (role, name, number);
-CREATE TABLE members (
-    role TEXT NOT NULL,
-    name TEXT NOT NULL,
-    fingerprint TEXT NOT NULL UNIQUE,
-    node_public_key TEXT UNIQUE,
-    version TEXT,
-    enrolled_at REAL NOT NULL,
-    valid_until REAL NOT NULL,
-    in_use INTEGER,
-    seen_at REAL,
-    PRIMARY KEY (role, name)
-) STRICT;
 CREATE TABLE certificates (
     number INTEGER PRIMARY KEY,
     serial TEXT NOT NULL UNIQUE,
@@ -59,9 +61,6 @@ CREATE TABLE former_keys (
     name TEXT NOT NULL,
     ended_at REAL NOT NULL,
     reason TEXT NOT NULL
-) STRICT;
-CREATE TABLE former_node_keys (
-    public_key TEXT PRIMARY KEY
 ) STRICT;
 CREATE TABLE revocations (
     role TEXT NOT NULL,
@@ -81,6 +80,25 @@ CREATE TABLE operator_revocations (
     signed TEXT NOT NULL
 ) STRICT;
 """
+# Since version 3 a member has no node key of Flower's. SQLite drops no column that is unique.
+_SINCE_3: Final = (
+    "ALTER TABLE members RENAME TO members_2",
+    _MEMBERS,
+    """
+INSERT INTO members
+    SELECT role, name, fingerprint, version, enrolled_at, valid_until, in_use, seen_at
+    FROM members_2;
+DROP TABLE members_2;
+DROP TABLE former_node_keys;
+""",
+)
+# By the version that a file has, what makes it the present one.
+_STEPS: Final[Mapping[int, tuple[str, ...]]] = {
+    0: (_TABLES, _MEMBERS, _SINCE_2),
+    1: (_SINCE_2, *_SINCE_3),
+    2: _SINCE_3,
+    SCHEMA_VERSION: (),
+}
 
 
 def open_database(path: Path) -> sqlite3.Connection:
@@ -133,17 +151,16 @@ def _begin_or_check(database: sqlite3.Connection, path: Path) -> None:
     database.execute("BEGIN IMMEDIATE")
     try:
         (found,) = database.execute("PRAGMA user_version").fetchone()
-        if found in (0, 1):
-            missing = _SINCE_2 if found else _TABLES + _SINCE_2
-            for statement in missing.split(";\n"):
-                if statement.strip():
+        if found in _STEPS:
+            for script in _STEPS[found]:
+                for statement in filter(str.strip, script.split(";\n")):
                     database.execute(statement)
             database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     except BaseException:
         database.execute("ROLLBACK")
         raise
     database.execute("COMMIT")
-    if found not in (0, 1, SCHEMA_VERSION):
+    if found not in _STEPS:
         raise UsageError(
             f"{path} has format {found}, this version of fedfactory reads {SCHEMA_VERSION}: use"
             " the version that wrote it, or a newer one"
