@@ -18,7 +18,6 @@ from uuid import uuid4
 
 from fedfactory.contracts.errors import EnvironmentFailedError, IdentityError
 from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD
-from fedfactory.wire.rpc.methods import MAX_ORDER_BYTES
 
 if TYPE_CHECKING:
     from flwr.app import Message
@@ -138,6 +137,8 @@ class Engine:
 
         Flower refuses messages to no node of its own; we, those that no site could take.
         """
+        from fedfactory.wire.rpc.methods import MAX_ORDER_BYTES
+
         message = from_bytes(data)
         site = self._sites.get(message.metadata.dst_node_id)
         if site is None:
