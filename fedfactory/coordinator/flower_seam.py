@@ -7,6 +7,7 @@ import, so it is imported where it is used.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -20,6 +21,8 @@ from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD
 
 if TYPE_CHECKING:
     from flwr.app import Message
+
+log = logging.getLogger("fedfactory.link")
 
 # Nodes are always online to Flower: whether a site is here the gateway knows by its doorbell.
 LONGEST_RUN_S: Final = 10.0 * 365 * 24 * 3600
@@ -87,6 +90,7 @@ class _Open:
 
     site: str
     message: Message
+    text: str
     until: float
     fetched: bool = False
     in_hand: bool = False
@@ -129,10 +133,19 @@ class Engine:
         }
 
     def push(self, data: bytes) -> tuple[str, str] | None:
-        """Take one message of the run's process; return its id and site, None if Flower refuses."""
+        """Take one message of the run's process; return its id and site, None if it is refused.
+
+        Flower refuses messages to no node of its own; we, those that no site could take.
+        """
+        from fedfactory.wire.rpc.methods import MAX_ORDER_BYTES
+
         message = from_bytes(data)
         site = self._sites.get(message.metadata.dst_node_id)
         if site is None:
+            return None
+        text = str(message.content.config_records[MESSAGE_RECORD][MESSAGE_FIELD])
+        if (length := len(text.encode())) > MAX_ORDER_BYTES:
+            log.error("an order for %s is %d bytes, at most %d go", site, length, MAX_ORDER_BYTES)
             return None
         message_id = message.metadata.__dict__["_message_id"] = str(uuid4())
         until = message.metadata.created_at + message.metadata.ttl
@@ -140,7 +153,7 @@ class Engine:
             self._drop_expired(message.metadata.created_at)
             if self._state.store_message_ins(message) is None:
                 return None
-            self._open[message_id] = _Open(site, message, until)
+            self._open[message_id] = _Open(site, message, text, until)
             self._waiting[site].append(message_id)
         return message_id, site
 
@@ -163,9 +176,13 @@ class Engine:
                 found = self._open[message_id]
                 found.fetched = True
                 found.message.metadata.delivered_at = now().isoformat()
-                text = str(found.message.content.config_records[MESSAGE_RECORD][MESSAGE_FIELD])
-                return Fetched(message_id=message_id, text=text, more=bool(waiting))
+                return Fetched(message_id=message_id, text=found.text, more=bool(waiting))
         return None
+
+    def waits(self, site: str) -> bool:
+        """Whether a message may wait for a site; it may have expired."""
+        with self._lock:
+            return bool(self._waiting.get(site))
 
     def begin_reply(self, site: str, message_id: str) -> bool | None:
         """Say whether a site's reply to a message is to be taken: then `reply` and `pull` follow.
@@ -192,7 +209,8 @@ class Engine:
     def postpone(self, message_id: str) -> None:
         """The reply that was begun could not be taken: the site may send it again."""
         with self._lock:
-            self._open[message_id].in_hand = False
+            if (found := self._open.get(message_id)) is not None:
+                found.in_hand = False
 
     def reply(self, message_id: str, text: str) -> bool:
         """Store the reply to a message as Flower's; False if nobody waits for it any more."""
@@ -205,18 +223,20 @@ class Engine:
             reply.metadata.__dict__["_message_id"] = str(uuid4())
             if self._state.store_message_res(reply) is not None:
                 return True
-            self._state.delete_messages({message_id})
-            del self._open[message_id]
+            self._drop(message_id)
             return False
 
     def pull(self, message_id: str) -> bytes | None:
         """Return the reply to a message in Flower's wire form, once; None if it is not there."""
         with self._lock:
             replies = self._state.get_message_res({message_id}, self.run)
-            self._state.delete_messages({message_id})
-            self._answered[self._open.pop(message_id).site].append(message_id)
-        (reply,) = replies or (None,)
-        return None if reply is None or reply.has_error() else to_bytes(reply)
+            site = self._open[message_id].site
+            self._drop(message_id)
+            (reply,) = replies or (None,)
+            if reply is None or reply.has_error():
+                return None
+            self._answered[site].append(message_id)
+        return to_bytes(reply)
 
     def _drop_expired(self, now: float) -> None:
         """Let go of the oldest messages whose time is over; Flower keeps them until somebody asks.
@@ -227,5 +247,8 @@ class Engine:
             message_id, oldest = next(iter(self._open.items()))
             if oldest.until > now or oldest.in_hand:
                 return
-            self._state.delete_messages({message_id})
-            del self._open[message_id]
+            self._drop(message_id)
+
+    def _drop(self, message_id: str) -> None:
+        self._state.delete_messages({message_id})
+        del self._open[message_id]

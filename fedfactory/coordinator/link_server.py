@@ -116,6 +116,10 @@ class LinkServer:
         """See mail.Mailbox."""
         return None if self._engine is None else self._engine.fetch(site)
 
+    def waits(self, site: str) -> bool:
+        """See mail.Mailbox."""
+        return self._engine is not None and self._engine.waits(site)
+
     def reply(self, site: str, message_id: str, text: str, digest: str | None) -> bool | None:
         """See mail.Mailbox."""
         engine = self._engine
@@ -124,10 +128,10 @@ class LinkServer:
         try:
             store = self._gateway.store
             claimed = digest is not None and store.claim(self._run_id, site, digest)
+            reply = engine.pull(message_id) if engine.reply(message_id, text) else None
         except BaseException:
             engine.postpone(message_id)
             raise
-        reply = engine.pull(message_id) if engine.reply(message_id, text) else None
         with self._lock:
             if reply is not None and self._client.fileno() >= 0:
                 found = base64.b64encode(reply).decode()

@@ -1,21 +1,26 @@
-"""A real gateway on loopback with a real registry; SuperLink and desk are played by functions."""
+"""A real gateway on loopback with a real registry and real runs' engines; the desk is played."""
 
 import contextlib
 import hashlib
 import socket
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD
+from fedfactory.coordinator.flower_seam import assume_app_identity, from_bytes, to_bytes
 from fedfactory.coordinator.gateway.blobs import BlobStore
 from fedfactory.coordinator.gateway.gateway import Gateway
 from fedfactory.coordinator.gateway.limits import GatewayLimits
+from fedfactory.coordinator.link_server import LinkServer
 from fedfactory.coordinator.membership.registrar import issued
 from fedfactory.coordinator.membership.registry import Registry
+from fedfactory.coordinator.running.link import Link, Replied
 from fedfactory.identity.enrolment import Identity, request_text
 from fedfactory.identity.issuer import Issuer
 from fedfactory.identity.roles import Peer, Role
@@ -29,6 +34,8 @@ from fedfactory.wire.operations import (
     Submitted,
     Watched,
 )
+from fedfactory.wire.rpc.service import GatewayCalls
+from fedfactory.wire.tls import open_channel
 from site_agents.gateway_client import GatewayClient
 from tests.patience import until
 
@@ -111,9 +118,6 @@ class Ear:
     def __init__(self):
         self.heard = []
 
-    def replied(self, message_id):
-        self.heard.append(("replied", message_id))
-
     def came(self, site):
         self.heard.append(("came", site))
 
@@ -121,21 +125,62 @@ class Ear:
         self.heard.append(("went", site))
 
 
-class Rig:
-    """`answer(method, body)` plays SuperLink; `forwarded` lists the calls that reached it."""
+class PlayedRun:
+    """A run's process, as the gateway sees it: a real link, over a real server's socket.
 
+    `heard` is what came to it, in order; each reply as (message id, text, claimed digest).
+    """
+
+    def __init__(self, rig, run_id, sites):
+        rig.gateway.open_run(run_id, sites, 256 * MIB)
+        self.run_id, self.heard, self.replies = run_id, [], []
+        ours, theirs = socket.socketpair()
+        self.over = threading.Event()
+        self.server = LinkServer(
+            ours, rig.gateway, run_id, sites, moved_before=rig.gateway.traffic(), over=self.over.set
+        )
+        self.link = Link(theirs, self._hear)
+        self.greeting = self.link.hello()
+
+    def _hear(self, said):
+        self.heard.append(said)
+        if isinstance(said, Replied):
+            message = from_bytes(said.flower)
+            text = message.content[MESSAGE_RECORD][MESSAGE_FIELD]
+            assert message.metadata.reply_to_message_id == said.message
+            self.replies.append((said.message, text, said.claimed))
+
+    def message(self, site, text, ttl=60.0):
+        assume_app_identity(self.greeting.run)
+        content = RecordDict({MESSAGE_RECORD: ConfigRecord({MESSAGE_FIELD: text})})
+        return to_bytes(Message(content, self.greeting.nodes[site], "train", group_id="1", ttl=ttl))
+
+    def push(self, site, *texts, ttl=60.0):
+        """Push a message for each text; return their ids, None for what is refused."""
+        return self.link.push([self.message(site, text, ttl) for text in texts])
+
+    def order(self, site, text="an order", *, ttl=60.0):
+        """Push one message; return its id."""
+        (sent,) = self.push(site, text, ttl=ttl)
+        assert sent is not None
+        return sent
+
+    def close(self):
+        """The process dies, or ends."""
+        self.link.close()
+        self.server.close()
+
+
+class Rig:
     def __init__(self, folder, *, limits=LIMITS):
         self.folder = folder
         self.limits = limits
         self.issuer = Issuer.create(folder / "issuer", "lead", Root.new("lead"))
         self.registry = Registry(folder / "registry.sqlite")
-        self.forwarded = []
-        self.answer = lambda method, body: (200, b"")
         self.desk = Desk()
         self.registrar = Certifier()
         self.ear = Ear()
         self._identities = {}
-        self._node_keys = {}
         self.identity = self.enrol(Role.COORDINATOR, "lead", hosts=("127.0.0.1", "localhost"))
         self._open = contextlib.ExitStack()
         self.port = 0
@@ -148,7 +193,6 @@ class Rig:
         self.gateway = Gateway(
             identity=lambda: self.identity,
             store=self.store,
-            forward=self._forward,
             revocations=lambda: (),
             standing=self.registry.standing,
             desk=self.desk,
@@ -158,10 +202,6 @@ class Rig:
         self.gateway.subscribe(self.ear)
         self.port = self.gateway.start("127.0.0.1", self.port)
         self.address = f"127.0.0.1:{self.port}"
-
-    def _forward(self, method, public_key, timestamp, signature, body):
-        self.forwarded.append((method, public_key, timestamp, signature, body))
-        return self.answer(method, body)
 
     def close(self):
         self._open.close()
@@ -201,10 +241,9 @@ class Rig:
         (folder / "authority.pem").write_bytes(identity.authority_pem)
         return folder
 
-    def admit(self, site, node_id):
-        """Enrol and admit a site, with an open run of its own; return a client that speaks as it."""
+    def admit(self, site):
+        """Enrol a site, with an open run of its own; return a client that speaks as it."""
         identity = self.enrol(Role.SITE, site)
-        self.gateway.admit(site, node_id, self.public_key(site))
         self.open_run(site)
         return self.client(identity)
 
@@ -218,28 +257,17 @@ class Rig:
         self._open.callback(client.close)
         return client
 
-    def node_key(self, site):
-        if site not in self._node_keys:
-            self._node_keys[site] = ec.generate_private_key(ec.SECP384R1())
-        return self._node_keys[site]
+    def calls(self, site):
+        """The bare protocol, as a site: for what our own client would never send."""
+        channel = open_channel(self.address, self.enrol(Role.SITE, site))
+        self._open.callback(channel.close)
+        return GatewayCalls(channel)
 
-    def public_key(self, site):
-        return (
-            self.node_key(site)
-            .public_key()
-            .public_bytes(
-                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-            )
-        )
-
-    def signed(self, site):
-        """The keyword arguments that prove a Fleet call to be `site`'s."""
-        timestamp = datetime.now(UTC).isoformat()
-        return {
-            "public_key": self.public_key(site),
-            "timestamp": timestamp,
-            "signature": self.node_key(site).sign(timestamp.encode(), ec.ECDSA(hashes.SHA256())),
-        }
+    def run(self, *sites, run_id=RUN):
+        """A run's process begins; it ends with the rig, if it has not before."""
+        run = PlayedRun(self, run_id, sites)
+        self._open.callback(run.close)
+        return run
 
     def offer(self, site, data):
         """Adopt `data` as a blob of the site's run and offer it."""

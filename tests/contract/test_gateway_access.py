@@ -106,7 +106,9 @@ def refused(call, *arguments):
 @pytest.mark.parametrize("role", WHO)
 @pytest.mark.rule("36")
 def test_every_method_asks_for_its_roles(rig, role):
-    rig.admit("cesga", 7)
+    rig.admit("cesga")
+    run = rig.run("cesga")
+    run.order("cesga")
     with open_channel(rig.address, rig.enrol(role, WHO[role])) as channel:
         for method in METHODS:
             code, details = raw(channel, method)
@@ -116,7 +118,7 @@ def test_every_method_asks_for_its_roles(rig, role):
                 assert code is grpc.StatusCode.PERMISSION_DENIED, method.path
                 assert details == f"a {role} may not make this call"
     assert rig.desk.asked == []
-    assert rig.forwarded == []
+    assert run.server.waits("cesga") is (role is not Role.SITE)
 
 
 def test_the_table_gives_each_role_what_it_needs_and_no_more():
@@ -127,7 +129,7 @@ def test_the_table_gives_each_role_what_it_needs_and_no_more():
         *("Download", "Renew", "ListRuns", "Watch", "FindModel", "ListMembers", "Check"),
     }
     assert not may[Role.SITE] & {"Submit", "Stop", "Revoke", "Invite", "ListMembers", "ListRuns"}
-    assert not may[Role.OPERATOR] & {"Tunnel", "Listen", "Answer", "Enrol"}
+    assert not may[Role.OPERATOR] & {"FetchOrder", "SendReply", "Listen", "Answer", "Enrol"}
 
 
 def test_every_method_of_the_contract_is_in_the_table():
@@ -178,7 +180,7 @@ def test_an_enrolment_comes_with_the_certificate_that_it_is_bound_to(rig):
 
 
 def test_a_member_renews_by_its_own_certificate(rig):
-    client = rig.admit("cesga", 7)
+    client = rig.admit("cesga")
     client.renew("csr")
     assert rig.registrar.asked[0][0] == CESGA
     assert rig.registrar.asked[0][2] == RenewWanted(csr="csr")
@@ -197,7 +199,7 @@ def test_a_revoked_member_is_refused_at_its_next_call_by_name_of_the_reason(rig,
 
 
 def test_open_streams_of_a_revoked_member_end_at_once(rig, tmp_path):
-    client, other = rig.admit("cesga", 7), rig.admit("lumi", 8)
+    client, other = rig.admit("cesga"), rig.admit("lumi")
     bell, theirs = client.listen(), other.listen()
     next(bell), next(theirs)
     ref = rig.offer("cesga", bytes(32 * MIB))
@@ -221,7 +223,7 @@ def test_open_streams_of_a_revoked_member_end_at_once(rig, tmp_path):
 
 def test_who_is_revoked_while_its_call_is_judged_is_cut_too(rig):
     """Heard by the registry, and cut off before the stream is open: it must not stay open."""
-    rig.admit("cesga", 7)
+    rig.admit("cesga")
     door, stands = rig.gateway._door, rig.registry.standing
 
     def stands_for_the_last_time(peer, facts):
@@ -257,7 +259,6 @@ def test_a_watch_of_a_revoked_operator_ends(rig, ana):
 
 def test_a_doorbell_ends_when_the_certificate_does(rig):
     identity = rig.enrol(Role.SITE, "cesga", lifetime=timedelta(seconds=stretched(4)))
-    rig.gateway.admit("cesga", 7, rig.public_key("cesga"))
     bell = rig.client(identity).listen()
     next(bell)
     with prompt(8.0), pytest.raises(IdentityError, match="expired"):
@@ -282,7 +283,7 @@ def test_the_gateway_shows_a_renewed_certificate_without_a_restart(rig):
     )
     assert shown(rig) in rig.identity.certificate_pem.decode()
     assert shown(rig) not in before.decode()
-    next(rig.admit("cesga", 7).listen())
+    next(rig.admit("cesga").listen())
 
 
 def test_an_identity_that_cannot_be_read_leaves_the_one_before(rig):
@@ -301,7 +302,7 @@ def test_an_identity_that_cannot_be_read_leaves_the_one_before(rig):
     rig.__class__ = kind
     rig.start()
     failing.set()
-    next(rig.admit("cesga", 7).listen())
+    next(rig.admit("cesga").listen())
 
 
 def shown(rig):
@@ -323,7 +324,7 @@ SKEWED = ["", "1", "x.y", f"{MAJOR + 1}.{MINOR}.0", f"{MAJOR}.{MINOR + 2}.0", "9
 
 @pytest.mark.parametrize("version", SKEWED)
 def test_a_version_too_far_apart_is_refused_with_a_sentence(rig, version):
-    rig.admit("cesga", 7)
+    rig.admit("cesga")
     with open_channel(rig.address, rig.enrol(Role.SITE, "cesga")) as channel:
         for method in METHODS:
             if Role.SITE in method.roles and method.kind != "health":
@@ -336,14 +337,14 @@ def test_a_version_too_far_apart_is_refused_with_a_sentence(rig, version):
     "version", [f"{MAJOR}.{MINOR + 1}.0", f"{MAJOR}.{MINOR}.9rc1", f"{MAJOR}.{MINOR}+local.1"]
 )
 def test_a_neighbouring_version_is_heard(rig, version):
-    rig.admit("cesga", 7)
+    rig.admit("cesga")
     listen = next(m for m in METHODS if m.name == "Listen")
     with open_channel(rig.address, rig.enrol(Role.SITE, "cesga")) as channel:
         assert raw(channel, listen, version=version) == (grpc.StatusCode.OK, "")
 
 
 def test_a_site_refused_for_its_version_is_noted_until_it_fits(rig):
-    rig.admit("cesga", 7)
+    rig.admit("cesga")
     listen = next(m for m in METHODS if m.name == "Listen")
     runs = next(m for m in METHODS if m.name == "ListRuns")
     with open_channel(rig.address, rig.enrol(Role.OPERATOR, "ana")) as channel:
@@ -450,7 +451,7 @@ def test_a_peer_that_hammers_is_held_back_and_nobody_else(rig, ana):
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.path)
 def test_a_message_beyond_its_methods_size_is_refused(rig, method):
-    rig.admit("cesga", 7)
+    rig.admit("cesga")
     role = min(method.roles)
     with open_channel(rig.address, rig.enrol(role, WHO[role])) as channel:
         code, _ = raw(channel, method, bytes(method.max_bytes + 1))
@@ -474,7 +475,7 @@ def in_thread(call):
 
 
 def test_a_question_rides_on_the_doorbell_and_its_answer_comes_back(rig):
-    client = rig.admit("cesga", 7)
+    client = rig.admit("cesga")
     bell = client.listen()
     next(bell)
     thread, found = in_thread(lambda: rig.gateway.ask("cesga", QUESTION, 10))
@@ -487,7 +488,7 @@ def test_a_question_rides_on_the_doorbell_and_its_answer_comes_back(rig):
 
 
 def test_no_site_answers_for_another(rig):
-    client, other = rig.admit("cesga", 7), rig.admit("lumi", 8)
+    client, other = rig.admit("cesga"), rig.admit("lumi")
     bell = client.listen()
     next(bell)
     thread, found = in_thread(lambda: rig.gateway.ask("cesga", QUESTION, 10))
@@ -499,7 +500,7 @@ def test_no_site_answers_for_another(rig):
 
 
 def test_who_is_not_there_or_goes_or_is_silent_gives_no_answer(rig):
-    client = rig.admit("cesga", 7)
+    client = rig.admit("cesga")
     assert rig.gateway.ask("cesga", QUESTION, 10) is None
     bell = client.listen()
     next(bell)
@@ -515,7 +516,7 @@ def test_who_is_not_there_or_goes_or_is_silent_gives_no_answer(rig):
 
 
 def test_an_unreadable_answer_is_none_and_said_to_be_one(rig):
-    client = rig.admit("cesga", 7)
+    client = rig.admit("cesga")
     bell = client.listen()
     next(bell)
     thread, found = in_thread(lambda: rig.gateway.ask("cesga", QUESTION, 10))
@@ -530,7 +531,7 @@ def test_an_unreadable_answer_is_none_and_said_to_be_one(rig):
 
 
 def test_questions_to_a_site_do_not_pile_up(rig):
-    bell = rig.admit("cesga", 7).listen()
+    bell = rig.admit("cesga").listen()
     next(bell)
     asked = [
         in_thread(lambda: rig.gateway.ask("cesga", QUESTION, 2))

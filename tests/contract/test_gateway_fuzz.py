@@ -52,8 +52,9 @@ DATA = os.urandom(1000)
 def rig(tmp_path):
     with open_rig(tmp_path, limits=UNRATED) as rig:
         rig.desk.watches_until.set()
-        rig.admit("cesga", 7)
+        rig.admit("cesga")
         rig.offer("cesga", DATA)
+        rig.mail = rig.run("cesga", "lumi")
         yield rig
 
 
@@ -61,8 +62,9 @@ def genuine(rig):
     """A good message of each method, to be mutated."""
     ref = ref_of(DATA)
     messages = {
-        "Tunnel": pb.TunnelRequest(
-            method="PULL_MESSAGES", body=b"\n\x02\x08\x07", **rig.signed("cesga")
+        "FetchOrder": pb.FetchRequest(),
+        "SendReply": pb.SiteReply(
+            message_id=fetched(rig, "cesga"), text=b'{"work":null}', digest=ref.digest
         ),
         "Download": pb.DownloadRequest(digest=ref.digest, offset=5),
         "Arrived": BlobReference(digest=ref.digest, bytes=ref.bytes),
@@ -75,6 +77,13 @@ def genuine(rig):
         path = f"/{OPERATIONS}/" + "".join(word.capitalize() for word in name.split("_"))
         made[path] = BY_PATH[path].request.to_wire(wish)
     return made
+
+
+def fetched(rig, site):
+    """An order that the site has, to be answered."""
+    sent = rig.mail.order(site)
+    assert rig.calls(site).fetch_order(pb.FetchRequest(), timeout=HANG_S).message_id == sent
+    return sent
 
 
 def mutated(message, random_):
@@ -142,22 +151,29 @@ def test_random_and_mutated_messages_at_every_method(rig, seed):
     until(lambda: not rig.gateway._door.calls._calls)
     assert after[0] - before[0] < 20, "open files"
     assert after[2] - before[2] < 60 * 1024, "kB of memory"
-    next(rig.client(rig.enrol(Role.SITE, "cesga")).listen())  # and it still serves
+    client = rig.client(rig.enrol(Role.SITE, "cesga"))
+    next(client.listen())  # and it still serves
+    sent = fetched(rig, "cesga")
+    assert client.send(sent, "done", "")
+    until(lambda: (sent, "done", None) in rig.mail.replies)
 
 
-def test_a_replayed_body_proves_nothing_for_another_site(rig):
-    """What cesga sent and signed, sent again by lumi, word for word."""
-    rig.admit("lumi", 8)
-    body = genuine(rig)["/fedfactory.v1.Gateway/Tunnel"]
-    method = BY_PATH["/fedfactory.v1.Gateway/Tunnel"]
+def test_a_replayed_reply_proves_nothing_for_another_site(rig):
+    """What cesga sends, sent by lumi, word for word: before and after."""
+    rig.admit("lumi")
+    sent = fetched(rig, "cesga")
+    body = pb.SiteReply(message_id=sent, text=b"mine").SerializeToString()
+    method = BY_PATH["/fedfactory.v1.Gateway/SendReply"]
     with (
         open_channel(rig.address, rig.enrol(Role.SITE, "cesga")) as mine,
         open_channel(rig.address, rig.enrol(Role.SITE, "lumi")) as theirs,
     ):
-        assert send(mine, method, [body]) is grpc.StatusCode.PERMISSION_DENIED or rig.forwarded
-        count = len(rig.forwarded)
         assert send(theirs, method, [body]) is grpc.StatusCode.PERMISSION_DENIED
-        assert len(rig.forwarded) == count
+        assert send(mine, method, [body]) is grpc.StatusCode.OK
+        reply = pb.SiteReply.FromString(body)
+        assert not rig.calls("lumi").send_reply(reply, timeout=HANG_S).awaited
+    until(lambda: rig.mail.replies)
+    assert rig.mail.replies == [(sent, "mine", None)]
 
 
 SENDER = """
@@ -191,7 +207,7 @@ def test_oversized_messages_stop_at_the_door(rig, tmp_path):
     """
     folder = rig.save(rig.enrol(Role.SITE, "cesga"), tmp_path / "cesga")
     before = usage()
-    for path in ("/fedfactory.v1.Gateway/Tunnel", "/fedfactory.v1.Gateway/Upload"):
+    for path in ("/fedfactory.v1.Gateway/SendReply", "/fedfactory.v1.Gateway/Upload"):
         subprocess.run(
             [sys.executable, "-c", SENDER, rig.address, folder, path], check=True, timeout=HANG_S
         )
@@ -267,7 +283,7 @@ def test_who_says_nothing_or_nonsense_is_let_go(tmp_path, monkeypatch):
     hasty = tuple((key, 1000 if key == patience else value) for key, value in SERVER_OPTIONS)
     monkeypatch.setattr(gateway, "SERVER_OPTIONS", hasty)
     with open_rig(tmp_path) as rig:
-        rig.admit("cesga", 7)
+        rig.admit("cesga")
         _knock(rig)
 
 
@@ -293,8 +309,6 @@ def _knock(rig):
 def test_calls_of_many_members_at_once(rig):
     rig.desk.watches_until.clear()
     identities = [rig.enrol(Role.SITE, f"site-{i}") for i in range(20)]
-    for number in range(20):
-        rig.gateway.admit(f"site-{number}", number + 20, rig.public_key(f"site-{number}"))
     before, bells = usage(), []
     with contextlib.ExitStack() as stack:
         for identity in identities:

@@ -33,7 +33,7 @@ IMPATIENT = replace(
 @pytest.fixture
 def rig(tmp_path):
     with open_rig(tmp_path, limits=IMPATIENT) as rig:
-        rig.admit("cesga", 7)
+        rig.admit("cesga")
         yield rig
 
 

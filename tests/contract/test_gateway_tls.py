@@ -42,9 +42,16 @@ def knock(rig, credentials, path=f"/{GATEWAY}/Listen", **options):
 
 
 def test_an_admitted_site_is_heard(rig):
-    client = rig.admit("cesga", 7)
+    client = rig.admit("cesga")
     next(client.listen())
     assert rig.gateway.connected() == ["cesga"]
+
+
+def test_a_site_is_heard_before_any_run_of_its_own_is_open(rig):
+    client = rig.client(rig.enrol(Role.SITE, "lumi"))
+    next(client.listen())
+    assert client.fetch() is None
+    assert not client.send("nothing", "was asked", "")
 
 
 def test_no_certificate_no_connection(rig):
@@ -55,7 +62,7 @@ def test_no_certificate_no_connection(rig):
 
 
 def test_a_foreign_authority_counts_for_nothing(rig, tmp_path):
-    rig.admit("cesga", 7)
+    rig.admit("cesga")
     stranger = rig.enrol(Role.SITE, "lumi", issuer=stranger_issuer(tmp_path))
     forged = Identity(
         key_pem=stranger.key_pem,
@@ -67,26 +74,23 @@ def test_a_foreign_authority_counts_for_nothing(rig, tmp_path):
     assert rig.gateway.connected() == []
 
 
-def test_a_valid_site_whose_node_is_not_registered_yet_tries_again(rig):
-    client = rig.client(rig.enrol(Role.SITE, "lumi"))
-    with pytest.raises(EnvironmentFailedError) as refused:
-        next(client.listen())
-    assert "not registered" in refused.value.diagnostic
-
-
 @pytest.mark.parametrize("role", [Role.OPERATOR, Role.VIEWER])
 def test_another_role_of_an_admitted_name_is_refused(rig, role):
-    rig.admit("cesga", 7)
+    rig.admit("cesga")
+    run = rig.run("cesga")
+    sent = run.order("cesga")
     client = rig.client(rig.enrol(role, "cesga"))
     with pytest.raises(IdentityError):
         next(client.listen())
     with pytest.raises(IdentityError):
-        client.tunnel("PULL_MESSAGES", b"", **rig.signed("cesga"))
-    assert rig.forwarded == []
+        client.fetch()
+    with pytest.raises(IdentityError):
+        client.send(sent, "done", "")
+    assert run.server.waits("cesga")
 
 
 def test_a_coordinators_certificate_opens_no_site_call(rig):
-    rig.admit("lead", 7)  # a site of the same name makes no difference
+    rig.admit("lead")  # a site of the same name makes no difference
     client = rig.client(rig.enrol(Role.COORDINATOR, "lead"))
     with pytest.raises((IdentityError, EnvironmentFailedError)):
         next(client.listen())
@@ -169,9 +173,10 @@ def as_role(leaf, role, rig):
 @pytest.mark.parametrize(
     "path",
     [
-        f"/{GATEWAY}/Tunnel/../../v1/control/start-run",
+        f"/{GATEWAY}/FetchOrder/../../v1/control/start-run",
         f"/{GATEWAY}/%4cisten",
         f"/{GATEWAY}/listen",
+        f"/{GATEWAY}/Tunnel",
         "/v1/control/start-run",
         "/v1/fleet/pull-messages",
         "/v1/runtime/pull-task",
@@ -182,7 +187,7 @@ def as_role(leaf, role, rig):
     ],
 )
 def test_there_is_nothing_but_the_methods_of_the_table(rig, path):
-    rig.admit("cesga", 7)
+    rig.admit("cesga")
     identity = rig.enrol(Role.SITE, "cesga")
     credentials = grpc.ssl_channel_credentials(
         identity.authority_pem, identity.key_pem, identity.certificate_pem
@@ -190,7 +195,6 @@ def test_there_is_nothing_but_the_methods_of_the_table(rig, path):
     with pytest.raises(grpc.RpcError) as refused:
         knock(rig, credentials, path)
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert rig.forwarded == []
 
 
 def handshake(rig, folder, ciphers):
@@ -216,7 +220,7 @@ def test_tls_1_2_only_with_forward_secret_aead_suites(rig, tmp_path):
 
 def test_a_dead_proxy_never_touches_loopback(rig, monkeypatch):
     identity = rig.enrol(Role.SITE, "cesga")
-    rig.admit("cesga", 7)
+    rig.admit("cesga")
     for name in ("http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
@@ -254,7 +258,7 @@ def test_a_taken_port_is_named(rig):
 
 def test_a_certificate_is_for_the_hosts_it_names(rig):
     identity = rig.enrol(Role.SITE, "cesga")
-    rig.admit("cesga", 7)
+    rig.admit("cesga")
     client = GatewayClient(f"127.0.0.2:{rig.port}", identity)
     try:
         with pytest.raises((IdentityError, EnvironmentFailedError)):

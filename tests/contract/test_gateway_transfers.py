@@ -48,7 +48,7 @@ SAID = ((VERSION, own_version()),)
 def rig(tmp_path, monkeypatch):
     monkeypatch.setattr(transfers, "FIRST_PAUSE_S", 0.001)
     with open_rig(tmp_path) as rig:
-        rig.site = rig.admit("cesga", 7)
+        rig.site = rig.admit("cesga")
         yield rig
 
 
@@ -224,7 +224,7 @@ def test_a_gateway_that_is_gone_is_said_in_time(rig, tmp_path):
     with pytest.raises(EnvironmentFailedError):
         rig.site.download(ref, tmp_path / "model")
     with pytest.raises(EnvironmentFailedError):
-        rig.site.tunnel("PULL_MESSAGES", b"", **rig.signed("cesga"))
+        rig.site.fetch()
 
 
 # ---- up --------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_an_update_waits_for_its_claim_and_is_then_stored_by_its_digest(rig, fil
 def test_equal_updates_are_sent_by_each_site(rig, file):
     """Skipping what is there would tell a site that another has sent the same."""
     rig.site.upload(file, REF)
-    rig.admit("lumi", 8).upload(file, REF)
+    rig.admit("lumi").upload(file, REF)
     assert rig.gateway.traffic()["lumi"]["up"] == len(DATA)
 
 
@@ -275,7 +275,7 @@ def test_a_cut_upload_goes_on_where_it_was(rig, calls, file, cut, restart):
     if restart:
         rig.gateway.stop()
         rig.start()
-        rig.admit("cesga", 7)
+        rig.admit("cesga")
     before = rig.gateway.traffic().get("cesga", {"up": 0})["up"]
     rig.site.upload(file, REF)
     assert rig.gateway.traffic().get("cesga", {"up": 0})["up"] - before == len(DATA) - cut
@@ -306,7 +306,7 @@ def test_bytes_that_changed_on_disk_meanwhile_are_found_and_sent_again(rig, call
     rig.gateway.stop()
     (rig.store.root / "arriving" / OURS).write_bytes(bytes(3 * MIB))
     rig.start()
-    rig.admit("cesga", 7)
+    rig.admit("cesga")
     rig.site.upload(file, REF)
     assert rig.store.claim(RUN, "cesga", REF.digest)
     assert rig.store.path(REF.digest).read_bytes() == DATA
@@ -333,7 +333,7 @@ def test_a_finished_update_is_sent_again_without_its_bytes(rig, file, restart):
     if restart:
         rig.gateway.stop()
         rig.start()
-        rig.admit("cesga", 7)
+        rig.admit("cesga")
     before = rig.gateway.traffic().get("cesga", {"up": 0})
     rig.site.upload(file, REF)
     assert rig.store.claim(RUN, "cesga", REF.digest)
@@ -342,7 +342,7 @@ def test_a_finished_update_is_sent_again_without_its_bytes(rig, file, restart):
 
 
 def test_a_site_learns_nothing_of_what_another_has_sent(rig, file, calls):
-    rig.admit("lumi", 8).upload(file, REF)
+    rig.admit("lumi").upload(file, REF)
     assert rig.store.claim(RUN, "lumi", REF.digest)
     assert calls.arrived(REFERENCE, timeout=HANG_S).offset == 0
 

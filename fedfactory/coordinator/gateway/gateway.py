@@ -30,7 +30,7 @@ from fedfactory.coordinator.gateway.open_calls import OpenCall
 from fedfactory.identity.enrolment import Identity
 from fedfactory.identity.roles import Peer
 from fedfactory.wire.rpc import gateway_pb2 as pb
-from fedfactory.wire.rpc.methods import ENROLMENT, GATEWAY, HEALTH, OPERATIONS
+from fedfactory.wire.rpc.methods import ENROLMENT, GATEWAY, HEALTH, MAX_ORDER_BYTES, OPERATIONS
 from fedfactory.wire.rpc.service import EnrolmentService, OperationsService, handlers
 from fedfactory.wire.tls import SERVER_OPTIONS, server_credentials
 
@@ -240,6 +240,8 @@ class Gateway:
 
     def _reply(self, call: OpenCall, request: pb.SiteReply) -> pb.ReplyReceipt:
         """Take a site's reply to a message that it was given; its text is for the run to read."""
+        if (length := len(request.text)) > MAX_ORDER_BYTES:
+            raise ProtocolError(f"a reply may be {MAX_ORDER_BYTES} bytes, not {length}")
         try:
             text = request.text.decode()
         except UnicodeDecodeError as error:

@@ -14,6 +14,9 @@ class Mailbox(Protocol):
     def fetch(self, site: str) -> Fetched | None:
         """Return what waited longest for a site, as delivered; None if nothing waits."""
 
+    def waits(self, site: str) -> bool:
+        """Whether a message may wait for a site."""
+
     def reply(self, site: str, message_id: str, text: str, digest: str | None) -> bool | None:
         """Take a site's reply; whether anybody waited for it. None: no message of this run's.
 
@@ -26,11 +29,12 @@ class Mailbox(Protocol):
 
 
 class Mail:
-    """The open mailboxes. Of several runs the one that was fetched from least recently is first."""
+    """The open mailboxes. Of several runs the one that a site fetched from last comes last for it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._boxes: dict[str, Mailbox] = {}
+        self._fetched: dict[str, dict[str, None]] = {}  # by site: the runs, the latest last
 
     def open(self, run_id: str, box: Mailbox) -> None:
         """Let a run's messages be fetched and answered."""
@@ -42,20 +46,30 @@ class Mail:
         with self._lock:
             if self._boxes.get(run_id) is box:
                 del self._boxes[run_id]
+                for runs in self._fetched.values():
+                    runs.pop(run_id, None)
 
     def fetch(self, site: str) -> Fetched | None:
         """Return the site's next message, and whether another waits; None if there is none."""
-        with self._lock:
-            boxes = list(self._boxes.items())
-        for place, (run_id, box) in enumerate(boxes):
-            found = box.fetch(site)
-            if found is not None:
-                with self._lock:
-                    if self._boxes.get(run_id) is box:
-                        self._boxes[run_id] = self._boxes.pop(run_id)
-                more = found.more or place + 1 < len(boxes)
-                return Fetched(message_id=found.message_id, text=found.text, more=more)
+        boxes = self._in_turn(site)
+        while boxes:
+            run_id, box = boxes.pop(0)
+            if (found := box.fetch(site)) is None:
+                continue
+            with self._lock:
+                if run_id in self._boxes:
+                    runs = self._fetched.setdefault(site, {})
+                    runs.pop(run_id, None)
+                    runs[run_id] = None
+            more = found.more or any(other.waits(site) for _, other in boxes)
+            return Fetched(message_id=found.message_id, text=found.text, more=more)
         return None
+
+    def _in_turn(self, site: str) -> list[tuple[str, Mailbox]]:
+        with self._lock:
+            fetched = self._fetched.get(site, {})
+            new = [run_id for run_id in self._boxes if run_id not in fetched]
+            return [(run_id, self._boxes[run_id]) for run_id in (*new, *fetched)]
 
     def reply(self, site: str, message_id: str, text: str, digest: str | None) -> bool:
         """Take a site's reply; whether anybody waited for it. Raises what Mailbox.reply raises."""
