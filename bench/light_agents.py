@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from site_agents.flower_seam import HEARTBEAT_S, FleetNode
+from site_agents.waiting import Waiting
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import FedfactoryError, ProtocolError
@@ -26,9 +28,7 @@ from fedfactory.contracts.updates import Payload, Reply, Update
 from fedfactory.contracts.versions import own_version
 from fedfactory.identity.enrolment import load_identity, load_node_key
 from fedfactory.wire.arrays import ArrayFile, ArrayWriter
-from site_agents.flower_seam import HEARTBEAT_S, FleetNode
 from site_agents.gateway_client import GatewayClient
-from site_agents.waiting import Waiting
 
 POLL_S = 30.0
 FIT = Answer(fitness=Fitness(code="", version=own_version()), logs=None)

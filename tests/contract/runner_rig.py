@@ -11,7 +11,6 @@ import json
 import socket
 import time
 from collections import Counter
-from contextlib import ExitStack
 from datetime import timedelta
 
 import numpy as np
