@@ -127,19 +127,12 @@ class RunProcess:
 
     def _start(self, now: float) -> None:
         ours, theirs = socket.socketpair()
-        command = [
-            *(sys.executable, "-m", MODULE),
-            *(str(theirs.fileno()), str(self.run.folder / SETTINGS), str(os.getpid())),
-        ]
-        with theirs, (self.run.folder / LAST_GASP).open("wb") as errors:
-            self._process = subprocess.Popen(
-                command,
-                env={**os.environ, **flower_environment(self._flower_home), "OMP_NUM_THREADS": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                pass_fds=[theirs.fileno()],
-            )
+        try:
+            with theirs:
+                self._process = self._launch(theirs)
+        except BaseException:
+            ours.close()
+            raise
         with self._lock:
             self._link = LinkServer(
                 ours,
@@ -152,6 +145,22 @@ class RunProcess:
             )
         self._started_at = now
         log.info("run %s has its process: %d", self.run.run_id, self._process.pid)
+
+    def _launch(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        """Start the process that serves the run at its end of the link."""
+        command = [
+            *(sys.executable, "-m", MODULE),
+            *(str(theirs.fileno()), str(self.run.folder / SETTINGS), str(os.getpid())),
+        ]
+        with (self.run.folder / LAST_GASP).open("wb") as errors:
+            return subprocess.Popen(
+                command,
+                env={**os.environ, **flower_environment(self._flower_home), "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                pass_fds=[theirs.fileno()],
+            )
 
     def _note_death(self, now: float) -> None:
         """See whether the process ended, and whether the run had got on since one last did."""

@@ -25,7 +25,7 @@ def repeat_randomness(seed: int) -> None:
     there: a quarter of the time of a small network's step.
     """
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
 
 

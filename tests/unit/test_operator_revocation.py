@@ -24,6 +24,7 @@ from fedfactory.identity.facts import CertificateFacts
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.identity.signing import Signer, fingerprint, new_signing_key
 from fedfactory.wire.membership import RevokeWanted
+from tests.unit.test_registry import OF_VERSION_2
 
 SIGNERS = {name: Signer(new_signing_key()) for name in ("ana", "bob", "cy")}
 PEERS = {name: Peer(role=Role.OPERATOR, name=name) for name in SIGNERS}
@@ -66,7 +67,6 @@ class Hub:
             registry=registry,
             registrar=None,  # type: ignore[arg-type]
             signer=SIGNERS["ana"],
-            unregister=lambda _: None,
             wake=threading.Event(),
         )
         self.desk.gateway = SimpleNamespace(  # type: ignore[assignment]
@@ -130,13 +130,14 @@ def test_they_are_told_in_the_order_in_which_they_were_made(hub: Hub, tmp_path: 
         assert bells.revoke(text.encode()) == 1
     rings = bell.rings()
     assert [next(rings).revocation.decode() for _ in proofs] == [to_json(p) for p in proofs]
-    bells.stop()
+    bells.hang_up_all()
 
 
 def test_a_registry_of_the_version_before_goes_on(tmp_path: Path) -> None:
     opened(tmp_path).close()
     path = tmp_path / "registry.sqlite"
     with sqlite3.connect(path) as database:
+        database.executescript(OF_VERSION_2)
         database.execute("DROP TABLE operator_revocations")
         database.execute("PRAGMA user_version = 1")
     database.close()

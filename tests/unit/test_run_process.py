@@ -81,17 +81,17 @@ def test_what_its_log_ends_with_is_told(process, monkeypatch):
     assert "(last: ERROR OSError: the disk is full)" in process.run.suspended().reason
 
 
+def silent_processes(folder, monkeypatch):
+    """Let every run's process live, and say nothing."""
+    (folder / "mute.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *sys.path]))
+    monkeypatch.setattr(run_process, "MODULE", "mute")
+
+
 @pytest.fixture
 def frozen(process, monkeypatch, tmp_path):
-    """The same run; its process says hello, and then nothing more."""
-    (tmp_path / "mute.py").write_text(
-        "import os, socket, sys, time\n"
-        "daemon = socket.socket(fileno=int(sys.argv[1]))\n"
-        'daemon.sendall(b\'{"call": "beat"}\\n\')\n'
-        "time.sleep(600)\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
-    monkeypatch.setattr(run_process, "MODULE", "mute")
+    """The same run; its process never says hello."""
+    silent_processes(tmp_path, monkeypatch)
     return process
 
 

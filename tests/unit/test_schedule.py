@@ -5,14 +5,14 @@ import sqlite3
 
 import pytest
 
-from fedfactory.coordinator.run_process import RunProcess
+from fedfactory.coordinator.run_process import LAST_GASP, RunProcess
 from fedfactory.coordinator.running.journal import JOURNAL, Journal
 from fedfactory.coordinator.running.run_files import SUMMARY
-from fedfactory.coordinator.runs import LINK, STOP, SUSPENDED, Runs, StopWish
+from fedfactory.coordinator.runs import STOP, SUSPENDED, Runs, StopWish
 from fedfactory.coordinator.schedule import Schedule
 from fedfactory.rounds.events import RunStarted
 from tests.unit.test_coordinator_runs import add
-from tests.unit.test_run_process import Door, Flower
+from tests.unit.test_run_process import Door, silent_processes
 
 
 def write(name, text):
@@ -27,7 +27,7 @@ class Rig:
     """Two runs side by side, by the real parts; `look` is one look of the daemon at them."""
 
     def __init__(self, folder):
-        self.flower = Flower()
+        self.folder = folder
         self.runs = Runs(folder / "runs")
         self.bad, self.good = add(self.runs, "bad"), add(self.runs, "good")
         self.now = 0.0
@@ -35,7 +35,9 @@ class Rig:
 
     def scheduled(self):
         return Schedule(
-            self.runs, 2, lambda run: RunProcess(run, Door(), self.flower), lambda: frozenset({7})
+            self.runs,
+            2,
+            lambda run: RunProcess(run, Door(), flower_home=self.folder, wake=lambda: None),
         )
 
     def start_again(self):
@@ -47,7 +49,7 @@ class Rig:
 
     def look(self):
         self.now += 0.1
-        self.schedule.tick(self.now, self.flower)
+        self.schedule.tick(self.now)
 
     @property
     def rows(self):
@@ -56,9 +58,8 @@ class Rig:
 
 @pytest.fixture
 def rig(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    silent_processes(tmp_path, monkeypatch)
     rig = Rig(tmp_path)
-    monkeypatch.setattr(rig.flower, "why_ended", lambda run: None)
     yield rig
     rig.schedule.close()
 
@@ -67,7 +68,7 @@ WAITS = {
     "wish torn": write(STOP, "{"),
     "wish of a wrong type": write(STOP, "[]"),
     "wish a folder": make_folder(STOP),
-    "link a folder": make_folder(LINK),
+    "last words a folder": make_folder(LAST_GASP),
     "suspended torn": write(SUSPENDED, "\x00"),
     "suspended a folder": make_folder(SUSPENDED),
 }
