@@ -54,7 +54,7 @@ class RunProcess:
         self._looked_at = 0.0
         self._ended_at: float | None = None
         self._stop: StopWish | None = None
-        initial = run.taken.submission.signed.terms.initial
+        initial = run.taken.plan.terms.initial
         gateway.open_run(run.run_id, run.sites, initial.bytes + HEADER_ROOM_BYTES)
         try:
             self.link = LinkServer(run.folder / LINK, gateway, run.run_id, run.sites)
