@@ -23,7 +23,7 @@ from fedfactory.coordinator.running.journal import JOURNAL, Journal
 from fedfactory.rounds.events import Event, RunStarted
 from fedfactory.wire.arrays import ArrayWriter, spec_of
 from tests.run_events import accepted, made, sent
-from tests.run_plans import blob, run_plan
+from tests.run_plans import run_plan
 
 DIGITS_ELEMENTS = 103_306
 SITES = ("cesga", "cyfronet", "lumi")
@@ -47,7 +47,7 @@ def _round(folder: Path) -> None:
     """A digits round: three answers and a model in one commit, new orders in another."""
     plan = run_plan(sites=SITES)
     journal, checkpoints = Journal.open(folder / JOURNAL), Checkpoints(folder)
-    journal.append([RunStarted(at=0.0, plan=plan, model=blob(0), connected=SITES)])
+    journal.append([RunStarted(at=0.0, plan=plan, connected=SITES)])
     values = np.ones(DIGITS_ELEMENTS, dtype=np.float32)
     commits, models = [], []
     for number in range(1, TIMES + 1):

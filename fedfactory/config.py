@@ -16,9 +16,16 @@ from fedfactory.choices import OPEN_STRATEGY, choices
 from fedfactory.contracts.bounds import MOST
 from fedfactory.contracts.errors import DataError, UnknownNameError, ValueRangeError
 from fedfactory.contracts.orders import Scalar, TrainParameters
+from fedfactory.contracts.plans import Mode
 from fedfactory.contracts.privacy import GradSampleMode, PrivacyPlan
 from fedfactory.contracts.run_plan import EvaluationRules, RoundRules
-from fedfactory.run_rules import MAX_CHECKPOINTS, central_file, evaluation_rules, round_rules
+from fedfactory.run_rules import (
+    MAX_CHECKPOINTS,
+    central_file,
+    evaluation_rules,
+    round_rules,
+    run_mode,
+)
 from fedfactory.tasks.table import load_task
 from site_agents.catalogue import MAX_NUMBERED, numbered_sites, site_names
 
@@ -53,6 +60,7 @@ class RunConfig:
 
     `strategy_options` are the strategy's own fields (for `custom`, with `_target_`). `task_data` is
     the user's NPZ, None for the task's bundled set. `out` None means runs/<run id>.
+    `evaluate` lets the sites measure each model.
     `model` is what to start from (a safetensors file, or RUN_ID[:ROUND]; None: the task's own),
     `central` the public data to measure on. `composed_yaml` is the configuration as composed, for
     the run folder.
@@ -67,8 +75,10 @@ class RunConfig:
     partition: Partition
     privacy: PrivacyPlan | None
     executor_name: str
+    mode: Mode
     rules: RoundRules
     rounds: int
+    evaluate: bool
     evaluation: EvaluationRules
     central: Path | None
     model: str | None
@@ -99,7 +109,10 @@ def run_config(
     partition = values["partition"]
     sites = _sites(values["federation"]) if sites is None else sites
     privacy = privacy_plan(values["privacy"])
-    rules = round_rules(values["rounds"], sites)
+    mode = run_mode(values["rounds"])
+    # Under differential privacy an evaluation is a release of its own, if it is paid for.
+    unpaid = privacy is not None and privacy.evaluation_noise_multiplier is None
+    evaluate = values["evaluate"] and not unpaid
     central = central_file(values["evaluation"]["central"])
     known = load_task(task_name)
     task_parameters = known.check(task)
@@ -117,15 +130,15 @@ def run_config(
         ),
         privacy=privacy,
         executor_name=_known("executor", values["executor"]["name"]),
-        rules=rules,
+        mode=mode,
+        rules=round_rules(values["rounds"], sites),
         rounds=_whole("rounds.number", values["rounds"]["number"], 1, MAX_ROUNDS),
+        evaluate=evaluate,
         evaluation=evaluation_rules(
             values["evaluation"],
-            # Under differential privacy an evaluation is a release of its own, if it is paid for.
-            sites=values["evaluate"]
-            and (privacy is None or privacy.evaluation_noise_multiplier is not None),
+            sites=evaluate,
             central=central is not None,
-            mode=rules.mode,
+            mode=mode,
             metrics=known.reports(task_parameters),
         ),
         central=central,

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from fedfactory.contracts.errors import DataError, UnknownNameError, UsageError, ValueRangeError
-from fedfactory.contracts.run_plan import EvaluationRules, Mode, RoundRules, Selection
+from fedfactory.contracts.plans import Mode
+from fedfactory.contracts.run_plan import EvaluationRules, RoundRules, Selection
 
 MAX_RETRIES: Final = 100
 MAX_CHECKPOINTS: Final = 1_000_000
@@ -22,21 +23,25 @@ _ONLY_SYNC: Final[Mapping[str, Any]] = {
 }  # fmt: skip
 
 
+def run_mode(values: Mapping[str, Any]) -> Mode:
+    """Return `rounds.mode`. Raises UnknownNameError."""
+    mode: Mode = _one_of("rounds.mode", values["mode"], get_args(Mode))
+    return mode
+
+
 def round_rules(values: Mapping[str, Any], sites: Sequence[str]) -> RoundRules:
     """Return the rules of `rounds.*` for a run in which `sites` may take part.
 
     Raises:
         UsageError: a value that is out of range or does not fit the others; names its key.
     """
-    mode = _one_of("rounds.mode", values["mode"], get_args(Mode))
     count = len(sites)
     per_round = _sites("rounds.per_round", values["per_round"], count)
     wanted = count if per_round is None else per_round
     _check_extra(values["extra"], per_round, count)
     return RoundRules(
-        mode=mode,
         quorum=1
-        if mode == "async"
+        if values["mode"] == "async"
         else _sites("rounds.quorum", values["quorum"], wanted) or wanted,
         required=_required(values["required"], sites, wanted),
         deadline_s=_seconds("rounds.deadline_s", values["deadline_s"], above=True),
@@ -76,8 +81,6 @@ def evaluation_rules(
     for key, found in judged:
         _check_judged(key, found, sites=sites, central=central, mode=mode, metrics=metrics)
     return EvaluationRules(
-        sites=sites,
-        central=central,
         metric=metric,
         higher_is_better=not metric.endswith(LOWER_IS_BETTER),
         patience=patience,

@@ -74,7 +74,7 @@ class Run:
         self.state = RunState.new()
         self.log: list[Event] = []
         self.last: tuple[Command, ...] = ()
-        self.feed(RunStarted(at=0.0, plan=plan, model=blob(0), connected=plan.sites))
+        self.feed(RunStarted(at=0.0, plan=plan, connected=plan.terms.sites))
 
     def train(self, number: int, *sites: str) -> tuple[Command, ...]:
         """A training phase in which these sites, or all that are asked, give their updates."""

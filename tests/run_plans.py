@@ -6,40 +6,48 @@ from dataclasses import fields, replace
 from typing import Any
 
 from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.orders import TrainParameters
+from fedfactory.contracts.plans import RunTerms, Signature, SignedPlan
 from fedfactory.contracts.run_plan import EvaluationRules, RoundRules, RunPlan
 
 SITES = ("cesga", "cyfronet", "lumi")
-RULES = RoundRules(
-    mode="sync", quorum=2, required=(), deadline_s=30.0, lateness_s=0.0, retries=0, select="all",
-    per_round=None, extra=0, buffer=None,
-)  # fmt: skip
-EVALUATION = EvaluationRules(
-    sites=True, central=False, metric="loss", higher_is_better=False, patience=None,
-    min_delta=0.0, keep="last",
-)  # fmt: skip
-PLAN = RunPlan(
-    max_examples={},
-    run_id="r", task="digits", strategy="fedavg", seed=1, rounds=2, sites=SITES, rules=RULES,
-    evaluation=EVALUATION, privacy=None, checkpoints=3,
-)  # fmt: skip
-
-
-def run_plan(**changes: Any) -> RunPlan:
-    """The plan with changes: of its own fields, of its rules' and of its evaluation's.
-
-    `evaluate` stands for the evaluation's `sites`.
-    """
-    if "evaluate" in changes:
-        changes["evaluation"] = replace(EVALUATION, sites=changes.pop("evaluate"))
-    rules = {f.name: changes.pop(f.name) for f in fields(RoundRules) if f.name in changes}
-    names = {f.name for f in fields(EvaluationRules)} - {"sites"}
-    judged = {name: changes.pop(name) for name in names if name in changes}
-    plan = replace(PLAN, **changes)
-    return replace(
-        plan, rules=replace(plan.rules, **rules), evaluation=replace(plan.evaluation, **judged)
-    )
 
 
 def blob(number: int) -> BlobRef:
     """A made-up reference."""
     return BlobRef(digest=f"sha256:{number:064x}", bytes=8)
+
+
+RULES = RoundRules(
+    quorum=2, required=(), deadline_s=30.0, lateness_s=0.0, retries=0, select="all",
+    per_round=None, extra=0, buffer=None,
+)  # fmt: skip
+EVALUATION = EvaluationRules(
+    metric="loss", higher_is_better=False, patience=None, min_delta=0.0, keep="last",
+)  # fmt: skip
+TRAINING = TrainParameters(
+    local_epochs=1, batch_size=1, lr=0.1, momentum=0.0, proximal_mu=0.0, max_steps=None
+)
+TERMS = RunTerms(
+    coordinator="hub", run_id="r", sites=SITES, task="digits", task_parameters={},
+    initial=blob(0), strategy="fedavg", strategy_options={"weighting": "examples"}, mode="sync",
+    training=TRAINING, rounds=2, evaluate=True, privacy=None, max_model_bytes=1 << 30,
+    max_update_norm_l2=None, nonce="0" * 16, not_after=4e9,
+)  # fmt: skip
+UNSIGNED = Signature(public_key="", value="")  # nobody checks it where these plans go
+PLAN = RunPlan(
+    signed=SignedPlan(terms=TERMS, signature=UNSIGNED), seed=1, rules=RULES,
+    evaluation=EVALUATION, central=None, checkpoints=3, max_examples={},
+)  # fmt: skip
+
+
+def run_plan(plan: RunPlan = PLAN, **changes: Any) -> RunPlan:
+    """A plan with changes: of its own fields, of its terms', its rules' and its evaluation's."""
+    parts = {
+        name: replace(part, **{f.name: changes.pop(f.name) for f in fields(part) if f.name in changes})
+        for name, part in (
+            ("terms", plan.terms), ("rules", plan.rules), ("evaluation", plan.evaluation)
+        )
+    }  # fmt: skip
+    signed = replace(plan.signed, terms=parts.pop("terms"))
+    return replace(plan, **{"signed": signed, **parts, **changes})

@@ -72,7 +72,7 @@ class World:
 
     def start(self) -> None:
         """Begin the run with everybody here."""
-        self.feed(RunStarted(at=0.0, plan=self.plan, model=blob(0), connected=self.plan.sites))
+        self.feed(RunStarted(at=0.0, plan=self.plan, connected=self.plan.terms.sites))
 
     def feed(self, event: Event) -> None:
         """Journal an event; then the machine sees it."""
@@ -185,7 +185,7 @@ class World:
             del self.journal[at_event:]
         self.todo, self.mail, self.deadline = [], [], None
         self.state = replay(self.journal)
-        sites = self.plan.sites if connected is None else connected
+        sites = self.plan.terms.sites if connected is None else connected
         self.feed(RunResumed(at=self.at, connected=sites))
 
     def lose_update(self) -> None:

@@ -48,7 +48,7 @@ def _sites_of(folder: Path) -> list[str]:
     """Return the sites of a followed run, as its first event says; none if it has not begun."""
     try:
         with (folder / EVENTS).open(encoding="utf-8") as file:
-            sites: list[str] = json.loads(file.readline())["plan"]["sites"]
+            sites: list[str] = json.loads(file.readline())["plan"]["signed"]["terms"]["sites"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return sites

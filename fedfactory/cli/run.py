@@ -25,8 +25,9 @@ from fedfactory.identity.roles import Role
 if TYPE_CHECKING:
     from fedfactory.config import RunConfig
     from fedfactory.contracts.model import BlobRef
+    from fedfactory.contracts.run_plan import RunPlan
     from fedfactory.operator.client import OperatorClient
-    from fedfactory.wire.operations import Submission, Submitted
+    from fedfactory.wire.operations import Submitted
 
 ABOUT: Final = "Submit a run to the coordinator and follow it."
 EXAMPLES: Final = """\
@@ -53,9 +54,9 @@ def run(words: Sequence[str]) -> int:
         out = asked.out or config.out
         if out is not None and not asked.detach:
             check_free(out)
-        submission = _prepared(client, config, asked, Path(scratch))
-        folder = followed_folder(out, submission.plan.run_id)
-        submitted = _submitted(client, submission)
+        plan = _prepared(client, config, asked, Path(scratch))
+        folder = followed_folder(out, plan.terms.run_id)
+        submitted = _submitted(client, plan)
         _tell(submitted, asked)
         if submitted.run_id is None:
             raise RefusedError(f"the run was not taken: {submitted.reason}")
@@ -139,10 +140,10 @@ def _summary(config: RunConfig, initial: BlobRef) -> list[str]:
 
 def _prepared(
     client: OperatorClient, config: RunConfig, asked: argparse.Namespace, scratch: Path
-) -> Submission:
+) -> RunPlan:
     """Make what the run starts from, ask for agreement, upload it; return it signed."""
     from fedfactory.operator.starting import starting_arrays
-    from fedfactory.operator.submission import submission_of
+    from fedfactory.operator.submission import run_plan
 
     if not (asked.quiet or asked.json):
         say("making the initial model ..." if config.model is None else "preparing the model ...")
@@ -151,7 +152,7 @@ def _prepared(
     arrays.upload(client)
     now = time.time()
     run_id = datetime.fromtimestamp(now, UTC).strftime("%Y%m%d-%H%M%S-") + os.urandom(2).hex()
-    return submission_of(
+    return run_plan(
         config,
         coordinator=client.operator.consortium,
         run_id=run_id,
@@ -162,13 +163,13 @@ def _prepared(
     )
 
 
-def _submitted(client: OperatorClient, submission: Submission) -> Submitted:
+def _submitted(client: OperatorClient, plan: RunPlan) -> Submitted:
     try:
-        return client.submit(submission)
+        return client.submit(plan)
     except UnreachableError as error:
         raise UnreachableError(
             f"the coordinator broke off before it answered: `fedfactory runs` tells whether it took"
-            f" {submission.plan.run_id}",
+            f" {plan.terms.run_id}",
             diagnostic=error.diagnostic,
         ) from error
 

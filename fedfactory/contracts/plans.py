@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from fedfactory.contracts.bounds import Count, Ordinal, Positive, UnixTime
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import Order, Scalar, TrainParameters
 from fedfactory.contracts.privacy import PrivacyPlan
-from fedfactory.contracts.run_plan import Mode
 
+# sync: rounds. async: no site waits for another.
+Mode = Literal["sync", "async"]
 # The strategy whose class an option names, and that option.
 CUSTOM_STRATEGY: Final = "custom"
 STRATEGY_TARGET: Final = "_target_"

@@ -1,6 +1,6 @@
 """How a run goes, as its operator asks and its coordinator does it: values, fixed before it begins.
 
-What a run may ask of sites is in plans.py; this is the coordinator's side of the agreement.
+What a run may ask of sites is in plans.py; a run's plan contains it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedfactory.contracts.bounds import Count, Ordinal, Real, Seconds, Seed
-from fedfactory.contracts.privacy import PrivacyPlan
+from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.plans import RunTerms, SignedPlan
 
-Mode = Literal["sync", "async"]
 Selection = Literal["all", "random", "size", "availability", "round_robin"]
 
 
@@ -25,11 +25,10 @@ class RoundRules:
     then waits up to `lateness_s` longer. `retries` is how often a site that failed for a passing
     reason is asked again in a phase, and how often a phase without its quorum begins anew.
     `select` chooses `per_round` sites (None: all there are), and `extra` more are asked than are
-    waited for (over-selection). `mode` async: no site waits for another, and every `buffer` updates
-    make a new model (FedBuff; Nguyen et al. 2022, algorithm 1); `buffer` is None in sync.
+    waited for (over-selection). In async mode every `buffer` updates make a new model (FedBuff;
+    Nguyen et al. 2022, algorithm 1); None in sync mode.
     """
 
-    mode: Mode
     quorum: Ordinal
     required: tuple[str, ...]
     deadline_s: Seconds
@@ -45,14 +44,11 @@ class RoundRules:
 class EvaluationRules:
     """How each round's model is judged, on released metrics only.
 
-    `sites` lets the sites evaluate, `central` the coordinator on a public set. `metric` (one that
-    the central evaluation gives, else the sites') tells the best model; `higher_is_better`. With
-    `patience`, the run ends after so many rounds in which it moved by no more than `min_delta`.
-    `keep` says which model the run ends with.
+    `metric` (the central measurement's where there is one, else the sites') tells the best model;
+    `higher_is_better`. With `patience`, the run ends after so many rounds in which it moved by no
+    more than `min_delta`. `keep` says which model the run ends with.
     """
 
-    sites: bool
-    central: bool
     metric: str
     higher_is_better: bool
     patience: Ordinal | None
@@ -64,21 +60,27 @@ class EvaluationRules:
 class RunPlan:
     """What a run is to do: fixed before its first round.
 
-    `sites` may take part; some may still be to come. `privacy` is what the run asks of every site,
-    None for none. `checkpoints` is how many finished rounds' models are kept (the best one beside
-    them). In async mode `rounds` counts new models. `max_examples` declares how many examples
-    (under differential privacy: units) an answer of a site may count at most; a site that it does
-    not name is not limited by it.
+    `signed` are the terms that its operator signed: what the sites believe. The rest is how its
+    coordinator makes the rounds. `central` is the public data set (NPZ) that the coordinator
+    measures on, None for none. `checkpoints` is how many finished rounds' models are kept (the best
+    one beside them). `max_examples` declares how many examples (under differential privacy: units)
+    an answer of a site may count at most; a site that it does not name is not limited by it.
     """
 
-    run_id: str
-    task: str
-    strategy: str
+    signed: SignedPlan
     seed: Seed
-    rounds: Ordinal
-    sites: tuple[str, ...]
     rules: RoundRules
     evaluation: EvaluationRules
-    privacy: PrivacyPlan | None
+    central: BlobRef | None
     checkpoints: Ordinal
     max_examples: Mapping[str, Count]
+
+    @property
+    def terms(self) -> RunTerms:
+        """What the run may ask of its sites."""
+        return self.signed.terms
+
+    @property
+    def is_async(self) -> bool:
+        """Whether no site waits for another."""
+        return self.terms.mode == "async"

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from fedfactory.contracts.bounds import Seconds
 from fedfactory.contracts.codec import from_json, to_json
-from fedfactory.contracts.plans import SignedPlan
 from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.durable_file import write_durably
+
+CENTRAL: Final = "central.npz"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """One run: its plan, the terms its operator signed, and where its files lie.
+    """One run: its plan, and where its files lie.
 
     `signing_key` is the file of the coordinator's private key (PEM), `anchors` the folder of what
     it has seen of sites' books; both outlive the run. `any_strategy_class` lets a Flower strategy's
     `_target_` name any importable class (one machine, one user). The first model is a file named by
-    its hex digest in the folder models/ of `run_folder`; `central` is the public data set (a file,
-    NPZ) that the coordinator measures on, None for none. `start_timeout_s` bounds the wait for the
-    sites' first connection, in seconds.
+    its hex digest in the folder models/ of `run_folder`, the plan's public data set its file
+    CENTRAL. `start_timeout_s` bounds the wait for the sites' first connection, in seconds.
     """
 
     plan: RunPlan
-    signed: SignedPlan
     signing_key: str
     anchors: str
     any_strategy_class: bool
-    central: str | None
     run_folder: str
     start_timeout_s: Seconds
 

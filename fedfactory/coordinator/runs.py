@@ -19,18 +19,18 @@ from typing import Any, Final, TypeVar, get_args
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import ProtocolError, UnknownNameError
+from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.coordinator.run_progress import Progress
 from fedfactory.coordinator.running.checkpoints import MODELS
 from fedfactory.coordinator.running.journal import JOURNAL
 from fedfactory.coordinator.running.run_files import SUMMARY
 from fedfactory.durable_file import remove_durably, sync_folder, write_durably
-from fedfactory.wire.operations import RunRow, RunStatus, Submission
+from fedfactory.wire.operations import RunRow, RunStatus
 
 log = logging.getLogger("fedfactory.coordinator")
 
 SUBMISSION: Final = "submission.json"
 SETTINGS: Final = "settings.json"
-CENTRAL: Final = "central.npz"
 STOP: Final = "stop.json"
 SUSPENDED: Final = "suspended.json"
 REOPEN: Final = "reopen.json"
@@ -40,12 +40,12 @@ _PART: Final = ".part"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taken:
-    """A submission that was taken: from whom, when (Unix seconds), and its place in the order."""
+    """A run as it was submitted: by whom, when (Unix seconds), and its place in the order."""
 
     number: int
     at: float
     operator: str
-    submission: Submission
+    plan: RunPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,12 +85,12 @@ class Run:
     @property
     def run_id(self) -> str:
         """Its id."""
-        return self.taken.submission.plan.run_id
+        return self.taken.plan.terms.run_id
 
     @property
     def sites(self) -> tuple[str, ...]:
         """The sites that may take part."""
-        return self.taken.submission.plan.sites
+        return self.taken.plan.terms.sites
 
     @property
     def ended(self) -> bool:
@@ -204,7 +204,7 @@ class Runs:
         """
         write_durably(staged / SUBMISSION, to_json(taken))
         sync_folder(staged / MODELS)
-        home = self.home_of(taken.submission.plan.run_id)
+        home = self.home_of(taken.plan.terms.run_id)
         with self._lock:
             staged.rename(home)
             sync_folder(self._folder)
@@ -215,7 +215,7 @@ class Runs:
 
 def row_of(run: Run, status: RunStatus, place: int | None) -> RunRow:
     """Return a run's line in the list; `place` (from 1) is its place in the queue, None: not in."""
-    plan, summary = run.taken.submission.plan, run.summary() if run.ended else {}
+    terms, summary = run.taken.plan.terms, run.summary() if run.ended else {}
     suspended = run.suspended() if status == "suspended" else None
     run.progress.update()
     reason = summary.get("reason", "") or (suspended.reason if suspended else "")
@@ -223,13 +223,13 @@ def row_of(run: Run, status: RunStatus, place: int | None) -> RunRow:
         reason = f"number {place} in the queue"
     return RunRow(
         run_id=run.run_id,
-        task=plan.task,
-        strategy=plan.strategy,
+        task=terms.task,
+        strategy=terms.strategy,
         operator=run.taken.operator,
         status=status,
         round=run.progress.round,
-        rounds=plan.rounds,
-        sites=plan.sites,
+        rounds=terms.rounds,
+        sites=terms.sites,
         submitted_at=run.taken.at,
         ended_at=run.progress.last_at if summary else None,
         reason=reason,

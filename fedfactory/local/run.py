@@ -38,7 +38,7 @@ from fedfactory.operator.client import OperatorClient
 from fedfactory.operator.following import Follower
 from fedfactory.operator.run_folder import EVENTS, MODEL, SUMMARY, read_line, write_summary
 from fedfactory.operator.starting import made_model, make_initial_model
-from fedfactory.operator.submission import submission_of
+from fedfactory.operator.submission import run_plan
 from fedfactory.operator.telling import submitted_lines
 from fedfactory.report.reporter import Form, Reporter, make_reporter
 from fedfactory.report.terminal import lasting
@@ -149,7 +149,7 @@ class _LocalRun:
 
     def _submit_and_follow(self, client: OperatorClient, initial: BlobRef) -> dict[str, Any]:
         client.upload(self._initial_file, initial)
-        submission = submission_of(
+        plan = run_plan(
             self._config,
             coordinator=client.operator.consortium,
             run_id=self._run_id,
@@ -158,7 +158,7 @@ class _LocalRun:
             central=self._public_set(client),
             now=time.time(),
         )
-        submitted = client.submit(submission)
+        submitted = client.submit(plan)
         if self._form != "words":  # to a person the run's first event says its name
             for line in submitted_lines(submitted, self._form):
                 print(line, file=lasting(sys.stdout), flush=True)

@@ -31,6 +31,7 @@ from fedfactory.contracts.revocations import (
     OperatorRevocation,
     SignedRevocation,
 )
+from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.durable_file import sync_folder
 from fedfactory.identity.operators import Operator
 from fedfactory.identity.roles import Role
@@ -53,7 +54,6 @@ from fedfactory.wire.operations import (
     RunsWanted,
     StopMode,
     StopWanted,
-    Submission,
     Submitted,
     Watched,
     WatchWanted,
@@ -90,9 +90,9 @@ class OperatorClient:
 
     # ---- runs ------------------------------------------------------------------------------
 
-    def submit(self, submission: Submission) -> Submitted:
+    def submit(self, plan: RunPlan) -> Submitted:
         """Ask for a run; what it names as arrays was uploaded before."""
-        return self._said(self._calls.submit, submission, SUBMIT_TIMEOUT_S)
+        return self._said(self._calls.submit, plan, SUBMIT_TIMEOUT_S)
 
     def runs(self, limit: int = MOST_RUNS) -> tuple[RunRow, ...]:
         """Return the coordinator's runs, newest first."""

@@ -132,10 +132,8 @@ class RunFolder:
             if line.number != expected:
                 raise UsageError(f"{path}: expected event {expected}, found {line.number}")
         first = lines[0].event if lines else None
-        if isinstance(first, RunStarted) and first.plan.run_id != run_id:
-            raise UsageError(
-                f"{self.folder} holds the run {first.plan.run_id}; name another folder with --out"
-            )
+        if isinstance(first, RunStarted) and (held := first.plan.terms.run_id) != run_id:
+            raise UsageError(f"{self.folder} holds the run {held}; name another folder with --out")
         return tuple(line.event for line in lines)
 
     def _fold(self, events: Iterable[Event]) -> list[str]:

@@ -17,16 +17,17 @@ from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.identity.signing import Signer
 from fedfactory.tasks.table import check_task
 from fedfactory.wire.membership import Member
-from fedfactory.wire.operations import Submission
 
 LONGEST_RUN_S: Final = 30 * 24 * 3600.0
 # A run that an outage suspended is still good when people come back to it.
 SHORTEST_TERM_S: Final = 7 * 24 * 3600.0
 # A strategy may send a site a base with tensors of its own beside the model.
 MODEL_ROOM: Final = 1.5
+# Stands for the first model until it is made.
+_NOT_MADE: Final = BlobRef(digest=f"sha256:{'0' * 64}", bytes=1)
 
 
-def submission_of(
+def run_plan(
     config: RunConfig,
     *,
     coordinator: str,
@@ -35,8 +36,8 @@ def submission_of(
     initial: BlobRef,
     central: BlobRef | None,
     now: float,
-) -> Submission:
-    """Return the run to submit under the operator's signature. `now` is Unix seconds."""
+) -> RunPlan:
+    """Return the run to submit, its terms under the operator's signature. `now` is Unix seconds."""
     terms = run_terms(
         config,
         coordinator=coordinator,
@@ -45,25 +46,12 @@ def submission_of(
         nonce=secrets.token_hex(16),
         now=now,
     )
-    return Submission(
-        signed=SignedPlan(terms=terms, signature=signer.sign(terms)),
-        plan=run_plan(config, run_id),
-        central=central,
-    )
-
-
-def run_plan(config: RunConfig, run_id: str) -> RunPlan:
-    """Return how the run's rounds go."""
     return RunPlan(
-        run_id=run_id,
-        task=config.task_name,
-        strategy=config.strategy_name,
+        signed=SignedPlan(terms=terms, signature=signer.sign(terms)),
         seed=config.seed,
-        rounds=config.rounds,
-        sites=tuple(sorted(config.sites)),
         rules=config.rules,
         evaluation=config.evaluation,
-        privacy=config.privacy,
+        central=central,
         checkpoints=config.checkpoints,
         max_examples=config.max_examples,
     )
@@ -85,10 +73,10 @@ def run_terms(
         initial=initial,
         strategy=config.strategy_name,
         strategy_options=config.strategy_options,
-        mode=rules.mode,
+        mode=config.mode,
         training=config.training,
         rounds=config.rounds,
-        evaluate=config.evaluation.sites,
+        evaluate=config.evaluate,
         privacy=config.privacy,
         max_model_bytes=int(MODEL_ROOM * initial.bytes),
         max_update_norm_l2=config.max_update_norm_l2,
@@ -106,12 +94,8 @@ def check_choices(config: RunConfig, *, any_strategy_class: bool) -> None:
     """
     from fedfactory.coordinator.aggregating.strategy_loading import check_strategy
 
-    check_strategy(
-        run_plan(config, ""),
-        config.strategy_options,
-        config.training,
-        any_class=any_strategy_class,
-    )
+    terms = run_terms(config, coordinator="", run_id="", initial=_NOT_MADE, nonce="", now=0.0)
+    check_strategy(terms, any_class=any_strategy_class)
     task = check_task(config.task_name, config.task_parameters)
     if config.privacy is not None and (obstacle := task.private_obstacle(config.task_parameters)):
         raise UsageError(f"privacy=dp_sgd: {obstacle}")

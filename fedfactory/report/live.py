@@ -103,7 +103,8 @@ def render(
             number(entry["seconds"], 2),
             _line(took_part(entry)),
         )
-    header = [f"run {plan.run_id}  {plan.task}, {plan.strategy}", f"sites {note}"]
+    terms = plan.terms
+    header = [f"run {terms.run_id}  {terms.task}, {terms.strategy}", f"sites {note}"]
     parts: list[RenderableType] = [*(_line(line, style="dim") for line in header), table]
     if entries and (away := why_missing(entries[-1])):
         site, reason = away[0]

@@ -76,8 +76,9 @@ class PlainReporter:
             self._stage = None
         plan = self._history.plan
         if before.plan is None and plan is not None:
-            self._say(f"run {plan.run_id}: {plan.task}, {plan.strategy}, {plan.rounds} rounds")
-            self._say(f"sites {', '.join(plan.sites)} ({self._note})")
+            terms = plan.terms
+            self._say(f"run {terms.run_id}: {terms.task}, {terms.strategy}, {terms.rounds} rounds")
+            self._say(f"sites {', '.join(terms.sites)} ({self._note})")
         for found in self._history.rounds[len(before.rounds) :]:
             for line in round_lines(found):
                 self._say(line)

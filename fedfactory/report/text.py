@@ -106,8 +106,8 @@ def now_line(history: History) -> str:
     current = history.current
     if history.plan is None or current is None:
         return "waiting"
-    what = "model" if history.plan.rules.mode == "async" else "round"
-    of = f"{what} {current.number} of {history.plan.rounds}"
+    what = "model" if history.plan.is_async else "round"
+    of = f"{what} {current.number} of {history.plan.terms.rounds}"
     if current.kind is None:
         return f"{of}: aggregating"
     what, parts = "training", current.parts

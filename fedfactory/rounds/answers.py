@@ -39,7 +39,7 @@ def orders_sent(state: RunState, event: OrdersSent) -> Step:
     kind = open_kind(state)
     if (event.round, event.kind) != (state.round, kind):
         return orders_sent_for_closed_phase(state, event)
-    if strangers := set(event.sites) - set(plan_of(state).sites):
+    if strangers := set(event.sites) - set(plan_of(state).terms.sites):
         raise MachineError(state, event, f"not sites of the plan: {sorted(strangers)}")
     first = not state.reached
     state = replace(state, reached=state.reached | set(event.sites))
@@ -62,7 +62,7 @@ def orders_sent_for_closed_phase(state: RunState, event: OrdersSent) -> Step:
 def reply_too_late(state: RunState, event: Answer) -> Step:
     """Note an answer that counts for nothing: a second one, or one for a closed phase."""
     check_past(state, event, event.round, event.kind)
-    if event.site not in plan_of(state).sites:
+    if event.site not in plan_of(state).terms.sites:
         raise MachineError(state, event, "not a site of the plan")
     answered = (
         event.round == state.round
@@ -111,7 +111,7 @@ def reply_refused(state: RunState, event: ReplyRefused) -> Step:
     if not state.awaits(event.round, event.kind, event.site):
         return reply_too_late(state, event)
     plan, tries = plan_of(state), state.records(event.kind)[event.site].tries
-    if passes(event.code, plan.privacy) and tries < plan.rules.retries:
+    if passes(event.code, plan.terms.privacy) and tries < plan.rules.retries:
         record = SiteRecord(status="asked", code=event.code, detail=event.detail, tries=tries + 1)
         state = with_records(state, event.kind, {event.site: record})
         return replace(state, outcome="refused"), again(state, event.kind, (event.site,))

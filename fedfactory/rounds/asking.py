@@ -56,7 +56,7 @@ def begin_round(state: RunState, number: int) -> Step:
 
 def ask(state: RunState, kind: WorkKind, chosen: tuple[str, ...]) -> Step:
     """Open a phase: these sites are asked, and the time to answer is bounded."""
-    records = {site: _unasked(state, site, chosen) for site in plan_of(state).sites}
+    records = {site: _unasked(state, site, chosen) for site in plan_of(state).terms.sites}
     sending = SendOrders(
         round=state.round, kind=kind, sites=chosen, model=model_of(state), again=False
     )
@@ -151,7 +151,7 @@ def may_recover(state: RunState, site: str) -> bool:
     plan, record = plan_of(state), state.train[site]
     if site in state.left or site not in state.reached or state.attempt >= plan.rules.retries:
         return False
-    return record.status == "refused" and passes(record.code, plan.privacy)
+    return record.status == "refused" and passes(record.code, plan.terms.privacy)
 
 
 def has_quorum(state: RunState) -> bool:

@@ -35,7 +35,7 @@ def orders_sent(state: RunState, event: OrdersSent) -> Step:
 
 def _order(state: RunState, event: ReplyAccepted | ReplyRefused) -> UnderWay | None:
     """Return the order that an answer is to, None if it is none that is out."""
-    if event.site not in plan_of(state).sites:
+    if event.site not in plan_of(state).terms.sites:
         raise MachineError(state, event, "not a site of the plan")
     if event.kind == "train" and event.round > state.given.get(event.site, 0):
         raise MachineError(state, event, "nothing of the kind has been asked yet")
@@ -71,7 +71,7 @@ def reply_refused(state: RunState, event: ReplyRefused) -> Step:
     if order is None:
         return _late(state, event)
     plan = plan_of(state)
-    if passes(event.code, plan.privacy) and order.tries < plan.rules.retries:
+    if passes(event.code, plan.terms.privacy) and order.tries < plan.rules.retries:
         state, commands = _try_again(replace(state, outcome="refused"), order, event.at)
         state, more = go_on(state, event.at)
         return state, (*commands, *more)

@@ -25,11 +25,10 @@ Status = Literal["completed", "failed", "stopped"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
-    """The first event of a run: its initial model, and which sites are connected."""
+    """The first event of a run: its plan, and which sites are connected."""
 
     at: UnixTime
     plan: RunPlan
-    model: BlobRef
     connected: tuple[str, ...]
 
 

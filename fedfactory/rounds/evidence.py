@@ -94,7 +94,7 @@ class Reading:
     @property
     def _is_async(self) -> bool:
         plan = self.history.plan
-        return plan is not None and plan.rules.mode == "async"
+        return plan is not None and plan.is_async
 
     def _read(self, seen: Seen, event: Event) -> None:
         before = self.history.state
@@ -161,10 +161,10 @@ class Reading:
     def _read_presence(self, seen: Seen, event: Event) -> None:
         match event:
             case RunStarted(plan=plan, connected=connected):
-                self._offline = {s: seen for s in plan.sites if s not in connected}
+                self._offline = {s: seen for s in plan.terms.sites if s not in connected}
             case RunResumed(connected=connected):
                 resumed = self.history.plan
-                sites = resumed.sites if resumed is not None else ()
+                sites = resumed.terms.sites if resumed is not None else ()
                 self._offline = {
                     site: self._offline.get(site, seen) for site in sites if site not in connected
                 }

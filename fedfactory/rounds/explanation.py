@@ -48,7 +48,7 @@ def explain(
         _explained(reading, plan, found, name)
         for found in rounds
         if round in (None, found.number)
-        for name in plan.sites
+        for name in plan.terms.sites
         if site in (None, name)
     )
 
@@ -71,7 +71,7 @@ def _explained(reading: Reading, plan: RunPlan, found: Round, site: str) -> Expl
 
 
 def _unit(plan: RunPlan) -> str:
-    return "model" if plan.rules.mode == "async" else "round"
+    return "model" if plan.is_async else "round"
 
 
 Said = tuple[str, list[Seen | None]]
@@ -106,9 +106,8 @@ def _not_selected(plan: RunPlan) -> str:
     if plan.rules.select == "all":
         return "not asked: the strategy did not choose it"
     asked = (plan.rules.per_round or 0) + plan.rules.extra
-    return (
-        f"not selected: rounds.select={plan.rules.select} took {asked} of {len(plan.sites)} sites"
-    )
+    of = f"{asked} of {len(plan.terms.sites)} sites"
+    return f"not selected: rounds.select={plan.rules.select} took {of}"
 
 
 def _refused(part: Part, facts: Facts) -> Said:

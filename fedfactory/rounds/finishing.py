@@ -30,7 +30,7 @@ def model_aggregated(state: RunState, event: ModelAggregated) -> Step:
     """Advance to the new model; let it be evaluated, or finish the round."""
     check_round(state, event, event.round)
     plan = plan_of(state)
-    last = state.round == plan.rounds
+    last = state.round == plan.terms.rounds
     taken = {update.site for update in state.taking}
     keys = {(update.site, update.order_round) for update in state.taking}
     entered = tuple(w for w in state.waiting if (w.answer.site, w.answer.round) in keys)
@@ -46,10 +46,10 @@ def model_aggregated(state: RunState, event: ModelAggregated) -> Step:
         under_way=() if last else state.under_way,
         planned=(),
         evaluated=(),
-        awaits_central=plan.evaluation.central,
+        awaits_central=plan.central is not None,
     )
     commands: tuple[Command, ...] = ()
-    by_sites = plan.evaluation.sites and (last or plan.rules.mode == "sync")
+    by_sites = plan.terms.evaluate and (last or not plan.is_async)
     if by_sites:
         state, commands = ask_evaluation(state)
     if state.awaits_central:
@@ -58,7 +58,7 @@ def model_aggregated(state: RunState, event: ModelAggregated) -> Step:
         return state, commands
     if not state.awaits_central:
         return finish_round(state, event.at)
-    if plan.rules.mode == "async":
+    if plan.is_async:
         return state, commands  # it stays in `merging` until the measurement is there
     return replace(state, phase="summing"), commands
 
@@ -156,8 +156,7 @@ def _with_finished(state: RunState) -> tuple[Finished, ...]:
             plan.evaluation,
             number=state.round,
             model=model_of(state),
-            central=state.central,
-            sites=state.metrics,
+            metrics=state.metrics if plan.central is None else state.central,
         ),
         took_part=state.took_part,
         planned=state.planned,
@@ -169,7 +168,7 @@ def _with_finished(state: RunState) -> tuple[Finished, ...]:
 
 def _go_on(state: RunState, at: float) -> Step:
     plan = plan_of(state)
-    if state.round == plan.rounds:
+    if state.round == plan.terms.rounds:
         return complete(state, "every round is finished")
     if state.stopping is not None:
         return finish(state, "stopped", state.stopping)
@@ -181,7 +180,7 @@ def _go_on(state: RunState, at: float) -> Step:
 def next_round(state: RunState, at: float) -> Step:
     """Begin the round after the last finished one."""
     number = state.finished[-1].round + 1
-    if plan_of(state).rules.mode == "async":
+    if plan_of(state).is_async:
         return serve(state, number, at)
     return begin_round(state, number)
 

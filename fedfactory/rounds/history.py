@@ -187,7 +187,7 @@ def _with_closed(history: History, before: RunState, event: Event) -> History:
     closed, current = history.state.closed, history.current
     assert closed is not None
     assert current is not None
-    asynchronous = before.plan is not None and before.plan.rules.mode == "async"
+    asynchronous = before.plan is not None and before.plan.is_async
     parts = current.parts
     if not asynchronous:
         parts = parts_of(closed.train)
@@ -216,7 +216,7 @@ def _with_current(history: History, event: Event) -> History:
         current = Round(number=state.round, began_at=event.at)
     trained = isinstance(event, ModelAggregated) and event.round == state.round
     parts = current.parts
-    if state.plan.rules.mode == "sync":
+    if not state.plan.is_async:
         parts = parts_of(state.train)
     elif trained:
         parts = async_parts(state, state.round, state.entered)

@@ -16,11 +16,10 @@ def judge(
     *,
     number: int,
     model: BlobRef,
-    central: Mapping[str, float],
-    sites: Mapping[str, float],
+    metrics: Mapping[str, float],
 ) -> Judgement:
     """Return the judgement after round `number`. A round that was not measured changes nothing."""
-    found = (central if rules.central else sites).get(rules.metric)
+    found = metrics.get(rules.metric)
     if found is None or not math.isfinite(found):
         return Judgement(
             value=None,

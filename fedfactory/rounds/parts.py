@@ -95,7 +95,7 @@ def async_parts(state: RunState, number: int, entered: tuple[Waiting, ...]) -> d
     assert state.plan is not None
     busy = {order.site for order in state.under_way}
     found: dict[str, Part] = {}
-    for site in state.plan.sites:
+    for site in state.plan.terms.sites:
         own = [update for update in entered if update.answer.site == site]
         if own:
             staleness = max(number - 1 - update.version for update in own)

@@ -40,31 +40,31 @@ from fedfactory.rounds.state import (
 def start(state: RunState, event: RunStarted) -> Step:
     """Begin the first round."""
     plan, rules = event.plan, event.plan.rules
-    sites = len(set(plan.sites))
+    sites = len(set(plan.terms.sites))
     asked = sites if rules.per_round is None else rules.per_round
     sound = (
-        sites == len(plan.sites)
-        and plan.rounds >= 1
+        sites == len(plan.terms.sites)
+        and plan.terms.rounds >= 1
         and plan.checkpoints >= 1
         and 1 <= rules.quorum <= asked <= asked + rules.extra <= sites
         and len(set(rules.required)) <= asked
-        and set(rules.required) <= set(plan.sites)
-        and (rules.mode == "async") == (rules.buffer is not None)
+        and set(rules.required) <= set(plan.terms.sites)
+        and plan.is_async == (rules.buffer is not None)
         and (rules.buffer is None or 1 <= rules.buffer <= sites)
     )
     if not sound:
         raise MachineError(state, event, f"the plan cannot be run: {plan}")
     initial = Finished(
-        round=0, model=event.model, state=None, judgement=Judgement(), took_part=frozenset(),
+        round=0, model=plan.terms.initial, state=None, judgement=Judgement(), took_part=frozenset(),
         planned=(), evaluated=(), entered=(),
     )  # fmt: skip
     state = replace(
         state,
         plan=plan,
-        model=event.model,
+        model=plan.terms.initial,
         finished=(initial,),
-        stored=with_stored((), event.model),
-        offline=frozenset(plan.sites) - set(event.connected),
+        stored=with_stored((), plan.terms.initial),
+        offline=frozenset(plan.terms.sites) - set(event.connected),
     )
     return next_round(state, event.at)
 
@@ -72,7 +72,7 @@ def start(state: RunState, event: RunStarted) -> Step:
 def resume(state: RunState, event: RunResumed) -> Step:
     """Ask again for whatever the run waits for."""
     plan = plan_of(state)
-    state = replace(state, offline=frozenset(plan.sites) - set(event.connected))
+    state = replace(state, offline=frozenset(plan.terms.sites) - set(event.connected))
     record = _record_again(state)
     if state.phase in ("serving", "merging"):
         state, commands = _resume_async(state, event.at)
@@ -138,9 +138,9 @@ def reopen(state: RunState, event: RunReopened) -> Step:
         raise MachineError(state, event, "the run is completed")
     last = state.finished[-1]
     state = replace(state, ended=None, stopping=None, left={}, out={})
-    if last.round == plan_of(state).rounds:
+    if last.round == plan_of(state).terms.rounds:
         return complete(_fallen_back(state, last), "every round is finished")
-    if plan_of(state).rules.mode == "async":
+    if plan_of(state).is_async:
         state = replace(_with_asked_anew(state, last, state.waiting, event.at), waiting=())
     state = _fallen_back(state, last)
     return next_round(state, event.at)
@@ -166,7 +166,7 @@ def checkpoint_lost(state: RunState, event: CheckpointLost) -> Step:
     if found is None:
         kept = [f.round for f in state.finished]
         raise MachineError(state, event, f"only rounds {kept} can be fallen back to")
-    if plan_of(state).rules.mode == "sync":
+    if not plan_of(state).is_async:
         return begin_round(_fallen_back(state, found), event.round + 1)
     state = _fallen_back(_with_asked_anew(state, found, (), event.at), found)
     waiting = tuple(w for w in state.waiting if w.version <= event.round)

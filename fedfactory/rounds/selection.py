@@ -30,7 +30,7 @@ def select(state: RunState, number: int) -> tuple[str, ...]:
     """
     plan = _plan(state)
     rules = plan.rules
-    there = [site for site in sorted(plan.sites) if site not in state.left]
+    there = [site for site in sorted(plan.terms.sites) if site not in state.left]
     if rules.select == "all" or rules.per_round is None:
         return tuple(there)
     required = [site for site in there if site in rules.required]
@@ -46,7 +46,7 @@ def evaluators(state: RunState) -> tuple[str, ...]:
     plan = _plan(state)
     if plan.rules.select != "all":
         return tuple(s for s in state.sites("train", "accepted") if s not in state.left)
-    return tuple(site for site in sorted(plan.sites) if site not in state.left)
+    return tuple(site for site in sorted(plan.terms.sites) if site not in state.left)
 
 
 Rank = Callable[[str], float]

@@ -74,9 +74,9 @@ def _give_orders(state: RunState, at: float) -> Step:
     busy = {order.site for order in state.under_way}
     idle = [
         site
-        for site in sorted(plan.sites)
+        for site in sorted(plan.terms.sites)
         if site not in state.left and site not in state.out and site not in state.offline
-        and site not in busy and state.given.get(site, 0) < plan.rounds
+        and site not in busy and state.given.get(site, 0) < plan.terms.rounds
     ]  # fmt: skip
     given = {site: state.given.get(site, 0) + 1 for site in idle}
     fresh = tuple(
@@ -144,9 +144,9 @@ def arm(state: RunState, at: float) -> Step:
 def _why_in_vain(state: RunState) -> str | None:
     """Return why no further model can come about, None while one can."""
     plan = plan_of(state)
-    there = [site for site in plan.sites if not gone(state, site)]
+    there = [site for site in plan.terms.sites if not gone(state, site)]
     possible = len(state.waiting) + len(state.under_way)
-    possible += sum(plan.rounds - state.given.get(site, 0) for site in there)
+    possible += sum(plan.terms.rounds - state.given.get(site, 0) for site in there)
     absent = [s for s in plan.rules.required if s in state.never_took_part and s not in there]
     if possible >= buffer_of(state) and not absent:
         return None
@@ -171,4 +171,5 @@ def gone(state: RunState, site: str) -> bool:
     if site in state.left:
         return True
     silent = ("offline", "no_answer")
-    return code is not None and code not in silent and not passes(code, plan_of(state).privacy)
+    privacy = plan_of(state).terms.privacy
+    return code is not None and code not in silent and not passes(code, privacy)

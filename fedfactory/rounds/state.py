@@ -251,7 +251,7 @@ class RunState:
     @property
     def never_took_part(self) -> tuple[str, ...]:
         """The plan's sites that gave no accepted update in any round so far, sorted."""
-        sites = set(self.plan.sites) if self.plan is not None else set()
+        sites = set(self.plan.terms.sites) if self.plan is not None else set()
         waiting = {update.answer.site for update in self.waiting}
         return tuple(sorted(sites - self.took_part - waiting - {*self.sites("train", "accepted")}))
 

@@ -11,25 +11,10 @@ from typing import Literal
 
 from fedfactory.contracts.bounds import Count, Ordinal, UnixTime
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.plans import SignedPlan
 from fedfactory.contracts.questions import SignedLogsWanted, SiteLogs
-from fedfactory.contracts.run_plan import RunPlan
 
 RunStatus = Literal["queued", "running", "suspended", "completed", "failed", "stopped"]
 StopMode = Literal["after_round", "now"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """A run to be made: what its operator signed, and how its rounds go.
-
-    The first model (`signed.terms.initial`) and `central`, the public data set (NPZ) that the
-    coordinator measures on (None: none), were uploaded before; the model may be an earlier run's.
-    """
-
-    signed: SignedPlan
-    plan: RunPlan
-    central: BlobRef | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +28,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """What became of a submission. `run_id` is None if it was not taken; `reason` then says why.
+    """What became of a submitted plan. `run_id` is None if it is not taken; `reason` says why.
 
     `findings` names the sites that cannot take part now.
     """

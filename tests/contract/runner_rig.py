@@ -11,6 +11,7 @@ import json
 import socket
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -19,9 +20,8 @@ import pytest
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import TrainParameters
-from fedfactory.contracts.plans import Delivery, RunTerms, SignedEnding, SignedPlan
+from fedfactory.contracts.plans import Delivery, SignedEnding, SignedPlan
 from fedfactory.contracts.privacy import PrivacySpent
-from fedfactory.contracts.run_plan import EvaluationRules, RoundRules, RunPlan
 from fedfactory.contracts.updates import Payload, Refusal, Reply, Update
 from fedfactory.coordinator.gateway.blobs import BlobStore
 from fedfactory.coordinator.gateway.gateway import Gateway
@@ -45,6 +45,7 @@ from fedfactory.identity.signing import Signer, new_signing_key, verify
 from fedfactory.privacy.sampling import sampling
 from fedfactory.rounds.log import decode_event
 from fedfactory.wire.arrays import read_arrays, write_arrays
+from tests.run_plans import run_plan
 
 SITES = ("cesga", "lumi", "vega")
 RUN = "run-1"
@@ -198,7 +199,7 @@ class Grids:
 
     def _answer(self):
         coordinator = self._coordinator
-        for site in coordinator.settings.plan.sites:
+        for site in coordinator.settings.plan.terms.sites:
             while found := coordinator.link.fetch(site):
                 if site not in self._silent:
                     text, digest = coordinator.sites.reply(found.text, coordinator.store)
@@ -252,7 +253,7 @@ class Coordinator:
             registrar=NotHere(),
             limits=GatewayLimits(max_model_bytes=1 << 30),
         )
-        self.gateway.open_run(RUN, self.settings.plan.sites, 1 << 30)
+        self.gateway.open_run(RUN, self.settings.plan.terms.sites, 1 << 30)
         return self
 
     def stop(self, reason, *, after_round):
@@ -278,7 +279,7 @@ class Coordinator:
             ours,
             self.gateway,
             RUN,
-            self.settings.plan.sites,
+            self.settings.plan.terms.sites,
             moved_before={},
             rings=self.rings,
         )
@@ -294,76 +295,31 @@ class Coordinator:
         return [decode_event(line)[1] for _, line in read_events(self.folder / JOURNAL)]
 
 
-def settings_of(coordinator, sites, *, rounds=3, strategy="fedavg", options=None, **rules):
-    evaluation = rules.pop("evaluation", {})
-    checkpoints = rules.pop("checkpoints", 2)
-    privacy = rules.pop("privacy", None)
-    central = rules.pop("central", None)
-    max_examples = rules.pop("max_examples", {})
-    max_norm = rules.pop("max_norm", None)
-    run_rules = {
-        "mode": "sync",
-        "quorum": len(sites),
-        "required": (),
-        "deadline_s": 60.0,
-        "lateness_s": 5.0,
-        "retries": 1,
-        "select": "all",
-        "per_round": None,
-        "extra": 0,
-        "buffer": None,
-        **rules,
-    }
-    judged = {
-        "sites": True,
-        "central": central is not None,
-        "metric": "loss",
-        "higher_is_better": False,
-        "patience": None,
-        "min_delta": 0.0,
-        "keep": "last",
-        **evaluation,
-    }
-    plan = RunPlan(
-        max_examples=max_examples,
-        run_id=RUN,
-        task="digits",
-        strategy=strategy,
-        seed=7,
-        rounds=rounds,
-        sites=sites,
-        rules=RoundRules(**run_rules),
-        evaluation=EvaluationRules(**judged),
-        privacy=privacy,
-        checkpoints=checkpoints,
-    )
-    terms = RunTerms(
-        coordinator="hub",
-        run_id=RUN,
-        sites=sites,
-        task="digits",
-        task_parameters={},
-        initial=coordinator.initial,
-        strategy=strategy,
-        strategy_options={"weighting": "examples"} if options is None else options,
-        mode=run_rules["mode"],
-        training=TRAINING,
-        rounds=rounds,
-        evaluate=judged["sites"],
-        privacy=privacy,
-        max_model_bytes=1 << 30,
-        max_update_norm_l2=max_norm,
-        nonce="n",
-        not_after=4e9,  # fixed: equal runs have equal orders
+def settings_of(coordinator, sites, **changes):
+    """A run's settings: `changes` are of its plan, terms, rules and evaluation."""
+    plan = run_plan(
+        **{
+            "run_id": RUN,
+            "sites": sites,
+            "initial": coordinator.initial,
+            "training": TRAINING,
+            "seed": 7,
+            "rounds": 3,
+            "checkpoints": 2,
+            "quorum": len(sites),
+            "deadline_s": 60.0,
+            "lateness_s": 5.0,
+            "retries": 1,
+            **changes,
+        }
     )
     signer = Signer((coordinator.home / "signing.key").read_bytes())
+    signed = SignedPlan(terms=plan.terms, signature=signer.sign(plan.terms))
     return RunSettings(
-        plan=plan,
-        signed=SignedPlan(terms=terms, signature=signer.sign(terms)),
+        plan=replace(plan, signed=signed),
         signing_key=str(coordinator.home / "signing.key"),
         anchors=str(coordinator.home / "anchors"),
         any_strategy_class=False,
-        central=central,
         run_folder=str(coordinator.folder),
         start_timeout_s=0.2,
     )

@@ -28,14 +28,14 @@ from tests.contract.runner_rig import TRAINING, Coordinator
 
 WHOLE = ("0", "-1", str(2**53), str(2**53 + 1), str(2**63), "1" + "0" * 400, "9" * 5000)
 FLOATS = (*WHOLE, "1e308", "-0.0", "1e400", "NaN", "Infinity", "-Infinity", "0.5")
-FLOWER = {"strategy": "custom", "options": {"_target_": "flwr.serverapp.strategy.FedAdam"}}
+FLOWER = {"strategy": "custom", "strategy_options": {"_target_": "flwr.serverapp.strategy.FedAdam"}}
 FLOWER_MEAN = {
     "strategy": "custom",
-    "options": {"_target_": "flwr.serverapp.strategy.FedAvg"},
+    "strategy_options": {"_target_": "flwr.serverapp.strategy.FedAvg"},
 }
 ASYNC = {
     "strategy": "fedbuff",
-    "options": {"server_lr": 0.7},
+    "strategy_options": {"server_lr": 0.7},
     "mode": "async",
     "buffer": 2,
     "quorum": 1,
@@ -335,7 +335,7 @@ def test_a_site_that_would_drive_the_model_away_is_left_out(made, monkeypatch, s
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_numbers_that_no_model_can_take_up_are_their_sites_refusal(made, strategy):
     """It owns the model within a bound that allows it; what overflows then is refused."""
-    coordinator = made("home", **{"rounds": 3, "max_norm": 1e45, **strategy})
+    coordinator = made("home", **{"rounds": 3, "max_update_norm_l2": 1e45, **strategy})
     honest = coordinator.sites._work
 
     def work(order, base):
@@ -370,7 +370,7 @@ def test_the_signed_bound_is_the_coordinators_too(made, factor, taken):
     norm = json.loads((first.folder / "summary.json").read_text())["rounds"][0]["sites"]["vega"][
         "norm_l2"
     ]
-    coordinator = made("home", max_norm=norm, quorum=1)
+    coordinator = made("home", max_update_norm_l2=norm, quorum=1)
     enlarged(coordinator, "vega", factor)
     coordinator.run()
     part = outcome(coordinator)[0]["rounds"][0]["sites"]["vega"]

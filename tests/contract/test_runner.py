@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from fedfactory.contracts.errors import IntegrityError
+from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.privacy import PrivacyPlan
 from fedfactory.coordinator.aggregating.aggregation import StreamingAggregation
+from fedfactory.coordinator.run_settings import CENTRAL
 from fedfactory.coordinator.running import runner
 from fedfactory.coordinator.running.journal import Journal
 from fedfactory.rounds import history
@@ -33,13 +35,13 @@ from tests.patience import prompt
 
 FLOWER = "flwr.serverapp.strategy."
 STRATEGIES = {
-    "fedavg": {"strategy": "fedavg", "options": {"weighting": "examples"}},
-    "FedAdam": {"strategy": "custom", "options": {"_target_": f"{FLOWER}FedAdam"}},
-    "FedMedian": {"strategy": "custom", "options": {"_target_": f"{FLOWER}FedMedian"}},
+    "fedavg": {"strategy": "fedavg", "strategy_options": {"weighting": "examples"}},
+    "FedAdam": {"strategy": "custom", "strategy_options": {"_target_": f"{FLOWER}FedAdam"}},
+    "FedMedian": {"strategy": "custom", "strategy_options": {"_target_": f"{FLOWER}FedMedian"}},
 }
 ASYNC = {
     "strategy": "fedbuff",
-    "options": {"server_lr": 0.7},
+    "strategy_options": {"server_lr": 0.7},
     "mode": "async",
     "buffer": 2,
     "quorum": 1,
@@ -168,7 +170,7 @@ def test_dying_at_any_write_changes_no_bit_of_the_model(made, name):
 def recomputed(coordinator):
     """The models that the journal's updates make, by an aggregation of its own: the oracle."""
     events = coordinator.events()
-    strategy = make_strategy("fedbuff", ASYNC["options"])
+    strategy = make_strategy("fedbuff", ASYNC["strategy_options"])
     state, models, used = RunState.new(), [], Counter()
     base = coordinator.home / "oracle-base"
     coordinator.sites.model(base)
@@ -537,10 +539,9 @@ def test_a_failed_private_run_keeps_what_the_sites_hold_for_it(made):
     assert coordinator.sites.ended == []
 
 
-def test_a_model_that_cannot_be_measured_does_not_end_the_run(made, tmp_path, caplog):
-    public = tmp_path / "public.npz"
-    public.write_bytes(b"no data set")
-    coordinator = made(rounds=2, central=str(public))
+def test_a_model_that_cannot_be_measured_does_not_end_the_run(made, caplog):
+    coordinator = made(rounds=2, central=BlobRef(digest=f"sha256:{'0' * 64}", bytes=11))
+    (coordinator.folder / CENTRAL).write_bytes(b"no data set")
     coordinator.run()
     assert summary_of(coordinator)["status"] == "completed"
     assert [event.metrics for event in the(coordinator, CentralMeasured)] == [{}, {}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -14,17 +15,14 @@ from hypothesis import strategies as st
 
 from fedfactory.contracts import plugins
 from fedfactory.contracts.errors import UsageError
-from fedfactory.contracts.orders import TrainParameters
-from fedfactory.contracts.run_plan import EvaluationRules, Mode, RoundRules, RunPlan
+from fedfactory.contracts.plans import Mode
 from fedfactory.coordinator.aggregating import flower_loading
 from fedfactory.coordinator.aggregating.strategy_loading import check_strategy
 from fedfactory.testing.strategies import SITES
+from tests.run_plans import TERMS
 
 TARGET = "_target_"
 MINE = f"{__name__}.Mine"
-TRAINING = TrainParameters(
-    local_epochs=1, batch_size=1, lr=0.1, momentum=0.0, proximal_mu=0.0, max_steps=None
-)
 made: list[str] = []
 
 
@@ -55,48 +53,24 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
     made.clear()
 
 
-def plan(name: str, *, mode: Mode = "sync", sites: tuple[str, ...] = SITES) -> RunPlan:
-    return RunPlan(
-        max_examples={},
-        run_id="run",
-        task="digits",
-        strategy=name,
-        seed=1,
-        rounds=3,
-        sites=sites,
-        rules=RoundRules(
-            mode=mode,
-            quorum=2,
-            required=(),
-            deadline_s=60.0,
-            lateness_s=0.0,
-            retries=0,
-            select="all",
-            per_round=None,
-            extra=0,
-            buffer=2 if mode == "async" else None,
-        ),
-        evaluation=EvaluationRules(
-            sites=True,
-            central=False,
-            metric="loss",
-            higher_is_better=False,
-            patience=None,
-            min_delta=0.0,
-            keep="last",
-        ),
-        privacy=None,
-        checkpoints=3,
-    )
+def check(
+    name: str,
+    options: dict[Any, Any],
+    *,
+    mode: Mode = "sync",
+    any_class: bool = False,
+) -> None:
+    terms = replace(TERMS, strategy=name, strategy_options=options, mode=mode, sites=SITES)
+    check_strategy(terms, any_class=any_class)
 
 
 def custom(target: Any, **options: Any) -> None:
-    check_strategy(plan("custom"), {TARGET: target, **options}, TRAINING, any_class=False)
+    check("custom", {TARGET: target, **options})
 
 
 def test_what_may_be_asked_for() -> None:
-    check_strategy(plan("fedavg"), {"weighting": "uniform"}, TRAINING, any_class=False)
-    check_strategy(plan("fedbuff", mode="async"), {"server_lr": 0.5}, TRAINING, any_class=False)
+    check("fedavg", {"weighting": "uniform"})
+    check("fedbuff", mode="async", options={"server_lr": 0.5})
     custom("flwr.serverapp.strategy.FedAdam", eta=0.1)
     custom(MINE, fraction_train=0.5)
     assert made == ["Mine"]
@@ -156,7 +130,7 @@ def test_a_class_is_judged_before_it_is_made() -> None:
 )
 def test_nothing_is_hidden_in_options(options: dict[Any, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        check_strategy(plan("custom"), options, TRAINING, any_class=False)
+        check("custom", options)
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedprox", "custom"])
@@ -166,25 +140,20 @@ def test_async_takes_only_who_says_how_a_stale_update_enters(name: str) -> None:
         "fedprox": {"weighting": "uniform", "mu": 0.1},
         "custom": {TARGET: MINE},
     }[name]
-    check_strategy(plan(name), options, TRAINING, any_class=False)
+    check(name, options)
     with pytest.raises(UsageError, match=rf"strategy={name}.*use strategy=fedbuff, or rounds.mode"):
-        check_strategy(plan(name, mode="async"), options, TRAINING, any_class=False)
+        check(name, mode="async", options=options)
 
 
 def test_a_flower_strategy_by_its_entry_points_name_is_told_the_way() -> None:
     with pytest.raises(UsageError, match=r"strategy=custom strategy\._target_="):
-        check_strategy(plan("mine"), {}, TRAINING, any_class=False)
+        check("mine", {})
 
 
 def test_any_class_takes_what_can_be_imported() -> None:
-    check_strategy(
-        plan("custom"),
-        {TARGET: "flwr.serverapp.strategy.fedavg.FedAvg"},
-        TRAINING,
-        any_class=True,
-    )
+    check("custom", {TARGET: "flwr.serverapp.strategy.fedavg.FedAvg"}, any_class=True)
     with pytest.raises(UsageError, match="expected a subclass"):
-        check_strategy(plan("custom"), {TARGET: "os.system"}, TRAINING, any_class=True)
+        check("custom", {TARGET: "os.system"}, any_class=True)
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
@@ -225,7 +194,7 @@ def test_whatever_is_submitted_is_made_or_refused_with_a_sentence(
     made.clear()
     before = set(sys.modules)
     with contextlib.suppress(UsageError):
-        check_strategy(plan(name, mode=mode), options, TRAINING, any_class=False)
+        check(name, mode=mode, options=options)
     assert "NoStrategy" not in made
     assert set(sys.modules) == before
     if made:

@@ -249,7 +249,7 @@ class Rig:
     # ---- runs ------------------------------------------------------------------------------
 
     def submission(self, run_id: str, sites=None, options=None, **changes):
-        """Upload a model and return a submission of a run that begins with it."""
+        """Upload a model and return the plan of a run that begins with it."""
         path = self.folder / "initial.safetensors"
         path.unlink(missing_ok=True)
         initial = forms.model(path)
@@ -257,9 +257,10 @@ class Rig:
             grpc.channel_ready_future(channel).result(HANG_S)
             Transfers(channel).upload(path, initial)
         names = tuple(sorted(self.sites if sites is None else sites))
-        changes.setdefault("rules", forms.changed(forms.RULES, quorum=len(names)))
-        plan = forms.plan_of(run_id, names, **changes)
-        return forms.submission(initial, plan=plan, options=options, signer=self.lead.signer)
+        if options is not None:
+            changes["strategy_options"] = options
+        changes.setdefault("quorum", len(names))
+        return forms.plan_of(run_id, initial, sites=names, signer=self.lead.signer, **changes)
 
     def submit(self, run_id: str, **words):
         with self.as_lead() as lead:

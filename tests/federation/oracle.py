@@ -99,7 +99,7 @@ def check_models(events: Sequence[Event], seen: Mapping[str, Mapping[str, Array]
     for event in events:
         assert not isinstance(event, CheckpointLost), event
         if isinstance(event, RunStarted):
-            model = event.model
+            model = event.plan.terms.initial
         elif isinstance(event, ReplyAccepted) and event.kind == "train":
             first = given.setdefault((event.round, event.site), event)
             assert first.update.payload == event.update.payload, (
@@ -153,8 +153,10 @@ def check_books(
             begun = ledger.budget.works[work_name(key)].reservations
             folder = folder_name(key.round, key.kind, key.order_digest)
             assert len(begun) >= len(made.get(folder, ())), "data was touched unpaid"
-        if started.plan.privacy is not None:
-            _check_budget(ledger, RunKey(coordinator=NAME, run_id=started.plan.run_id), answers)
+        if started.plan.terms.privacy is not None:
+            _check_budget(
+                ledger, RunKey(coordinator=NAME, run_id=started.plan.terms.run_id), answers
+            )
     finally:
         ledger.close()
 

@@ -28,7 +28,7 @@ from fedfactory.wire.tls import open_channel
 from tests.federation.coordinator_rig import Rig, StandIn
 from tests.owned_processes import owned
 from tests.patience import HANG_S
-from tests.unit.coordinator_submissions import RULES, changed, signed_by
+from tests.unit.coordinator_submissions import changed, signed_by
 
 pytestmark = pytest.mark.federation
 SITES = ("cesga", "lumi")
@@ -262,11 +262,11 @@ def test_a_run_s_process_that_is_frozen_is_replaced(rig):
 # ---- what is not taken ------------------------------------------------------------------------
 
 
-def reason(rig, submission):
+def reason(rig, plan):
     with rig.as_lead() as lead:
-        told = lead.submit(submission, timeout=HANG_S)
+        told = lead.submit(plan, timeout=HANG_S)
     assert told.run_id is None
-    assert not (rig.home / "runs" / submission.plan.run_id).exists()
+    assert not (rig.home / "runs" / plan.terms.run_id).exists()
     return told.reason
 
 
@@ -302,10 +302,8 @@ def test_a_plan_counts_once_also_after_a_restart(rig):
     with rig.as_lead() as lead:
         assert lead.submit(found, timeout=HANG_S).run_id == "once"
     complete(rig, "once")
-    terms = changed(found.signed.terms, run_id="twice")
-    renamed = changed(
-        found, plan=changed(found.plan, run_id="twice"), signed=signed_by(terms, rig.lead.signer)
-    )
+    terms = changed(found.terms, run_id="twice")
+    renamed = changed(found, signed=signed_by(terms, rig.lead.signer))
     for _ in range(2):
         with rig.as_lead() as lead:
             assert "was submitted before" in lead.submit(found, timeout=HANG_S).reason
@@ -317,7 +315,7 @@ def test_a_plan_counts_once_also_after_a_restart(rig):
 def test_another_s_signature_is_not_the_caller_s(rig):
     found = rig.submission("forged")
     stranger = Signer(new_signing_key())
-    forged = changed(found, signed=signed_by(found.signed.terms, stranger))
+    forged = changed(found, signed=signed_by(found.terms, stranger))
     with rig.as_lead() as lead, pytest.raises(grpc.RpcError) as refused:
         lead.submit(forged, timeout=HANG_S)
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
@@ -325,7 +323,7 @@ def test_another_s_signature_is_not_the_caller_s(rig):
 
 def test_a_model_that_is_not_here_is_asked_for(rig):
     missing = BlobRef(digest="sha256:" + "0" * 64, bytes=10)
-    terms = rig.submission("modelless").signed.terms
+    terms = rig.submission("modelless").terms
     terms = changed(terms, initial=missing, max_model_bytes=20)
     found = changed(rig.submission("modelless"), signed=signed_by(terms, rig.lead.signer))
     assert "has not been uploaded" in reason(rig, found)
@@ -333,7 +331,7 @@ def test_a_model_that_is_not_here_is_asked_for(rig):
 
 def test_sites_that_are_unfit_are_named_and_the_run_begins_without_them_if_it_can(rig):
     rig.sites["lumi"].code = "budget_exhausted"
-    found = rig.submission("unfit", sites=("cesga", "lumi", "vega"), rules=changed(RULES, quorum=2))
+    found = rig.submission("unfit", sites=("cesga", "lumi", "vega"), quorum=2)
     with rig.as_lead() as lead:
         told = lead.submit(found, timeout=HANG_S)
     assert told.run_id is None
@@ -342,10 +340,9 @@ def test_sites_that_are_unfit_are_named_and_the_run_begins_without_them_if_it_ca
         "lumi": "budget_exhausted",
         "vega": "not_enrolled",
     }
-    rules = changed(RULES, quorum=1)
     with rig.as_lead() as lead:
         told = lead.submit(
-            rig.submission("fewer", sites=("cesga", "lumi", "vega"), rules=rules), timeout=HANG_S
+            rig.submission("fewer", sites=("cesga", "lumi", "vega"), quorum=1), timeout=HANG_S
         )
         assert told.run_id == "fewer"
         assert len(told.findings) == 2
@@ -364,7 +361,7 @@ def test_a_site_whose_version_does_not_fit_is_not_merely_offline(rig):
         call = channel.unary_stream(f"/{GATEWAY}/Listen")(b"", metadata=((VERSION, far),))
         with pytest.raises(grpc.RpcError, match="do not work together"):
             next(call)
-    found = rig.submission("skewed", rules=changed(RULES, quorum=2))
+    found = rig.submission("skewed", quorum=2)
     with rig.as_lead() as lead:
         told = lead.submit(found, timeout=HANG_S)
         members = lead.list_members(MembersWanted(), timeout=HANG_S).members
@@ -414,7 +411,7 @@ def test_runs_wait_in_their_order_and_the_queue_has_an_end(narrow):
 
 
 def test_a_revoked_site_is_cut_off_at_once_and_can_enrol_again(narrow):
-    begin(narrow, "cut", rules=changed(RULES, quorum=1))
+    begin(narrow, "cut", quorum=1)
     with narrow.as_lead() as lead:
         lead.revoke(
             RevokeWanted(role="site", name="lumi", reason="its disk was stolen", signed=None),

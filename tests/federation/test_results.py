@@ -73,7 +73,11 @@ def test_the_same_seed_gives_the_same_model_told_in_json(
     assert again.wait() == 0, again.output()
     assert again.summary()["model"]["digest"] == finished.summary()["model"]["digest"]
     taken, *events, end = map(json.loads, again.output().splitlines())
-    assert taken == {"run_id": again.events()[0]["plan"]["run_id"], "reason": "", "findings": []}
+    assert taken == {
+        "run_id": again.events()[0]["plan"]["signed"]["terms"]["run_id"],
+        "reason": "",
+        "findings": [],
+    }
     assert events == again.events()
     assert end == {"summary": again.summary()}
 

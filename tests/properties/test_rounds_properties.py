@@ -116,7 +116,7 @@ class Life(RuleBasedStateMachine):
         rules["required"] = tuple(sorted(rules["required"]))
         self.plan = run_plan(sites=SITES, deadline_s=1.0, select=select, **rules)
         connected = tuple(sorted(here))
-        self.feed(RunStarted(at=0.0, plan=self.plan, model=blob(0), connected=connected))
+        self.feed(RunStarted(at=0.0, plan=self.plan, connected=connected))
 
     @precondition(lambda self: self.to_send)
     @rule(chosen=st.sets(site_names), everyone=st.booleans())
@@ -220,7 +220,7 @@ class Life(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """With every message lost from here on, deadlines alone bring the run to its end."""
-        for _ in range(40 * self.plan.rounds if self.log else 0):
+        for _ in range(40 * self.plan.terms.rounds if self.log else 0):
             if self.to_make:
                 self.make(fails=1)
             elif self.state.phase != "done":

@@ -171,7 +171,7 @@ def test_async_counts_every_update_once_and_knows_its_age(
 
 def check_async_counts(world: World) -> None:
     """Each update enters one model, as old as the models made since its order went out."""
-    if world.plan.rules.mode == "sync":
+    if not world.plan.is_async:
         return
     state = RunState.new()
     counted: dict[int, tuple[Taken, ...]] = {}
@@ -190,7 +190,7 @@ def check_async_counts(world: World) -> None:
             keys = {(t.site, t.order_round) for taking in counted.values() for t in taking}
             assert not keys & {(t.site, t.order_round) for t in before.taking}
             counted[event.round] = before.taking
-    assert all(count <= world.plan.rounds for count in state.given.values())
+    assert all(count <= world.plan.terms.rounds for count in state.given.values())
 
 
 @settings(max_examples=25, deadline=None)

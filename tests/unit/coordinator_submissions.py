@@ -1,4 +1,4 @@
-"""A submission that holds, and ways to change it."""
+"""A plan that a coordinator takes, and ways to change it."""
 
 import dataclasses
 import hashlib
@@ -8,79 +8,35 @@ import time
 import numpy as np
 
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.orders import TrainParameters
-from fedfactory.contracts.plans import RunTerms, SignedPlan
-from fedfactory.contracts.run_plan import EvaluationRules, RoundRules, RunPlan
+from fedfactory.contracts.plans import SignedPlan
 from fedfactory.identity.signing import Signer, new_signing_key
 from fedfactory.wire.arrays import write_arrays
-from fedfactory.wire.operations import Submission
+from tests.run_plans import SITES, run_plan
 
 SIGNER = Signer(new_signing_key())
 COORDINATOR = "alliance"
-SITES = ("cesga", "cyfronet", "lumi")
-RULES = RoundRules(
-    mode="sync",
-    quorum=2,
-    required=(),
-    deadline_s=60.0,
-    lateness_s=5.0,
-    retries=1,
-    select="all",
-    per_round=None,
-    extra=0,
-    buffer=None,
-)
-EVALUATION = EvaluationRules(
-    sites=True,
-    central=False,
-    metric="accuracy",
-    higher_is_better=True,
-    patience=None,
-    min_delta=0.0,
-    keep="last",
-)
+INITIAL = BlobRef(digest="sha256:" + hashlib.sha256(b"m").hexdigest(), bytes=1000)
 
 
-def plan_of(run_id="run-1", sites=SITES, **changes):
-    values = {
-        "run_id": run_id,
-        "task": "echo",
-        "strategy": "fedavg",
-        "seed": 1,
-        "rounds": 2,
-        "sites": sites,
-        "rules": RULES,
-        "evaluation": EVALUATION,
-        "privacy": None,
-        "checkpoints": 2,
-        "max_examples": {},
-    }
-    return RunPlan(**{**values, **changes})
-
-
-def terms_of(plan, initial, **changes):
+def plan_of(run_id="run-1", initial=INITIAL, *, signer=SIGNER, **changes):
+    """The plan with changes: of its own fields, of its terms', its rules' and its evaluation's."""
     values = {
         "coordinator": COORDINATOR,
-        "run_id": plan.run_id,
-        "sites": plan.sites,
-        "task": plan.task,
+        "task": "echo",
         "task_parameters": {"parameters": 64},
-        "initial": initial,
-        "strategy": plan.strategy,
-        "strategy_options": {"weighting": "examples"},
-        "mode": plan.rules.mode,
-        "training": TrainParameters(
-            local_epochs=1, batch_size=1, lr=0.1, momentum=0.0, proximal_mu=0.0, max_steps=None
-        ),
-        "rounds": plan.rounds,
-        "evaluate": plan.evaluation.sites,
-        "privacy": plan.privacy,
         "max_model_bytes": 2 * initial.bytes,
-        "max_update_norm_l2": None,
         "nonce": secrets.token_hex(16),
         "not_after": time.time() + 3600,
+        "deadline_s": 60.0,
+        "lateness_s": 5.0,
+        "retries": 1,
+        "checkpoints": 2,
+        "metric": "accuracy",
+        "higher_is_better": True,
+        **changes,
     }
-    return RunTerms(**{**values, **changes})
+    plan = run_plan(run_id=run_id, initial=initial, **values)
+    return changed(plan, signed=signed_by(plan.terms, signer))
 
 
 def signed_by(terms, signer=SIGNER):
@@ -92,17 +48,8 @@ def model(path):
     return write_arrays(path, {"weight": np.arange(16, dtype=np.float32)})
 
 
-def submission(initial=None, *, plan=None, options=None, signer=SIGNER, central=None, **terms):
-    initial = initial or BlobRef(digest="sha256:" + hashlib.sha256(b"m").hexdigest(), bytes=1000)
-    plan = plan or plan_of()
-    if options is not None:
-        terms["strategy_options"] = options
-    return Submission(
-        signed=signed_by(terms_of(plan, initial, **terms), signer),
-        plan=plan,
-        central=central,
-    )
-
-
 def changed(value, **changes):
     return dataclasses.replace(value, **changes)
+
+
+__all__ = ["COORDINATOR", "SIGNER", "SITES", "changed", "model", "plan_of", "signed_by"]

@@ -107,12 +107,12 @@ class PlayedDesk:
         self.model = BlobRef(digest=_digest(MODEL), bytes=len(MODEL))
         self.files = {self.model.digest: MODEL}
 
-    def submit(self, peer: Peer, submission) -> Submitted:
-        verify(submission.signed.terms, submission.signed.signature)
-        self.submitted.append(submission)
+    def submit(self, peer: Peer, plan) -> Submitted:
+        verify(plan.terms, plan.signed.signature)
+        self.submitted.append(plan)
         if self.answer is not None:
             return self.answer
-        run_id = submission.plan.run_id
+        run_id = plan.terms.run_id
         self.rows.insert(0, row(run_id, status="running"))
         self.lines = lines(run_id=run_id)
         return Submitted(run_id=run_id, reason="", findings=())

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fedfactory.contracts.errors import UnreachableError, UsageError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import WorkKind
-from fedfactory.contracts.run_plan import EvaluationRules, RoundRules, RunPlan
+from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.rounds.events import (
     Event,
     Finish,
@@ -25,6 +25,7 @@ from fedfactory.rounds.log import encode_event
 from fedfactory.rounds.summary import summary
 from fedfactory.wire.operations import ModelFound, Watched
 from tests.run_events import accepted
+from tests.run_plans import run_plan
 
 RUN_ID = "20261121-120000-ab12"
 SITES = ("cesga", "lumi")
@@ -36,44 +37,22 @@ def blob(number: int) -> BlobRef:
 
 
 def plan(rounds: int, run_id: str = RUN_ID) -> RunPlan:
-    return RunPlan(
-        max_examples={},
+    return run_plan(
         run_id=run_id,
-        task="digits",
-        strategy="fedavg",
-        seed=1,
+        initial=blob(0),
         rounds=rounds,
         sites=SITES,
-        rules=RoundRules(
-            mode="sync",
-            quorum=1,
-            required=(),
-            deadline_s=60.0,
-            lateness_s=0.0,
-            retries=0,
-            select="all",
-            per_round=None,
-            extra=0,
-            buffer=None,
-        ),
-        evaluation=EvaluationRules(
-            sites=True,
-            central=False,
-            metric="accuracy",
-            higher_is_better=True,
-            patience=None,
-            min_delta=0.0,
-            keep="last",
-        ),
-        privacy=None,
-        checkpoints=3,
+        quorum=1,
+        deadline_s=60.0,
+        metric="accuracy",
+        higher_is_better=True,
     )
 
 
 def events(rounds: int = 2, run_id: str = RUN_ID) -> list[Event]:
     """A run in which lumi never trains: it refuses by its policy."""
     told: list[Event] = [
-        RunStarted(at=1000.0, plan=plan(rounds, run_id), model=blob(0), connected=("cesga",)),
+        RunStarted(at=1000.0, plan=plan(rounds, run_id), connected=("cesga",)),
         SiteConnected(at=1000.5, site="lumi"),
     ]
     for number in range(1, rounds + 1):

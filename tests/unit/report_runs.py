@@ -52,9 +52,9 @@ class Story:
         self._privacy = privacy
         plan = run_plan(
             run_id="20261121-run", rounds=rounds, sites=self.sites, quorum=1, deadline_s=60.0,
-            privacy=privacy,
+            privacy=privacy, initial=BLOB,
         )  # fmt: skip
-        self.add(RunStarted(at=self._at, plan=plan, model=BLOB, connected=self.sites))
+        self.add(RunStarted(at=self._at, plan=plan, connected=self.sites))
 
     def add(self, event: Event) -> None:
         self.events.append(event)

@@ -25,6 +25,7 @@ from fedfactory.contracts.errors import (
 from fedfactory.rounds.log import encode_event
 from fedfactory.run_schema import RunSchema
 from site_agents.cli.main import PROGRAM as SITE_PROGRAM
+from tests.run_plans import run_plan
 from tests.unit.operator_runs import SITES, events, summary_of
 
 
@@ -273,7 +274,7 @@ def test_the_shell_completes_the_other_program_and_runs_here(tmp_path, monkeypat
     for run, sites in (("20261121-120000-ab12", SITES), ("20261120-120000-cd34", ("other",))):
         folder = tmp_path / "runs" / run
         folder.mkdir(exist_ok=True)
-        began = replace(events()[0], plan=replace(events()[0].plan, sites=sites))
+        began = replace(events()[0], plan=run_plan(events()[0].plan, sites=sites))
         (folder / "events.jsonl").write_text(f"{encode_event(0, began)}\n")
     assert sited("fedfactory logs last ") == set(SITES)
     assert sited("fedfactory logs 20261120 ") == {"other"}

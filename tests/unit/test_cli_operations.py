@@ -336,38 +336,35 @@ def test_revoke_wants_a_reason(desk, capsys):
 def test_run_detached_is_signed_and_uploaded(desk, capsys):
     assert main(["run", *QUICK, "--detach", "--json"]) == 0
     found = told(capsys)
-    (submission,) = desk.submitted
-    assert found == {"run_id": submission.plan.run_id, "reason": "", "findings": []}
-    assert submission.plan.sites == SITES
-    assert submission.signed.terms.coordinator == "alliance"
-    assert submission.signed.terms.not_after > time.time()
-    assert submission.signed.terms.initial.digest in desk.files
-    assert (
-        len(desk.files[submission.signed.terms.initial.digest])
-        == submission.signed.terms.initial.bytes
-    )
+    (plan,) = desk.submitted
+    assert found == {"run_id": plan.terms.run_id, "reason": "", "findings": []}
+    assert plan.terms.sites == SITES
+    assert plan.terms.coordinator == "alliance"
+    assert plan.terms.not_after > time.time()
+    assert plan.terms.initial.digest in desk.files
+    assert len(desk.files[plan.terms.initial.digest]) == plan.terms.initial.bytes
 
 
 def test_run_follows_to_the_end(desk, capsys, tmp_path):
     assert main(["run", *QUICK, "--sites", "cesga", "--out", "mine"]) == 0
-    (submission,) = desk.submitted
-    assert submission.plan.sites == ("cesga",)
+    (plan,) = desk.submitted
+    assert plan.terms.sites == ("cesga",)
     assert (tmp_path / "mine" / "config.yaml").read_text().startswith("task:")
     assert (tmp_path / "mine" / "summary.json").exists()
-    assert f"run {submission.plan.run_id}" in capsys.readouterr().out
+    assert f"run {plan.terms.run_id}" in capsys.readouterr().out
 
 
 def test_a_followed_run_as_json_lines(desk, capsys):
     finding = Finding(site="lumi", code="offline", sentence="not connected")
     real = desk.submit
 
-    def submit(peer, submission):
-        return replace(real(peer, submission), findings=(finding,))
+    def submit(peer, plan):
+        return replace(real(peer, plan), findings=(finding,))
 
     desk.submit = submit
     assert main(["run", *QUICK, "--json"]) == 0
     first, *rest, last = map(json.loads, capsys.readouterr().out.splitlines())
-    assert first["run_id"] == desk.submitted[0].plan.run_id
+    assert first["run_id"] == desk.submitted[0].terms.run_id
     assert first["findings"][0]["sentence"] == "not connected"
     assert [line["seq"] for line in rest] == list(range(len(events())))
     assert last["summary"]["run_id"] == first["run_id"]
@@ -403,7 +400,7 @@ def test_a_person_is_asked_before_it_is_signed(desk, capsys, monkeypatch, answer
 
 def test_run_starts_from_another_runs_model(desk):
     assert main(["run", *QUICK, "model=last:2", "--detach", "-q"]) == 0
-    assert desk.submitted[0].signed.terms.initial == desk.model
+    assert desk.submitted[0].terms.initial == desk.model
     assert main(["run", *QUICK, "model=last:1", "--detach", "-q"]) == 2
     assert main(["run", *QUICK, "model=no/such/file", "--detach", "-q"]) == 2
 

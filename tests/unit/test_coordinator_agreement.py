@@ -13,14 +13,7 @@ from fedfactory.coordinator.desk.agreement import (
 )
 from fedfactory.wire.operations import Finding
 from tests.policy_orders import PRIVACY
-from tests.unit.coordinator_submissions import (
-    COORDINATOR,
-    EVALUATION,
-    RULES,
-    changed,
-    plan_of,
-    submission,
-)
+from tests.unit.coordinator_submissions import COORDINATOR, changed, plan_of
 
 LIMITS = Limits(max_rounds=100, max_sites=3, max_model_bytes=10_000)
 
@@ -30,33 +23,31 @@ def check(found):
 
 
 def test_an_honest_submission_holds():
-    check(submission())
+    check(plan_of())
 
 
 @pytest.mark.parametrize(
     ("found", "told"),
     [
-        (lambda: submission(coordinator="other"), "signed for the coordinator 'other'"),
-        (lambda: submission(run_id="run-2"), "run_id"),
-        (lambda: submission(task="digits"), "task"),
-        (lambda: submission(sites=("cesga",)), "sites"),
-        (lambda: submission(rounds=3), "rounds"),
-        (lambda: submission(evaluate=False), "evaluation"),
-        (lambda: submission(not_after=999.0), "time is over"),
-        (lambda: submission(nonce="xyz"), "nonce"),
-        (lambda: submission(max_model_bytes=10), "max_model_bytes"),
-        (lambda: submission(plan=plan_of("../up")), "run_id"),
-        (lambda: submission(plan=plan_of(".hidden")), "run_id"),
-        (lambda: submission(plan=plan_of(rounds=101)), "rounds=101"),
-        (lambda: submission(plan=plan_of(rounds=0)), "rounds=0"),
-        (lambda: submission(plan=plan_of(sites=())), "number of sites=0"),
-        (lambda: submission(plan=plan_of(sites=("a", "b", "c", "d"))), "number of sites=4"),
-        (lambda: submission(plan=plan_of(sites=("a", "a", "b"))), "each name once"),
-        (lambda: submission(plan=plan_of(sites=("b", "a"))), "alphabetical"),
-        (lambda: submission(plan=plan_of(sites=("a", "b/c"))), "cannot be a name"),
-        (lambda: submission(plan=plan_of(checkpoints=0)), "checkpoints"),
-        (lambda: submission(plan=plan_of(max_examples={"nobody": 1})), "nobody is no site"),
-        (lambda: submission(plan=plan_of(evaluation=changed(EVALUATION, central=True))), "public"),
+        (lambda: plan_of(coordinator="other"), "signed for the coordinator 'other'"),
+        (lambda: plan_of(not_after=999.0), "time is over"),
+        (lambda: plan_of(nonce="xyz"), "nonce"),
+        (lambda: plan_of(max_model_bytes=10), "max_model_bytes"),
+        (lambda: plan_of("../up"), "run_id"),
+        (lambda: plan_of(".hidden"), "run_id"),
+        (lambda: plan_of(rounds=101), "rounds=101"),
+        (lambda: plan_of(rounds=0), "rounds=0"),
+        (lambda: plan_of(sites=()), "number of sites=0"),
+        (lambda: plan_of(sites=("a", "b", "c", "d")), "number of sites=4"),
+        (lambda: plan_of(sites=("a", "a", "b")), "each name once"),
+        (lambda: plan_of(sites=("b", "a")), "alphabetical"),
+        (lambda: plan_of(sites=("a", "b/c")), "cannot be a name"),
+        (lambda: plan_of(checkpoints=0), "checkpoints"),
+        (lambda: plan_of(max_examples={"nobody": 1}), "nobody is no site"),
+        (
+            lambda: plan_of(central=changed(plan_of().terms.initial, bytes=20_000)),
+            "public data set's bytes",
+        ),
     ],
 )
 def test_what_does_not_agree_or_is_out_of_bounds_is_named(found, told):
@@ -84,17 +75,17 @@ def test_what_does_not_agree_or_is_out_of_bounds_is_named(found, told):
 )
 def test_rules_that_cannot_be_kept_are_named(change, told):
     with pytest.raises(UsageError) as raised:
-        check(submission(plan=plan_of(rules=changed(RULES, **change))))
+        check(plan_of(**change))
     assert told in raised.value.public_message
 
 
 @pytest.mark.parametrize(
     "found",
     [
-        lambda: submission(task_parameters={"_target_": "os.system"}),
-        lambda: submission(task_parameters={"_partial_": True}),
-        lambda: submission(options={"_recursive_": False}),
-        lambda: submission(options={"_args_": ("a",)}),
+        lambda: plan_of(task_parameters={"_target_": "os.system"}),
+        lambda: plan_of(task_parameters={"_partial_": True}),
+        lambda: plan_of(strategy_options={"_recursive_": False}),
+        lambda: plan_of(strategy_options={"_args_": ("a",)}),
     ],
 )
 def test_a_key_that_would_make_an_object_is_refused_wherever_it_stands(found):
@@ -103,7 +94,7 @@ def test_a_key_that_would_make_an_object_is_refused_wherever_it_stands(found):
 
 
 def test_the_strategy_s_own_class_is_judged_elsewhere():
-    check(submission(options={"_target_": "os.system"}))
+    check(plan_of(strategy_options={"_target_": "os.system"}))
 
 
 def finding(site):
@@ -118,26 +109,26 @@ def test_a_run_begins_without_sites_that_it_can_do_without():
 def test_a_run_without_its_quorum_or_a_required_site_does_not_begin():
     reason = can_begin(plan_of(), [finding("lumi"), finding("cesga")])
     assert reason == "1 of 3 sites can take part now, and the quorum is 2"
-    demanding = plan_of(rules=changed(RULES, required=("lumi",)))
+    demanding = plan_of(required=("lumi",))
     assert can_begin(demanding, [finding("lumi")]) == "lumi: required, and cannot take part now"
 
 
 @pytest.mark.parametrize("status", ["suspended", "failed", "stopped"])
 def test_a_run_that_ended_early_resumes(status):
-    assert why_not_resumed(submission(), status, 1000.0) is None
+    assert why_not_resumed(plan_of(), status, 1000.0) is None
 
 
 @pytest.mark.parametrize(
     ("found", "status", "told"),
     [
-        (submission(), "completed", "is completed: only suspended, failed and stopped ones"),
+        (plan_of(), "completed", "is completed: only suspended, failed and stopped ones"),
         (
-            submission(not_after=999.0),
+            plan_of(not_after=999.0),
             "failed",
             "has ended, and sites would refuse it: start a new",
         ),
         (
-            submission(plan=plan_of(privacy=PRIVACY)),
+            plan_of(privacy=PRIVACY),
             "stopped",
             "back the privacy budget that they held for it: start a new run from its model (model=",
         ),
@@ -148,4 +139,4 @@ def test_why_a_run_does_not_resume(found, status, told):
 
 
 def test_a_private_run_that_failed_resumes_with_what_its_sites_hold():
-    assert why_not_resumed(submission(plan=plan_of(privacy=PRIVACY)), "failed", 1000.0) is None
+    assert why_not_resumed(plan_of(privacy=PRIVACY), "failed", 1000.0) is None

@@ -12,7 +12,7 @@ from fedfactory.coordinator.runs import REOPEN, STOP, SUBMISSION, Runs, StopWish
 from fedfactory.coordinator.schedule import to_start
 from fedfactory.lease import Lease, LeaseHeldError
 from fedfactory.rounds.events import RunStarted, SiteConnected
-from tests.unit.coordinator_submissions import plan_of, submission
+from tests.unit.coordinator_submissions import plan_of
 
 
 def add(runs, run_id):
@@ -20,7 +20,7 @@ def add(runs, run_id):
         number=runs.next_number(),
         at=1000.0,
         operator="lead",
-        submission=submission(plan=plan_of(run_id)),
+        plan=plan_of(run_id),
     )
     return runs.add(runs.staging(run_id), taken)
 
@@ -96,14 +96,13 @@ def test_which_runs_start(waiting, going, at_once, starting):
 
 def test_a_watch_gives_every_event_once_and_ends_with_the_summary(tmp_path):
     run = add(Runs(tmp_path), "seen")
-    plan = run.taken.submission.plan
+    plan = run.taken.plan
     with Journal.open(run.folder / JOURNAL) as journal:
         journal.append(
             [
                 RunStarted(
                     at=1.0,
                     plan=plan,
-                    model=run.taken.submission.signed.terms.initial,
                     connected=("lumi",),
                 )
             ]
@@ -125,15 +124,9 @@ def test_a_watch_gives_every_event_once_and_ends_with_the_summary(tmp_path):
 
 def test_progress_is_what_the_run_itself_did(tmp_path):
     run = add(Runs(tmp_path), "going")
-    plan = run.taken.submission.plan
+    plan = run.taken.plan
     with Journal.open(run.folder / JOURNAL) as journal:
-        journal.append(
-            [
-                RunStarted(
-                    at=1.0, plan=plan, model=run.taken.submission.signed.terms.initial, connected=()
-                )
-            ]
-        )
+        journal.append([RunStarted(at=1.0, plan=plan, connected=())])
         run.progress.update()
         steps = run.progress.steps
         journal.append([SiteConnected(at=2.0, site="cesga")])

@@ -29,11 +29,11 @@ NEXT = BlobRef(digest="sha256:" + "b" * 64, bytes=9)
 
 
 def _plan() -> RunPlan:
-    return run_plan(rounds=1, sites=("a", "b", "c"), quorum=1, deadline_s=5.0)
+    return run_plan(rounds=1, sites=("a", "b", "c"), quorum=1, deadline_s=5.0, initial=BLOB)
 
 
 EVENTS: list[Event] = [
-    RunStarted(at=10.0, plan=_plan(), model=BLOB, connected=("a", "b", "c")),
+    RunStarted(at=10.0, plan=_plan(), connected=("a", "b", "c")),
     OrdersSent(at=11.0, round=1, kind="train", sites=("a", "b", "c")),
     accepted("a", at=12.0, examples=5),
     ReplyRefused(at=12.5, round=1, kind="train", site="b", code="work_failed", detail=""),

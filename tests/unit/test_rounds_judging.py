@@ -26,7 +26,7 @@ def measured(number: int, loss: float) -> CentralMeasured:
 
 def test_both_evaluations_close_the_round_in_any_order() -> None:
     for central_first in (True, False):
-        run = Run(run_plan(central=True))
+        run = Run(run_plan(central=blob(77)))
         run.train(1)
         run.feed(made(1))
         assert run.only(MeasureCentrally).model == blob(1)
@@ -45,7 +45,7 @@ def test_both_evaluations_close_the_round_in_any_order() -> None:
 
 
 def test_the_central_evaluation_alone_closes_the_round() -> None:
-    run = Run(run_plan(central=True, evaluate=False))
+    run = Run(run_plan(central=blob(77), evaluate=False))
     run.train(1)
     assert run.feed(made(1)) == (MeasureCentrally(round=1, model=blob(1)),)
     run.feed(measured(1, 0.5))

@@ -205,7 +205,7 @@ def test_a_plan_that_cannot_be_run_is_a_machine_error(plan: RunPlan) -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        RunStarted(at=1.0, plan=PLAN, model=blob(0), connected=SITES),
+        RunStarted(at=1.0, plan=PLAN, connected=SITES),
         made(1, at=1.0),
         MetricsAggregated(at=1.0, round=1, metrics={}),
         accepted("lumi", "evaluate"),

@@ -70,7 +70,7 @@ def test_an_aggregate_is_made_again_from_the_same_updates() -> None:
 
 
 def test_measurements_are_made_again() -> None:
-    run = Run(run_plan(central=True))
+    run = Run(run_plan(central=blob(77)))
     run.train(1)
     run.feed(made(1))
     central = MeasureCentrally(round=1, model=blob(1))
@@ -219,7 +219,7 @@ def order_again(number: int, *sites: str) -> SendOrders:
 
 
 def test_async_a_lost_checkpoint_asks_again_for_what_was_in_it() -> None:
-    run = full_buffer(central=True)
+    run = full_buffer(central=blob(77))
     run.feed(*(accepted(site) for site in SITES), made(1))
     given = run.state.given
     run.feed(CheckpointLost(at=9.0, round=0, reason="its digest is wrong"))

@@ -126,8 +126,8 @@ def test_results_that_are_damaged_are_told_of_that_run_alone(rig, text):
 @pytest.mark.parametrize("line", ["{", "[]", '{"event": "OrdersSent", "at": 1.0, "round": "x"}'])
 def test_a_journal_that_holds_what_it_should_not_is_told_of_that_run_alone(rig, line):
     with Journal.open(rig.bad.folder / JOURNAL) as journal:
-        plan, initial = rig.bad.taken.submission.plan, rig.bad.taken.submission.signed.terms.initial
-        journal.append([RunStarted(at=1.0, plan=plan, model=initial, connected=())])
+        plan = rig.bad.taken.plan
+        journal.append([RunStarted(at=1.0, plan=plan, connected=())])
     with sqlite3.connect(rig.bad.folder / JOURNAL) as database:
         database.execute("UPDATE events SET line = ?", (line,))
     database.close()

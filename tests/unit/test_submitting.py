@@ -10,21 +10,19 @@ from fedfactory.contracts.model import BlobRef
 from fedfactory.coordinator.coordinator_config import COORDINATOR_FILE, load_coordinator_config
 from fedfactory.coordinator.desk.submitting import Submitting
 from fedfactory.coordinator.gateway.blobs import BlobStore, blob_path
+from fedfactory.coordinator.run_settings import CENTRAL
 from fedfactory.coordinator.running.checkpoints import MODELS
 from fedfactory.coordinator.running.journal import JOURNAL, Journal
-from fedfactory.coordinator.runs import CENTRAL, Runs
+from fedfactory.coordinator.runs import Runs
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.identity.signing import fingerprint
 from fedfactory.rounds.events import ModelAggregated, RunStarted
 from fedfactory.wire.arrays import write_arrays
 from tests.unit.coordinator_submissions import (
     COORDINATOR,
-    EVALUATION,
     SIGNER,
-    changed,
     model,
     plan_of,
-    submission,
 )
 
 ANA = Peer(role=Role.OPERATOR, name="ana")
@@ -56,7 +54,7 @@ class Rig:
         return ref
 
     def submit(self, run_id, initial, **more):
-        return self.submitting.submit(ANA, submission(initial, plan=plan_of(run_id), **more))
+        return self.submitting.submit(ANA, plan_of(run_id, initial, **more))
 
     def model_of(self, run_id, ref):
         return blob_path(self.runs.find(run_id).folder / MODELS, ref.digest)
@@ -85,8 +83,7 @@ def test_what_its_uploader_sends_later_does_not_reach_a_run(rig, announced):
 
 def test_a_public_set_is_the_run_s_own_too(rig):
     initial, central = rig.upload(), rig.upload(another)
-    plan = plan_of("run", evaluation=changed(EVALUATION, central=True))
-    told = rig.submitting.submit(ANA, submission(initial, plan=plan, central=central))
+    told = rig.submitting.submit(ANA, plan_of("run", initial, central=central))
     assert told.run_id == "run", told.reason
     assert (rig.runs.find("run").folder / CENTRAL).stat().st_nlink == 1
     assert not list((rig.store.root / "arriving").iterdir())
@@ -109,10 +106,10 @@ def test_a_strategy_s_state_is_nobody_s_model(rig):
     for ref, write in ((made, model), (state, another)):
         write(rig.model_of("first", ref))
     with Journal.open(run.folder / JOURNAL) as journal:
-        plan = run.taken.submission.plan
+        plan = run.taken.plan
         journal.append(
             [
-                RunStarted(at=1.0, plan=plan, model=initial, connected=()),
+                RunStarted(at=1.0, plan=plan, connected=()),
                 ModelAggregated(at=2.0, round=1, model=made, state=state),
             ]
         )

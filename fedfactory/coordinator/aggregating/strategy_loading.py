@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from fedfactory.contracts.errors import UsageError
-from fedfactory.contracts.orders import TrainParameters
-from fedfactory.contracts.plans import CUSTOM_STRATEGY
-from fedfactory.contracts.run_plan import RunPlan
+from fedfactory.contracts.plans import CUSTOM_STRATEGY, RunTerms
 from fedfactory.contracts.strategy import StaleStrategy
 from fedfactory.coordinator.aggregating.aggregation import Aggregation, StreamingAggregation
 from fedfactory.coordinator.run_settings import RunSettings
@@ -20,52 +15,44 @@ def load_aggregation(settings: RunSettings) -> Aggregation:
     Raises:
         UsageError: what `check_strategy` raises.
     """
-    return _make(
-        settings.plan,
-        settings.signed.terms.strategy_options,
-        training=settings.signed.terms.training,
-        any_class=settings.any_strategy_class,
-    )
+    plan = settings.plan
+    return _make(plan.terms, seed=plan.seed, any_class=settings.any_strategy_class)
 
 
-def check_strategy(
-    plan: RunPlan, options: Mapping[str, Any], training: TrainParameters, *, any_class: bool
-) -> None:
+def check_strategy(terms: RunTerms, *, any_class: bool) -> None:
     """Check what an operator asks for, by making it once: the strategy, its options, its mode.
 
-    `training` is what the operator signs: no strategy may set a larger lr or momentum.
-    `any_class` lets `_target_` name any importable class; else only what is installed here for it
+    No strategy may set a larger lr or momentum than `terms.training` has. `any_class` lets
+    `_target_` name any importable class; else only what is installed here for it
     (flower_loading.load_flower_strategy).
 
     Raises:
         UsageError: an unknown strategy, options it does not take, another `_target_`, a strategy
-            that cannot run in the plan's mode, with its sites, or be saved.
+            that cannot run in the run's mode, with its sites, or be saved.
     """
-    _make(plan, options, training=training, any_class=any_class)
+    _make(terms, seed=0, any_class=any_class)
 
 
-def _make(
-    plan: RunPlan, options: Mapping[str, Any], *, training: TrainParameters, any_class: bool
-) -> Aggregation:
-    asynchronous = plan.rules.mode == "async"
-    if plan.strategy == CUSTOM_STRATEGY:
+def _make(terms: RunTerms, *, seed: int, any_class: bool) -> Aggregation:
+    asynchronous = terms.mode == "async"
+    if terms.strategy == CUSTOM_STRATEGY:
         if asynchronous:
             raise UsageError(_sync_only("custom (a Flower strategy)"))
         from fedfactory.coordinator.aggregating.flower_loading import load_flower_strategy
         from fedfactory.coordinator.aggregating.flower_strategy import FlowerAggregation
 
         return FlowerAggregation(
-            load_flower_strategy(options, any_class=any_class),
-            training=training,
-            sites=plan.sites,
-            seed=plan.seed,
+            load_flower_strategy(terms.strategy_options, any_class=any_class),
+            training=terms.training,
+            sites=terms.sites,
+            seed=seed,
         )
     from strategies import make_strategy
 
-    strategy = make_strategy(plan.strategy, options)
+    strategy = make_strategy(terms.strategy, terms.strategy_options)
     if asynchronous and not isinstance(strategy, StaleStrategy):
-        raise UsageError(_sync_only(plan.strategy))
-    return StreamingAggregation(strategy, training=training)
+        raise UsageError(_sync_only(terms.strategy))
+    return StreamingAggregation(strategy, training=terms.training)
 
 
 def _sync_only(strategy: str) -> str:

@@ -1,8 +1,4 @@
-"""Whether a submission's parts agree with each other and keep the coordinator's limits. Pure.
-
-The signed terms are what the operator answers for and the sites believe; the plan is how the rounds
-go. What both say must be the same, or a site would be asked for what nobody signed.
-"""
+"""Whether this coordinator runs a submitted plan: signed for it, in time, in its limits. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from fedfactory.contracts.errors import UsageError, ValueRangeError
 from fedfactory.contracts.plans import STRATEGY_TARGET
 from fedfactory.contracts.run_plan import EvaluationRules, RoundRules, RunPlan
 from fedfactory.identity.roles import Peer, Role
-from fedfactory.wire.operations import Finding, Submission
+from fedfactory.wire.operations import Finding
 
 # It names a folder: no more than letters, digits and the few marks of our own ids.
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -35,15 +31,15 @@ class Limits:
     max_model_bytes: int
 
 
-def check_agreement(found: Submission, *, coordinator: str, limits: Limits, now: float) -> None:
-    """Check a submission by itself; `now` is Unix seconds.
+def check_agreement(plan: RunPlan, *, coordinator: str, limits: Limits, now: float) -> None:
+    """Check a plan by itself; `now` is Unix seconds.
 
     Raises:
         UsageError: says which value is wrong, and what was expected.
     """
-    terms, plan = found.signed.terms, found.plan
-    if not _RUN_ID.fullmatch(plan.run_id):
-        raise ValueRangeError("run_id", plan.run_id[:80], "1 to 64 letters, digits, '_', '-'")
+    terms = plan.terms
+    if not _RUN_ID.fullmatch(terms.run_id):
+        raise ValueRangeError("run_id", terms.run_id[:80], "1 to 64 letters, digits, '_', '-'")
     if not _NONCE.fullmatch(terms.nonce):
         raise UsageError("the plan's nonce must be 16 to 128 hex digits")
     if terms.coordinator != coordinator:
@@ -53,44 +49,35 @@ def check_agreement(found: Submission, *, coordinator: str, limits: Limits, now:
         )
     if terms.not_after <= now:
         raise UsageError("the plan's time is over: sign it again")
-    _same("run_id", terms.run_id, plan.run_id)
-    _same("task", terms.task, plan.task)
-    _same("sites", terms.sites, plan.sites)
-    _same("rounds", terms.rounds, plan.rounds)
-    _same("strategy", terms.strategy, plan.strategy)
-    _same("rounds.mode", terms.mode, plan.rules.mode)
-    _same("privacy", terms.privacy, plan.privacy)
-    _same("evaluation.sites", terms.evaluate, plan.evaluation.sites)
-    _same("a public data set", found.central is not None, plan.evaluation.central)
-    _check_limits(found, limits)
-    _check_sites(plan.sites)
+    _check_limits(plan, limits)
+    _check_sites(terms.sites)
     _check_rules(plan)
     _check_evaluation(plan.evaluation)
-    _check_no_code(found)
+    _check_no_code(plan)
 
 
 def can_begin(plan: RunPlan, findings: Iterable[Finding]) -> str | None:
     """Return why the run cannot begin without the sites of `findings`, or None if it can."""
     unfit = {finding.site for finding in findings}
-    fit = [site for site in plan.sites if site not in unfit]
+    fit = [site for site in plan.terms.sites if site not in unfit]
     if missing := sorted(unfit.intersection(plan.rules.required)):
         return f"{', '.join(missing)}: required, and cannot take part now"
     if len(fit) < plan.rules.quorum:
         return (
-            f"{len(fit)} of {len(plan.sites)} sites can take part now, and the quorum is"
+            f"{len(fit)} of {len(plan.terms.sites)} sites can take part now, and the quorum is"
             f" {plan.rules.quorum}"
         )
     return None
 
 
-def why_not_resumed(found: Submission, status: str, now: float) -> str | None:
+def why_not_resumed(plan: RunPlan, status: str, now: float) -> str | None:
     """Return why a run of this status does not go on, None if it can; `now` is Unix seconds."""
-    anew = f"start a new run from its model (model={found.plan.run_id})"
+    anew = f"start a new run from its model (model={plan.terms.run_id})"
     if status not in ("suspended", "failed", "stopped"):
         return f"is {status}: only suspended, failed and stopped ones resume"
-    if found.signed.terms.not_after <= now:
+    if plan.terms.not_after <= now:
         return f"has a signed plan that has ended, and sites would refuse it: {anew}"
-    if status == "stopped" and found.plan.privacy is not None:
+    if status == "stopped" and plan.terms.privacy is not None:
         return (
             "was stopped, and its sites have taken back the privacy budget that they held for it:"
             f" {anew}"
@@ -98,21 +85,15 @@ def why_not_resumed(found: Submission, status: str, now: float) -> str | None:
     return None
 
 
-def _same(what: str, signed: object, planned: object) -> None:
-    if signed != planned:
-        raise UsageError(f"{what}: the signed terms say one thing and the plan another")
-
-
-def _check_limits(found: Submission, limits: Limits) -> None:
-    plan = found.plan
-    _within("rounds", plan.rounds, 1, limits.max_rounds)
-    _within("the number of sites", len(plan.sites), 1, limits.max_sites)
-    terms = found.signed.terms
+def _check_limits(plan: RunPlan, limits: Limits) -> None:
+    terms = plan.terms
+    _within("rounds", terms.rounds, 1, limits.max_rounds)
+    _within("the number of sites", len(terms.sites), 1, limits.max_sites)
     _within("the model's bytes", terms.initial.bytes, 1, limits.max_model_bytes)
     least, most = terms.initial.bytes, 2 * limits.max_model_bytes
     _within("max_model_bytes", terms.max_model_bytes, least, most)
-    if found.central is not None:
-        _within("the public data set's bytes", found.central.bytes, 1, limits.max_model_bytes)
+    if plan.central is not None:
+        _within("the public data set's bytes", plan.central.bytes, 1, limits.max_model_bytes)
     _within("checkpoints", plan.checkpoints, 1, limits.max_rounds)
 
 
@@ -125,19 +106,19 @@ def _check_sites(sites: tuple[str, ...]) -> None:
 
 def _check_rules(plan: RunPlan) -> None:
     rules: RoundRules = plan.rules
-    many = len(plan.sites)
+    many = len(plan.terms.sites)
     _within("rounds.quorum", rules.quorum, 1, many)
     _seconds("rounds.deadline_s", rules.deadline_s, above=0.0)
     _seconds("rounds.lateness_s", rules.lateness_s)
     _within("rounds.retries", rules.retries, 0, 1000)
     _within("rounds.extra", rules.extra, 0, many)
-    if strangers := sorted(plan.max_examples.keys() - set(plan.sites)):
+    if strangers := sorted(plan.max_examples.keys() - set(plan.terms.sites)):
         raise UsageError(f"max_examples: {', '.join(strangers)} is no site of the run")
-    if strangers := sorted(set(rules.required) - set(plan.sites)):
+    if strangers := sorted(set(rules.required) - set(plan.terms.sites)):
         raise UsageError(f"rounds.required: {', '.join(strangers)} is no site of the run")
     if rules.per_round is not None:
         _within("rounds.per_round", rules.per_round, rules.quorum, many)
-    if (rules.mode == "async") != (rules.buffer is not None):
+    if plan.is_async != (rules.buffer is not None):
         raise UsageError("rounds.buffer: expected with rounds.mode=async, and only then")
     if rules.buffer is not None:
         _within("rounds.buffer", rules.buffer, 1, 1_000_000)
@@ -150,11 +131,12 @@ def _check_evaluation(rules: EvaluationRules) -> None:
         raise ValueRangeError("evaluation.min_delta", rules.min_delta, "a number from 0")
 
 
-def _check_no_code(found: Submission) -> None:
+def _check_no_code(plan: RunPlan) -> None:
     """Refuse every key by which a framework would make an object, but a strategy's own class."""
-    terms = found.signed.terms
+    terms = plan.terms
     options = [key for key in terms.strategy_options if key != STRATEGY_TARGET]
-    elsewhere = _keys(encode([replace(terms, strategy_options={}), found.plan]))
+    rest = replace(plan.signed, terms=replace(terms, strategy_options={}))
+    elsewhere = _keys(encode(replace(plan, signed=rest)))
     for key in (*options, *elsewhere):
         if _HYDRA_KEY.fullmatch(key):
             raise UsageError(

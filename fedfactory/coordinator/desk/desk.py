@@ -17,6 +17,7 @@ from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.errors import IdentityError, RefusedError, UsageError
 from fedfactory.contracts.questions import Question, SignedQuestion
 from fedfactory.contracts.revocations import SignedRevocation
+from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.coordinator.anchors import Anchors
 from fedfactory.coordinator.coordinator_config import CoordinatorConfig
 from fedfactory.coordinator.desk.agreement import why_not_resumed
@@ -48,7 +49,6 @@ from fedfactory.wire.operations import (
     ResumeWanted,
     RunsWanted,
     StopWanted,
-    Submission,
     Submitted,
     Watched,
     WatchWanted,
@@ -108,9 +108,9 @@ class Desk:
 
     # ---- runs ------------------------------------------------------------------------------
 
-    def submit(self, peer: Peer, submission: Submission) -> Submitted:
+    def submit(self, peer: Peer, plan: RunPlan) -> Submitted:
         """Take a run, or say why not; see submitting.py."""
-        told = self._submitting.submit(peer, submission)
+        told = self._submitting.submit(peer, plan)
         if told.run_id is None:
             log.info("a run of %s was refused: %s", peer.name, ascii(told.reason[:MOST_REASON]))
         else:
@@ -152,7 +152,7 @@ class Desk:
         """Let a suspended, failed or stopped run go on from its last finished round."""
         run = self._runs.find(wanted.run_id)
         status = self._schedule.status(run)
-        if reason := why_not_resumed(run.taken.submission, status, time.time()):
+        if reason := why_not_resumed(run.taken.plan, status, time.time()):
             raise RefusedError(f"the run {run.run_id} {reason}")
         run.let_go_on(peer.name)
         self._wake.set()
@@ -250,11 +250,11 @@ class Desk:
     def _take(self, peer: Peer, digest: str, into: Path) -> bool:
         return self.gateway.store.take_upload(peer, digest, into)
 
-    def _unfit(self, found: Submission) -> tuple[Finding, ...]:
+    def _unfit(self, plan: RunPlan) -> tuple[Finding, ...]:
         skewed = self.gateway.skewed()
         members = {n: turned_away(m, skewed) for n, m in self._members(Role.SITE).items()}
         anchors = Anchors(self._config.home / ANCHORS)
-        return unfit_sites(found.signed, members, anchors, self.gateway, self._signer)
+        return unfit_sites(plan.signed, members, anchors, self.gateway, self._signer)
 
 
 def _role(word: str) -> Role:

@@ -23,20 +23,21 @@ from fedfactory.contracts.errors import (
     UsageError,
 )
 from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.coordinator.aggregating.strategy_loading import check_strategy
 from fedfactory.coordinator.coordinator_config import CoordinatorConfig
 from fedfactory.coordinator.desk.agreement import Limits, can_begin, check_agreement
 from fedfactory.coordinator.desk.watching import kept_models
 from fedfactory.coordinator.gateway.blobs import blob_path
 from fedfactory.coordinator.membership.consortium import IDENTITY
-from fedfactory.coordinator.run_settings import RunSettings
+from fedfactory.coordinator.run_settings import CENTRAL, RunSettings
 from fedfactory.coordinator.running.checkpoints import MODELS
-from fedfactory.coordinator.runs import CENTRAL, SETTINGS, Run, Runs, Taken
+from fedfactory.coordinator.runs import SETTINGS, Run, Runs, Taken
 from fedfactory.identity.enrolment import TLS_KEY
 from fedfactory.identity.roles import Peer
 from fedfactory.identity.signing import verify
 from fedfactory.wire.arrays import ArrayFile
-from fedfactory.wire.operations import Finding, Submission, Submitted
+from fedfactory.wire.operations import Finding, Submitted
 
 ANCHORS: Final = "anchors"
 _NO_FINDING: Final[tuple[Finding, ...]] = ()
@@ -47,7 +48,7 @@ class Submitting:
 
     `key_of(peer)` returns the fingerprint of a member's key, `upload(peer, digest)` the file that
     it uploaded (None: none), `take(peer, digest, into)` moves that file (False: none),
-    `unfit(submission)` returns what speaks against its sites now, `waiting()` how many runs wait
+    `unfit(plan)` returns what speaks against its sites now, `waiting()` how many runs wait
     for a place.
     """
 
@@ -59,7 +60,7 @@ class Submitting:
         key_of: Callable[[Peer], str | None],
         upload: Callable[[Peer, str], Path | None],
         take: Callable[[Peer, str, Path], bool],
-        unfit: Callable[[Submission], tuple[Finding, ...]],
+        unfit: Callable[[RunPlan], tuple[Finding, ...]],
         waiting: Callable[[], int],
     ) -> None:
         self._config = config
@@ -72,19 +73,19 @@ class Submitting:
         self._lock = threading.Lock()
         self._under_way: set[str] = set()
 
-    def submit(self, peer: Peer, submission: Submission) -> Submitted:
-        """Check a submission; make a run of it if it holds.
+    def submit(self, peer: Peer, plan: RunPlan) -> Submitted:
+        """Check a plan; make a run of it if it is sound.
 
         Raises:
             IdentityError: it is not signed by the caller's own key.
         """
         try:
-            with self._once(submission):
-                self._check(peer, submission)
-                findings = self._unfit(submission)
-                if reason := can_begin(submission.plan, findings):
+            with self._once(plan):
+                self._check(peer, plan)
+                findings = self._unfit(plan)
+                if reason := can_begin(plan, findings):
                     return Submitted(run_id=None, reason=reason, findings=findings)
-                run = self._make(peer, submission)
+                run = self._make(peer, plan)
         except IdentityError:
             raise
         except FedfactoryError as error:
@@ -94,11 +95,11 @@ class Submitting:
     # ---- checks ----------------------------------------------------------------------------
 
     @contextmanager
-    def _once(self, submission: Submission) -> Iterator[None]:
+    def _once(self, plan: RunPlan) -> Iterator[None]:
         """Refuse a plan that was given before, also one that is being looked at just now."""
-        terms = submission.signed.terms
+        terms = plan.terms
         with self._lock:
-            told = [run.taken.submission.signed.terms for run in self._runs.all()]
+            told = [run.taken.plan.terms for run in self._runs.all()]
             seen = {(t.run_id, t.nonce) for t in told}
             ids, nonces = {i for i, _ in seen}, {n for _, n in seen}
             if terms.run_id in ids | self._under_way or self._runs.home_of(terms.run_id).exists():
@@ -112,28 +113,23 @@ class Submitting:
             with self._lock:
                 self._under_way -= {terms.run_id, terms.nonce}
 
-    def _check(self, peer: Peer, submission: Submission) -> None:
+    def _check(self, peer: Peer, plan: RunPlan) -> None:
         config = self._config
         limits = Limits(
             max_rounds=config.max_rounds,
             max_sites=config.max_sites,
             max_model_bytes=config.max_model_bytes,
         )
-        check_agreement(submission, coordinator=config.name, limits=limits, now=time.time())
-        signed = submission.signed
+        check_agreement(plan, coordinator=config.name, limits=limits, now=time.time())
+        signed = plan.signed
         if verify(signed.terms, signed.signature) != self._key_of(peer):
             raise IdentityError(f"the plan is not signed by the key of '{peer.name}', who sent it")
         if (waiting := self._waiting()) >= config.queue:
             raise RefusedError(f"{waiting} runs wait already, and the queue holds {config.queue}")
-        check_strategy(
-            submission.plan,
-            signed.terms.strategy_options,
-            signed.terms.training,
-            any_class=config.strategy_classes == "any",
-        )
+        check_strategy(plan.terms, any_class=config.strategy_classes == "any")
         self._check_model(self._find(peer, signed.terms.initial, "the initial model"))
-        if submission.central is not None:
-            self._find(peer, submission.central, "the public data set")
+        if plan.central is not None:
+            self._find(peer, plan.central, "the public data set")
 
     def _check_model(self, path: Path) -> None:
         try:
@@ -150,7 +146,7 @@ class Submitting:
         if path is None:
             raise UsageError(f"{what} {ref.digest} has not been uploaded by '{peer.name}'")
         if (length := path.stat().st_size) != ref.bytes:
-            raise UsageError(f"{what} is {length} bytes long, and the submission says {ref.bytes}")
+            raise UsageError(f"{what} is {length} bytes long, and the plan says {ref.bytes}")
         return path
 
     def _model(self, digest: str) -> Path | None:
@@ -167,21 +163,21 @@ class Submitting:
 
     # ---- making ----------------------------------------------------------------------------
 
-    def _make(self, peer: Peer, submission: Submission) -> Run:
-        run_id = submission.plan.run_id
+    def _make(self, peer: Peer, plan: RunPlan) -> Run:
+        run_id = plan.terms.run_id
         staged = self._runs.staging(run_id)
         try:
-            initial = submission.signed.terms.initial
+            initial = plan.terms.initial
             self._take(peer, initial, blob_path(staged / MODELS, initial.digest))
-            if submission.central is not None:
-                self._take(peer, submission.central, staged / CENTRAL)
-            self._settings(submission).write(staged / SETTINGS)
+            if plan.central is not None:
+                self._take(peer, plan.central, staged / CENTRAL)
+            self._settings(plan).write(staged / SETTINGS)
             with self._lock:
                 taken = Taken(
                     number=self._runs.next_number(),
                     at=time.time(),
                     operator=peer.name,
-                    submission=submission,
+                    plan=plan,
                 )
                 return self._runs.add(staged, taken)
         except BaseException:
@@ -202,15 +198,13 @@ class Submitting:
         finally:
             os.close(handle)
 
-    def _settings(self, submission: Submission) -> RunSettings:
-        home, folder = self._config.home, self._runs.home_of(submission.plan.run_id)
+    def _settings(self, plan: RunPlan) -> RunSettings:
+        home, folder = self._config.home, self._runs.home_of(plan.terms.run_id)
         return RunSettings(
-            plan=submission.plan,
-            signed=submission.signed,
+            plan=plan,
             signing_key=str(home / IDENTITY / TLS_KEY),
             anchors=str(home / ANCHORS),
             any_strategy_class=self._config.strategy_classes == "any",
-            central=None if submission.central is None else str(folder / CENTRAL),
             run_folder=str(folder),
             start_timeout_s=self._config.start_timeout_s,
         )
@@ -218,5 +212,5 @@ class Submitting:
 
 def _models(run: Run) -> set[str]:
     """Return the digests of a run's models: the one it begins with, and those it made."""
-    initial = run.taken.submission.signed.terms.initial
+    initial = run.taken.plan.terms.initial
     return {initial.digest, *(ref.digest for ref in kept_models(run).values())}

@@ -60,7 +60,7 @@ def kept_models(run: Run) -> dict[int, BlobRef]:
             continue
         _, event = decode_event(line)
         if isinstance(event, RunStarted):
-            found = {0: event.model}
+            found = {0: event.plan.terms.initial}
         elif isinstance(event, ModelAggregated):
             found[event.round] = event.model
     return {number: ref for number, ref in found.items() if _path(run, ref).exists()}

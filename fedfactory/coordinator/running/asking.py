@@ -76,7 +76,7 @@ class Asking:
         checkpoints, link = self._parts.checkpoints, self._parts.link
         if plan.base.digest not in self.bases:
             path = checkpoints.path(model) if plan.base == model else plan.base_path
-            self.bases[plan.base.digest] = read_base(path, self._parts.settings.signed.terms)
+            self.bases[plan.base.digest] = read_base(path, self._parts.settings.plan.terms)
         if plan.base == model:
             link.adopt(checkpoints.path(model), model)
         else:

@@ -97,7 +97,7 @@ class Closing:
     def finish(self, command: Finish) -> None:
         """Tell the sites, give up the updates, write summary.json."""
         parts, life = self._parts, self._parts.life
-        if parts.settings.plan.privacy is not None and command.status != "failed":
+        if parts.settings.plan.terms.privacy is not None and command.status != "failed":
             self._tell_sites()  # a failed run may be taken up again, with what the sites hold
         parts.link.discard(digest for _, digest in life.claims)
         life.claims.clear()

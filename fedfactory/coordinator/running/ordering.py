@@ -18,8 +18,8 @@ class Orders:
     """Writes the orders of one run and signs each sending with the coordinator's key."""
 
     def __init__(self, settings: RunSettings, signer: Signer, anchors: Anchors) -> None:
-        self._signed = settings.signed
-        self._plan_digest = digest_of(settings.signed.terms)
+        self._signed = settings.plan.signed
+        self._plan_digest = digest_of(settings.plan.terms)
         self._seed = settings.plan.seed
         self._signer = signer
         self._anchors = anchors

@@ -121,13 +121,13 @@ class Runner:
         """Begin a run: wait for its sites, and tell the machine who is here."""
         settings = self._parts.settings
         also: list[Event] = []
-        fault = self._parts.checkpoints.fault(settings.signed.terms.initial)
+        fault = self._parts.checkpoints.fault(settings.plan.terms.initial)
         if fault is not None:
             also.append(RunFailed(at=time.time(), reason=f"the initial model is {fault}"))
         here = set(connected)
         end = time.monotonic() + settings.start_timeout_s
         while True:
-            ready = also or here.issuperset(settings.plan.sites)
+            ready = also or here.issuperset(settings.plan.terms.sites)
             timeout = 0.0 if ready else max(0.0, end - time.monotonic())
             try:  # also what was told before we came
                 happening = self._parts.happenings.get(timeout=timeout)
@@ -141,9 +141,7 @@ class Runner:
                 else:
                     also.append(event)
         sites = tuple(sorted(here))
-        started = RunStarted(
-            at=time.time(), plan=settings.plan, model=settings.signed.terms.initial, connected=sites
-        )
+        started = RunStarted(at=time.time(), plan=settings.plan, connected=sites)
         self._feed([started, *also])
 
     # ---- events in -------------------------------------------------------------------------

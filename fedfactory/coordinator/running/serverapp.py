@@ -12,7 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedfactory.coordinator.aggregating.strategy_loading import load_aggregation
 from fedfactory.coordinator.anchors import Anchors
 from fedfactory.coordinator.flower_seam import assume_app_identity
-from fedfactory.coordinator.run_settings import RunSettings
+from fedfactory.coordinator.run_settings import CENTRAL, RunSettings
 from fedfactory.coordinator.running.checkpoints import Checkpoints
 from fedfactory.coordinator.running.journal import JOURNAL, Journal
 from fedfactory.coordinator.running.life import Life
@@ -102,10 +102,11 @@ def _parts(
 def _measuring(
     settings: RunSettings, happenings: Happenings, open_now: ExitStack
 ) -> Measuring | None:
-    if settings.central is None:
+    if settings.plan.central is None:
         return None
     from fedfactory.coordinator.running.central import CentralEvaluator
 
-    terms = settings.signed.terms
-    evaluator = CentralEvaluator(terms.task, terms.task_parameters, Path(settings.central))
+    terms = settings.plan.terms
+    public = Path(settings.run_folder) / CENTRAL
+    evaluator = CentralEvaluator(terms.task, terms.task_parameters, public)
     return open_now.enter_context(Measuring(evaluator, happenings.put))

@@ -136,7 +136,7 @@ class Standing:
 
 def is_async(state: RunState) -> bool:
     """Whether the run is an async one."""
-    return state.plan is not None and state.plan.rules.mode == "async"
+    return state.plan is not None and state.plan.is_async
 
 
 def waiting_updates(state: RunState) -> tuple[ReplyAccepted, ...]:

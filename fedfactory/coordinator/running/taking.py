@@ -103,7 +103,7 @@ class Taking:
         if (length := path.stat().st_size) != blob.bytes:
             told = f"Update.payload.blob.bytes: the update is {length} bytes long, not {blob.bytes}"
             return Unfit(code="bad_update_form", detail=told)
-        terms, base = self._parts.settings.signed.terms, self._bases[order.base.digest]
+        terms, base = self._parts.settings.plan.terms, self._bases[order.base.digest]
         return verify_update(path, self._model_spec(), bound_of(terms, order, base, update))
 
     def _model_spec(self) -> ModelSpec:

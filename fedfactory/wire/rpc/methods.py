@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import ProtocolError
+from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.identity.roles import Role
 from fedfactory.wire.membership import (
     Certified,
@@ -36,7 +37,6 @@ from fedfactory.wire.operations import (
     Runs,
     RunsWanted,
     StopWanted,
-    Submission,
     Submitted,
     Watched,
     WatchWanted,
@@ -240,7 +240,7 @@ METHODS: Final = (
         kind="enrol",
     ),
     _document(ENROLMENT, "Renew", RenewWanted, Certified, roles=_MEMBERS, kind="renew"),
-    _document(OPERATIONS, "Submit", Submission, Submitted),
+    _document(OPERATIONS, "Submit", RunPlan, Submitted),
     _document(OPERATIONS, "ListRuns", RunsWanted, Runs, roles=_ONLOOKERS),
     _document(OPERATIONS, "Watch", WatchWanted, Watched, roles=_ONLOOKERS, streams="down"),
     _document(OPERATIONS, "Stop", StopWanted, Done),

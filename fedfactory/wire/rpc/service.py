@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 import grpc
 
+from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.contracts.versions import own_version
 from fedfactory.identity.facts import CertificateFacts
 from fedfactory.identity.roles import Peer
@@ -37,7 +38,6 @@ from fedfactory.wire.operations import (
     Runs,
     RunsWanted,
     StopWanted,
-    Submission,
     Submitted,
     Watched,
     WatchWanted,
@@ -81,7 +81,7 @@ class EnrolmentService(Protocol):
 class OperationsService(Protocol):
     """What serves Operations to the operator or viewer `peer`; a FedfactoryError refuses."""
 
-    def submit(self, peer: Peer, submission: Submission) -> Submitted:
+    def submit(self, peer: Peer, plan: RunPlan) -> Submitted:
         """Take a run, or say why not."""
 
     def list_runs(self, peer: Peer, wanted: RunsWanted) -> Runs:
