@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from google.protobuf.message import DecodeError
+
 from fedfactory.contracts.codec import encode
 from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.contracts.model import BlobRef
@@ -186,7 +188,7 @@ class LinkServer:
     def _answer(self, call: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
             return {"answer": self._handle(call)}
-        except (FedfactoryError, OSError, KeyError, TypeError, ValueError) as error:
+        except (FedfactoryError, OSError, DecodeError, KeyError, TypeError, ValueError) as error:
             log.warning("%s failed: %s", call["call"], error)
             return {"error": f"{type(error).__name__}: {error}"}
 

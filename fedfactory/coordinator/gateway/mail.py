@@ -29,7 +29,7 @@ class Mailbox(Protocol):
 
 
 class Mail:
-    """The open mailboxes. The run that a site fetched from last comes last for it."""
+    """The open mailboxes. The run that a site fetched from last is the last to be asked for it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
