@@ -60,7 +60,7 @@ def tick(config: AgentConfig) -> int:
 
     Raises:
         What run_agent raises; FedfactoryError: the site is not enrolled, or refused, or the gateway
-            or SuperLink is away.
+            is away.
     """
     with _home(config, "tick") as (executor, books):
         agent = Agent(config, executor, books, linger_s=LINGER_S)

@@ -1,4 +1,4 @@
-"""How far a run is, read from its journal while its ServerApp writes it."""
+"""How far a run is, read from its journal while its process writes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run's ServerApp is told, as one file: written by the daemon before it starts."""
+"""What a run's process is told, as one file: written by the daemon before it starts."""
 
 from __future__ import annotations
 

@@ -232,7 +232,7 @@ class CheckpointLost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFailed:
-    """Something outside the rounds broke (SuperLink died, disk full). The run ends."""
+    """Something outside the rounds broke (a full disk). The run ends."""
 
     at: UnixTime
     reason: str

@@ -45,7 +45,7 @@ _Configure = Callable[[int, ArrayRecord, ConfigRecord, SiteGrid], Iterable[Messa
 class FlowerAggregation:
     """An Aggregation by one Flower strategy, for a run that `sites` may take part in.
 
-    The strategy knows sites by ids made from their names (node_ids), never by SuperLink's, which a
+    The strategy knows sites by ids made from their names (node_ids), never by LinkState's, which a
     restart changes. `training` is what sites train with unless the strategy's messages say
     otherwise (keys of flower_config.CONFIG_KEYS). `seed` is the run's.
 

@@ -1,6 +1,6 @@
 """The folder of a run's models and strategy states: files named by their digest, durable or absent.
 
-One writer, the run's ServerApp. A file is written in a folder beside, synced, renamed, and its name
+One writer, the run's process. A file is written in a folder beside, synced, renamed, and its name
 synced, before the journal speaks of it; so every file that the journal names was whole once.
 """
 

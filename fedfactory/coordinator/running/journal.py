@@ -1,6 +1,6 @@
 """A run's journal: every decision of its round machine, durable before it takes effect.
 
-One SQLite file in the run's folder, one writer (the run's ServerApp), any number of readers. A row
+One SQLite file in the run's folder, one writer (the run's process), any number of readers. A row
 is an event's number and its line (rounds/log.py). A commit holds what happened together: after a
 crash the file holds whole commits, and the run replays from them.
 """
@@ -166,7 +166,7 @@ def _lock(path: Path) -> int:
 
 def _second_writer(path: Path) -> EnvironmentFailedError:
     return EnvironmentFailedError(
-        f"{path}: another process writes this run's journal; a run has one ServerApp at a time,"
+        f"{path}: another process writes this run's journal; a run has one at a time,"
         " end the other one first"
     )
 

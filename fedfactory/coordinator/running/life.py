@@ -1,4 +1,4 @@
-"""A run as its ServerApp knows it: the machine's state, the story for people, the strategy's side.
+"""A run as its process knows it: the machine's state, the story for people, the strategy's side.
 
 `apply` is the one way in, for an event that just happened and for one that a journal replays; what
 is asked in return waits in `todo`. Performs nothing itself.
