@@ -18,8 +18,8 @@ DTYPES: Final[dict[str, tuple[str, int]]] = {
     "I64": ("<i8", 8),
     "I32": ("<i4", 4),
     "I16": ("<i2", 2),
-    "I8": ("<i1", 1),
-    "U8": ("<u1", 1),
+    "I8": ("|i1", 1),
+    "U8": ("|u1", 1),
     "BOOL": ("|b1", 1),
 }
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")

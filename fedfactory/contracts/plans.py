@@ -5,11 +5,13 @@ A site pins both keys in its policy: the consortium's authority alone is not eno
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from fedfactory.contracts.bounds import Count, Ordinal, Positive, UnixTime
+from fedfactory.contracts.errors import ValueRangeError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import Order, Scalar, TrainParameters
 from fedfactory.contracts.privacy import PrivacyPlan
@@ -52,6 +54,11 @@ class RunTerms:
     max_update_norm_l2: Positive | None
     nonce: str
     not_after: UnixTime
+
+    def __post_init__(self) -> None:
+        norm = self.max_update_norm_l2
+        if norm is not None and not (math.isfinite(norm) and norm > 0):
+            raise ValueRangeError("max_update_norm_l2", norm, "a number above 0, or null")
 
     @property
     def strategy_name(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
 from fedfactory.contracts.bounds import (
     Count,
@@ -21,7 +21,7 @@ from fedfactory.contracts.bounds import (
     Range,
     check_fields,
 )
-from fedfactory.contracts.errors import ProtocolError, ValueRangeError
+from fedfactory.contracts.errors import ProtocolError, UnknownNameError, ValueRangeError
 
 GradSampleMode = Literal["hooks", "ghost"]
 MAX_NOISE: Final = 1000.0
@@ -60,6 +60,9 @@ class PrivacyPlan:
                 self.target_epsilon,
                 "exactly one of privacy.target_epsilon and privacy.noise_multiplier",
             )
+        if self.grad_sample_mode not in get_args(GradSampleMode):
+            key, known = "privacy.grad_sample_mode", get_args(GradSampleMode)
+            raise UnknownNameError(key, self.grad_sample_mode, known)
         _check("target_epsilon", self.target_epsilon, 1000.0)
         _check("noise_multiplier", self.noise_multiplier, MAX_NOISE)
         _check(

@@ -15,7 +15,9 @@ class StreamingStrategy(Protocol):
     """A server update computed from the weighted mean of the deltas, tensor by tensor.
 
     The accumulator folds verified updates in canonical site order and calls `apply` on chunks,
-    so memory does not grow with the number of sites.
+    so memory does not grow with the number of sites. What a strategy remembers is saved after each
+    round: its attributes, or what its `state_dict()` returns, for its `load_state_dict(state)`
+    (docs/researcher.md).
     """
 
     def train_parameters(self) -> Mapping[str, float]:

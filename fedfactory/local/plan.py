@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from fedfactory.config import MAX_ROUNDS, RunConfig
+from fedfactory.config import RunConfig
 from fedfactory.contracts.errors import UsageError
+from fedfactory.contracts.run_plan import MAX_ROUNDS
 from fedfactory.local.baselines import Request
 from fedfactory.operator.submission import LONGEST_RUN_S, check_choices
 from fedfactory.privacy.delta import delta_fault

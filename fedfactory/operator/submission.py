@@ -12,7 +12,7 @@ from typing import Any, Final
 from fedfactory.config import RunConfig
 from fedfactory.contracts.errors import UnknownNameError, UsageError
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.plans import RunTerms, SignedPlan
+from fedfactory.contracts.plans import SignedPlan
 from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.identity.signing import Signer
 from fedfactory.tasks.table import check_task
@@ -21,10 +21,6 @@ from fedfactory.wire.membership import Member
 LONGEST_RUN_S: Final = 30 * 24 * 3600.0
 # A run that an outage suspended is still good when people come back to it.
 SHORTEST_TERM_S: Final = 7 * 24 * 3600.0
-# A strategy may send a site a base with tensors of its own beside the model.
-MODEL_ROOM: Final = 1.5
-# Stands for the first model until it is made.
-_NOT_MADE: Final = BlobRef(digest=f"sha256:{'0' * 64}", bytes=1)
 
 
 def run_plan(
@@ -38,51 +34,22 @@ def run_plan(
     now: float,
 ) -> RunPlan:
     """Return the run to submit, its terms under the operator's signature. `now` is Unix seconds."""
-    terms = run_terms(
-        config,
+    terms = config.terms(
         coordinator=coordinator,
         run_id=run_id,
         initial=initial,
         nonce=secrets.token_hex(16),
-        now=now,
+        not_after=now + _term_s(config),
     )
-    return RunPlan(
-        signed=SignedPlan(terms=terms, signature=signer.sign(terms)),
-        seed=config.seed,
-        rules=config.rules,
-        evaluation=config.evaluation,
-        central=central,
-        checkpoints=config.checkpoints,
-        max_examples=config.max_examples,
-    )
+    return config.plan(SignedPlan(terms=terms, signature=signer.sign(terms)), central)
 
 
-def run_terms(
-    config: RunConfig, *, coordinator: str, run_id: str, initial: BlobRef, nonce: str, now: float
-) -> RunTerms:
-    """Return what the operator signs: all that this run may ask. `now` is Unix seconds."""
+def _term_s(config: RunConfig) -> float:
+    """Return how long the signed terms hold, in seconds."""
     rules = config.rules
     phases = 2 * config.rounds + 2
     longest_phase_s = (rules.deadline_s + rules.lateness_s) * (1 + rules.retries)
-    return RunTerms(
-        coordinator=coordinator,
-        run_id=run_id,
-        sites=tuple(sorted(config.sites)),
-        task=config.task_name,
-        task_parameters=config.task_parameters,
-        initial=initial,
-        strategy=config.strategy_name,
-        strategy_options=config.strategy_options,
-        mode=config.mode,
-        training=config.training,
-        rounds=config.rounds,
-        evaluate=config.evaluate,
-        privacy=config.privacy,
-        max_model_bytes=int(MODEL_ROOM * initial.bytes),
-        max_update_norm_l2=config.max_update_norm_l2,
-        nonce=nonce,
-        not_after=now + min(LONGEST_RUN_S, SHORTEST_TERM_S + phases * longest_phase_s),
-    )
+    return min(LONGEST_RUN_S, SHORTEST_TERM_S + phases * longest_phase_s)
 
 
 def check_choices(config: RunConfig, *, any_strategy_class: bool) -> None:
@@ -94,8 +61,7 @@ def check_choices(config: RunConfig, *, any_strategy_class: bool) -> None:
     """
     from fedfactory.coordinator.aggregating.strategy_loading import check_strategy
 
-    terms = run_terms(config, coordinator="", run_id="", initial=_NOT_MADE, nonce="", now=0.0)
-    check_strategy(terms, any_class=any_strategy_class)
+    check_strategy(config.draft().terms, any_class=any_strategy_class)
     task = check_task(config.task_name, config.task_parameters)
     if config.privacy is not None and (obstacle := task.private_obstacle(config.task_parameters)):
         raise UsageError(f"privacy=dp_sgd: {obstacle}")

@@ -39,21 +39,7 @@ from fedfactory.rounds.state import (
 
 def start(state: RunState, event: RunStarted) -> Step:
     """Begin the first round."""
-    plan, rules = event.plan, event.plan.rules
-    sites = len(set(plan.terms.sites))
-    asked = sites if rules.per_round is None else rules.per_round
-    sound = (
-        sites == len(plan.terms.sites)
-        and plan.terms.rounds >= 1
-        and plan.checkpoints >= 1
-        and 1 <= rules.quorum <= asked <= asked + rules.extra <= sites
-        and len(set(rules.required)) <= asked
-        and set(rules.required) <= set(plan.terms.sites)
-        and plan.is_async == (rules.buffer is not None)
-        and (rules.buffer is None or 1 <= rules.buffer <= sites)
-    )
-    if not sound:
-        raise MachineError(state, event, f"the plan cannot be run: {plan}")
+    plan = event.plan
     initial = Finished(
         round=0, model=plan.terms.initial, state=None, judgement=Judgement(), took_part=frozenset(),
         planned=(), evaluated=(), entered=(),

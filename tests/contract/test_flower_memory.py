@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import gc
 import itertools
+import re
 import sys
 import types
-from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,74 +45,66 @@ def _frozen_garbage() -> Iterator[None]:
     gc.unfreeze()
 
 
-@dataclass
-class Seen:
-    """What a strategy notes of one site."""
-
-    rounds: list[int] = field(default_factory=list)
-    norm: float = 0.0
-
-
-class Helper:
-    def __init__(self, owner: strategy.Strategy) -> None:
-        self.owner = owner
-        self.sums: dict[int, float] = {}
-
-
 class Remembering(strategy.FedAvg):
-    """Momentum by node id, draws of its own, shared and nested memory of most kinds."""
+    """Momentum by node id, and most of what attributes may be; what is shared must stay shared."""
 
     def __init__(self, *, beta: float = 0.5, **options: Any) -> None:
         super().__init__(**options)
         self.beta = beta
-        self.rng = np.random.default_rng(11)
-        self.old_rng = np.random.RandomState(5)
         self.momentum: dict[int, list[np.ndarray]] = {}
-        self.window: deque[float] = deque(maxlen=2)
-        self.history: defaultdict[str, list[int]] = defaultdict(list)
-        self.counts: Counter[int] = Counter()
-        self.helper = Helper(self)
-        rng = self.rng
-        self.draw = lambda scale: scale * rng.standard_normal()
-        self.seen: dict[int, Seen] = {}
+        self.window: list[float] = []
+        self.history: dict[str, list[int]] = {}
+        self.counts: dict[int, int] = {}
+        self.chosen: list[Any] = []
         self.best: ArrayRecord | None = None
         self.last: ArrayRecord | None = None
         self.scores: np.ndarray = np.zeros(3)
-        self.tail = self.scores[1:]
+        self.tail = {"scores": self.scores}
+        self.matrix = np.zeros((4, 5), dtype=np.float32, order="F")
+        self.config: ConfigRecord | None = None
+        self.mean = np.mean
+        self.ranked = lambda: sorted(self.counts, key=lambda node: (self.counts[node], node))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         config["lr"] = float(config["lr"]) * 0.9
-        nodes = sorted(self.rng.permutation(np.array(grid.get_node_ids()))[:3].tolist())
-        self.counts.update(nodes)
+        self.config = config  # the run's own: set in aggregate_train, it reaches the next round
+        for node in grid.get_node_ids():
+            self.counts.setdefault(node, 0)
+        nodes = self.ranked()[:3]
+        self.chosen = [np.int64(node) for node in nodes]
+        for node in self.chosen:
+            self.counts[int(node)] += 1 + node % 2
         content = RecordDict({"arrays": arrays, "config": config})
         for node in nodes:
             yield Message(content=content, message_type="train", dst_node_id=node)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Trained:
         found = list(replies)
+        assert self.config is not None
+        self.config["lr"] = float(self.config["lr"]) * 0.99
         moved: list[list[np.ndarray]] = []
         for reply in found:
             node = reply.metadata.src_node_id
+            assert np.int64(node) in self.chosen
             arrays = [a.numpy() for a in reply.content["arrays"].values()]
             before = self.momentum.get(node, [np.zeros_like(a) for a in arrays])
             self.momentum[node] = [
                 self.beta * b + (1 - self.beta) * a for a, b in zip(arrays, before, strict=True)
             ]
             moved.append(self.momentum[node])
-            seen = self.seen.setdefault(node, Seen())
-            seen.rounds.append(server_round)
-            seen.norm += float(np.linalg.norm(arrays[-1]))
-            self.helper.sums[node] = self.helper.owner.beta + seen.norm  # type: ignore[attr-defined]
-            self.history[str(node)].append(server_round)
+            self.history.setdefault(str(node), []).append(server_round)
         names = list(found[0].content["arrays"])
-        noise = self.draw(0.01) + self.old_rng.standard_normal() * 0.01 + len(self.window)
-        self.window.append(noise)
-        self.tail += noise  # moves self.scores too
+        noise = float(np.random.standard_normal()) * 0.01 + len(self.window)  # noqa: NPY002
+        self.window = [*self.window, noise][-2:]
+        self.tail["scores"] += noise  # moves self.scores too
+        self.matrix *= 0.5
+        self.matrix += moved[0][-1][:1].astype(np.float32) * np.arange(20).reshape(4, 5)
+        extra = self.scores[1] + self.matrix.sum()
         self.last = ArrayRecord(
             {
-                name: Array(np.asarray(np.mean([m[i] for m in moved], axis=0) + self.scores[1]))
+                name: Array(np.asarray(self.mean([m[i] for m in moved], axis=0) + extra))
                 for i, name in enumerate(names)
             }
         )
@@ -129,35 +120,60 @@ class Remembering(strategy.FedAvg):
         assert metrics is not None
         assert self.best is not None
         self.momentum = {node: [a * 0.99 for a in m] for node, m in self.momentum.items()}
-        extra = float(next(iter(self.best.values())).numpy().sum()) + self.draw(1.0)
-        return MetricRecord({**metrics, "extra": extra + sum(self.helper.sums.values())})
+        extra = float(next(iter(self.best.values())).numpy().sum()) + sum(
+            map(sum, self.history.values())
+        )
+        return MetricRecord({**metrics, "extra": extra})
 
 
-class Telling(strategy.FedAvg):
-    """Holds what cannot be saved, and says itself what must be."""
+class Slowing(strategy.FedYogi):
+    """A subclass of one with memory: its own stands beside that of its base."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.norms: list[np.float64] = []
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Trained:
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        assert arrays is not None
+        self.norms.append(np.float64(sum(np.linalg.norm(a.numpy()) for a in arrays.values())))
+        self.eta = float(self.eta / (1.0 + self.norms[-1] * len(self.norms)))
+        return arrays, metrics
+
+
+class Telling(strategy.FedAdam):
+    """Holds what cannot be saved, and says itself what must be, its base's memory included."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.steps = itertools.count()
         self.done = 0
+        self.rng = np.random.default_rng(11)
+        self.seen = {1.0}
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Trained:
         self.done = next(self.steps) + 1
         arrays, metrics = super().aggregate_train(server_round, replies)
         assert arrays is not None
+        self.seen.add(self.rng.standard_normal())
         return ArrayRecord(
             {
-                k: Array(np.asarray(v.numpy() + self.done, v.numpy().dtype))
+                k: Array(np.asarray(v.numpy() + self.done + max(self.seen), v.numpy().dtype))
                 for k, v in arrays.items()
             }
         ), metrics
 
     def state_dict(self) -> dict[str, Any]:
-        return {"done": self.done}
+        kept = {name: getattr(self, name) for name in ("current_arrays", "m_t", "v_t")}
+        rng = self.rng.bit_generator.state
+        return {"done": self.done, "rng": rng, "seen": sorted(self.seen), "kept": kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.done = state["done"]
         self.steps = itertools.count(self.done)
+        self.rng.bit_generator.state = state["rng"]
+        self.seen = set(state["seen"])
+        vars(self).update(state["kept"])
 
 
 class Counting(strategy.FedAvg):
@@ -182,6 +198,10 @@ class Swapping(strategy.FedAvg):
 def own(monkeypatch: pytest.MonkeyPatch) -> str:
     module = types.ModuleType("users_strategies")
     vars(module).update(globals())
+    text = (Path(__file__).parents[2] / "docs/researcher.md").read_text()
+    (example_code,) = re.findall(r"```python\n(class Noisy.*?)```", text, re.DOTALL)
+    vars(module)["FedAvgM"] = strategy.FedAvgM
+    exec(example_code, vars(module))
     monkeypatch.setitem(sys.modules, "users_strategies", module)
     return "users_strategies."
 
@@ -190,7 +210,9 @@ CASES = {
     **STRATEGIES,
     "FedAvg of a few": (5, {"fraction_train": 0.5, "fraction_evaluate": 0.5}),
     "users_strategies.Remembering": (5, {"beta": 0.7}),
+    "users_strategies.Slowing": (3, {}),
     "users_strategies.Telling": (3, {}),
+    "users_strategies.Noisy": (3, {"server_momentum": 0.9}),
 }
 
 

@@ -169,7 +169,7 @@ def test_fedbuff_is_algorithm_1_of_the_paper(tmp_path: Path) -> None:
             np.testing.assert_allclose(found[name], base + step, rtol=tolerance, atol=tolerance)
 
 
-def test_no_memory_is_taken_up(tmp_path: Path) -> None:
+def test_a_memory_that_is_not_there_is_refused(tmp_path: Path) -> None:
     aggregation = StreamingAggregation(make_strategy("fedavg", EXAMPLES), training=TRAINING)
     with pytest.raises(IntegrityError, match="begun with another"):
         aggregation.restore(tmp_path / "memory")

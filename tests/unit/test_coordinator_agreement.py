@@ -1,7 +1,5 @@
 """What is wrong with a submission by itself, and whether a run can begin without some sites."""
 
-import math
-
 import pytest
 
 from fedfactory.contracts.errors import FedfactoryError, UsageError
@@ -36,14 +34,8 @@ def test_an_honest_submission_holds():
         (lambda: plan_of("../up"), "run_id"),
         (lambda: plan_of(".hidden"), "run_id"),
         (lambda: plan_of(rounds=101), "rounds=101"),
-        (lambda: plan_of(rounds=0), "rounds=0"),
-        (lambda: plan_of(sites=()), "number of sites=0"),
         (lambda: plan_of(sites=("a", "b", "c", "d")), "number of sites=4"),
-        (lambda: plan_of(sites=("a", "a", "b")), "each name once"),
-        (lambda: plan_of(sites=("b", "a")), "alphabetical"),
         (lambda: plan_of(sites=("a", "b/c")), "cannot be a name"),
-        (lambda: plan_of(checkpoints=0), "checkpoints"),
-        (lambda: plan_of(max_examples={"nobody": 1}), "nobody is no site"),
         (
             lambda: plan_of(central=changed(plan_of().terms.initial, bytes=20_000)),
             "public data set's bytes",
@@ -53,29 +45,6 @@ def test_an_honest_submission_holds():
 def test_what_does_not_agree_or_is_out_of_bounds_is_named(found, told):
     with pytest.raises(FedfactoryError) as raised:
         check(found())
-    assert told in raised.value.public_message
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"quorum": 0}, "rounds.quorum=0"),
-        ({"quorum": 4}, "rounds.quorum=4"),
-        ({"deadline_s": 0.0}, "rounds.deadline_s"),
-        ({"deadline_s": math.inf}, "rounds.deadline_s"),
-        ({"lateness_s": -1.0}, "rounds.lateness_s"),
-        ({"retries": -1}, "rounds.retries"),
-        ({"extra": 9}, "rounds.extra"),
-        ({"required": ("vega",)}, "vega is no site of the run"),
-        ({"per_round": 1}, "rounds.per_round=1"),
-        ({"buffer": 2}, "rounds.buffer"),
-        ({"mode": "async"}, "rounds.buffer"),
-        ({"mode": "async", "buffer": 0}, "rounds.buffer=0"),
-    ],
-)
-def test_rules_that_cannot_be_kept_are_named(change, told):
-    with pytest.raises(UsageError) as raised:
-        check(plan_of(**change))
     assert told in raised.value.public_message
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.rounds.diagram import mermaid
 from fedfactory.rounds.events import (
     Aggregate,
@@ -180,26 +179,6 @@ def test_stopping_during_evaluation_keeps_the_last_finished_model() -> None:
     run.feed(made(1, at=2.0))
     (finish,) = run.feed(StopRequested(at=3.0, reason="Ctrl-C", after_round=False))
     assert finish == Finish(status="stopped", reason="Ctrl-C", model=blob(0))
-
-
-@pytest.mark.parametrize(
-    "plan",
-    [
-        run_plan(quorum=4),
-        run_plan(quorum=0),
-        run_plan(rounds=0),
-        run_plan(checkpoints=0),
-        run_plan(sites=("lumi", "lumi"), quorum=1),
-        run_plan(required=("marenostrum",)),
-        run_plan(select="random", per_round=1, quorum=2),
-        run_plan(select="random", per_round=3, extra=1),
-        run_plan(mode="async", quorum=1),
-        run_plan(buffer=2),
-    ],
-)
-def test_a_plan_that_cannot_be_run_is_a_machine_error(plan: RunPlan) -> None:
-    with pytest.raises(MachineError, match="plan"):
-        Run(plan)
 
 
 @pytest.mark.parametrize(

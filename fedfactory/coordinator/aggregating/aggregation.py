@@ -22,6 +22,7 @@ from fedfactory.coordinator.aggregating.accumulator import (
     AggregationError,
     UpdateFaultError,
 )
+from fedfactory.coordinator.aggregating.flower_state import StrategyMemory
 from fedfactory.coordinator.aggregating.site_plan import SitePlan, with_parameters
 from fedfactory.rounds.events import Taken
 from fedfactory.wire.arrays import ArrayFile, NotFiniteError, norm_l2
@@ -100,10 +101,10 @@ class Aggregation(Protocol):
         """Combine evaluations (by site) into the shared model's metrics."""
 
     def save(self, folder: Path) -> BlobRef | None:
-        """Write what the strategy remembers to `folder`/<digest in hex>, durably; None: nothing.
+        """Write what the strategy remembers to `folder`/<digest in hex>; None: nothing.
 
-        Equal memories give equal files. Called after `close`, at any time until the next
-        `plan_train`.
+        The caller makes it durable. Equal memories give equal files. Called after `close`, at any
+        time until the next `plan_train`.
         """
 
     def restore(self, path: Path | None) -> None:
@@ -122,6 +123,7 @@ class StreamingAggregation:
     """
 
     def __init__(self, strategy: StreamingStrategy, *, training: TrainParameters) -> None:
+        self._memory = StrategyMemory(strategy, {})
         self._training = with_parameters(training, strategy.train_parameters())
         self._accumulator = Accumulator(strategy)
         self._pending: list[str] = []  # in reverse site order: the next to fold is the last
@@ -201,17 +203,14 @@ class StreamingAggregation:
         """
         return mean_metrics(updates)
 
-    def save(self, folder: Path) -> BlobRef | None:  # noqa: ARG002
-        """Save nothing: a streaming strategy has no memory."""
-        return None
+    def save(self, folder: Path) -> BlobRef | None:
+        """See Aggregation. Most streaming strategies remember nothing."""
+        return self._memory.save(folder)
 
     def restore(self, path: Path | None) -> None:
         """See Aggregation."""
         if path is not None:
-            raise IntegrityError(
-                f"{path.name}: a strategy's memory, but a streaming strategy has none; was the run"
-                " begun with another one?"
-            )
+            self._memory.restore(path)
 
     def _fold_awaited(self) -> None:
         answered = {taken.site: taken for taken, _, _ in self._offered.values()}

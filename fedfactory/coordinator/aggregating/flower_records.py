@@ -8,13 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedfactory.contracts.model import BlobRef
 from fedfactory.coordinator.aggregating.accumulator import AggregationError, cast_back
+from fedfactory.coordinator.aggregating.memory_values import Kind, mapping
 from fedfactory.wire.arrays import ArrayFile, ArrayWriter
+
+# What a strategy may remember besides plain values (memory_values.py).
+RECORDS: Final = (
+    *map(mapping, (ArrayRecord, MetricRecord, ConfigRecord, RecordDict)),
+    Kind(
+        cls=Array,
+        parts=lambda array: [array.dtype, array.stype, array.data, *array.shape],
+        make=lambda parts: Array(parts[0], tuple(parts[3:]), parts[1], parts[2]),
+    ),
+)
 
 
 def read_model(path: Path) -> ArrayRecord:

@@ -26,6 +26,7 @@ from fedfactory.coordinator.aggregating.fixed_draws import seeded
 from fedfactory.coordinator.aggregating.flower_config import ROUND_KEY, asked_of_site, config_of
 from fedfactory.coordinator.aggregating.flower_grid import SiteGrid, node_ids, sites_needed
 from fedfactory.coordinator.aggregating.flower_records import (
+    RECORDS,
     read_model,
     read_trained,
     same_arrays,
@@ -45,8 +46,8 @@ _Configure = Callable[[int, ArrayRecord, ConfigRecord, SiteGrid], Iterable[Messa
 class FlowerAggregation:
     """An Aggregation by one Flower strategy, for a run that `sites` may take part in.
 
-    The strategy knows sites by ids made from their names (node_ids), never by LinkState's, which a
-    restart changes. `training` is what sites train with unless the strategy's messages say
+        The strategy knows sites by ids made from their names (node_ids), never by Flower's, which a
+        restart changes. `training` is what sites train with unless the strategy's messages say
     otherwise (keys of flower_config.CONFIG_KEYS). `seed` is the run's.
 
     Raises:
@@ -68,8 +69,7 @@ class FlowerAggregation:
         self._sites = {node: site for site, node in self._nodes.items()}
         self._seed = seed
         # As in Flower's own loop, one record lives through the run: strategies schedule with it.
-        self._train_config = config_of(training)
-        self._evaluate_config = ConfigRecord()
+        self._configs = {"train": config_of(training), "evaluate": ConfigRecord()}
         self._own_bases = OwnBases()
         self._offered: dict[str, tuple[Update, Path]] = {}
         self._round = 0
@@ -77,11 +77,7 @@ class FlowerAggregation:
         needed = max(sites_needed(strategy, "train"), sites_needed(strategy, "evaluate"))
         if needed > len(sites):
             raise UsageError(self._too_few(needed, len(sites)))
-        configs = {"train_config": self._train_config, "evaluate_config": self._evaluate_config}
-        try:
-            self._memory = StrategyMemory(strategy, configs)
-        except AggregationError as error:
-            raise UsageError(f"{self._name}: {error.public_message}") from error
+        self._memory = StrategyMemory(strategy, self._configs, RECORDS)
 
     def plan_train(
         self,
@@ -170,10 +166,7 @@ class FlowerAggregation:
 
     def save(self, folder: Path) -> BlobRef | None:
         """See Aggregation."""
-        try:
-            return self._memory.save(folder)
-        except AggregationError as error:
-            raise AggregationError(f"{self._name}: {error.public_message}") from error
+        return self._memory.save(folder)
 
     def restore(self, path: Path | None) -> None:
         """See Aggregation."""
@@ -196,7 +189,7 @@ class FlowerAggregation:
         shared = {name: array.data for name, array in arrays.items()}
         grid = SiteGrid({site: self._nodes[site] for site in sites})
         configure: _Configure = getattr(self._strategy, f"configure_{kind}")
-        config = self._train_config if kind == "train" else self._evaluate_config
+        config = self._configs[kind]
         messages = self._call(
             f"configure_{kind}", number, lambda: list(configure(number, arrays, config, grid))
         )

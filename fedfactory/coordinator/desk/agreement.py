@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,14 +10,13 @@ from typing import Any, Final
 from fedfactory.contracts.codec import encode
 from fedfactory.contracts.errors import UsageError, ValueRangeError
 from fedfactory.contracts.plans import STRATEGY_TARGET
-from fedfactory.contracts.run_plan import EvaluationRules, RoundRules, RunPlan
+from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.wire.operations import Finding
 
 # It names a folder: no more than letters, digits and the few marks of our own ids.
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _NONCE: Final = re.compile(r"[0-9a-f]{16,128}")
-_SECONDS: Final = 366 * 86400.0
 _HYDRA_KEY: Final = re.compile(r"_[a-z]+_")
 
 
@@ -50,9 +48,8 @@ def check_agreement(plan: RunPlan, *, coordinator: str, limits: Limits, now: flo
     if terms.not_after <= now:
         raise UsageError("the plan's time is over: sign it again")
     _check_limits(plan, limits)
-    _check_sites(terms.sites)
-    _check_rules(plan)
-    _check_evaluation(plan.evaluation)
+    for site in terms.sites:
+        Peer(role=Role.SITE, name=site)
     _check_no_code(plan)
 
 
@@ -97,40 +94,6 @@ def _check_limits(plan: RunPlan, limits: Limits) -> None:
     _within("checkpoints", plan.checkpoints, 1, limits.max_rounds)
 
 
-def _check_sites(sites: tuple[str, ...]) -> None:
-    if list(sites) != sorted(set(sites)):
-        raise UsageError("sites: expected each name once, in alphabetical order")
-    for site in sites:
-        Peer(role=Role.SITE, name=site)
-
-
-def _check_rules(plan: RunPlan) -> None:
-    rules: RoundRules = plan.rules
-    many = len(plan.terms.sites)
-    _within("rounds.quorum", rules.quorum, 1, many)
-    _seconds("rounds.deadline_s", rules.deadline_s, above=0.0)
-    _seconds("rounds.lateness_s", rules.lateness_s)
-    _within("rounds.retries", rules.retries, 0, 1000)
-    _within("rounds.extra", rules.extra, 0, many)
-    if strangers := sorted(plan.max_examples.keys() - set(plan.terms.sites)):
-        raise UsageError(f"max_examples: {', '.join(strangers)} is no site of the run")
-    if strangers := sorted(set(rules.required) - set(plan.terms.sites)):
-        raise UsageError(f"rounds.required: {', '.join(strangers)} is no site of the run")
-    if rules.per_round is not None:
-        _within("rounds.per_round", rules.per_round, rules.quorum, many)
-    if plan.is_async != (rules.buffer is not None):
-        raise UsageError("rounds.buffer: expected with rounds.mode=async, and only then")
-    if rules.buffer is not None:
-        _within("rounds.buffer", rules.buffer, 1, 1_000_000)
-
-
-def _check_evaluation(rules: EvaluationRules) -> None:
-    if rules.patience is not None:
-        _within("evaluation.patience", rules.patience, 1, 10**9)
-    if not (math.isfinite(rules.min_delta) and rules.min_delta >= 0):
-        raise ValueRangeError("evaluation.min_delta", rules.min_delta, "a number from 0")
-
-
 def _check_no_code(plan: RunPlan) -> None:
     """Refuse every key by which a framework would make an object, but a strategy's own class."""
     terms = plan.terms
@@ -157,8 +120,3 @@ def _keys(value: Any) -> Iterator[str]:
 def _within(what: str, found: int, least: int, most: int) -> None:
     if not least <= found <= most:
         raise ValueRangeError(what, found, f"a whole number from {least} to {most}")
-
-
-def _seconds(what: str, found: float, above: float = -1.0) -> None:
-    if not (math.isfinite(found) and above < found <= _SECONDS and found >= 0):
-        raise ValueRangeError(what, found, f"seconds, at most {_SECONDS:.0f}")

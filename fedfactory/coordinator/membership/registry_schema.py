@@ -80,7 +80,8 @@ CREATE TABLE operator_revocations (
     signed TEXT NOT NULL
 ) STRICT;
 """
-# Since version 3 a member has no node key, which Flower's SuperLink asked for. SQLite drops no column that is unique.
+# Since version 3 a member has no node key, which Flower's SuperLink asked for. SQLite drops no
+# column that is unique.
 _SINCE_3: Final = (
     "ALTER TABLE members RENAME TO members_2",
     _MEMBERS,
