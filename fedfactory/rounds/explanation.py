@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 from fedfactory.contracts.run_plan import RunPlan
@@ -177,13 +178,5 @@ def _waiting(plan: RunPlan, sent: Seen, until: float) -> str:
 
 
 def _time(seen: Seen) -> str:
-    """Return an event's time in words: Unix days as a date (Hinnant, days_from_civil inverted)."""
-    days, second = divmod(int(seen.at), 86_400)
-    era, day = divmod(days + 719_468, 146_097)  # eras of 400 years that begin on 1 March 0000
-    of_era = (day - day // 1460 + day // 36_524 - day // 146_096) // 365
-    of_year = day - (365 * of_era + of_era // 4 - of_era // 100)
-    march = (5 * of_year + 2) // 153  # months since March
-    month = march + 3 if march < 10 else march - 9
-    year = era * 400 + of_era + (month <= 2)
-    date = f"{year:04}-{month:02}-{of_year - (153 * march + 2) // 5 + 1:02}"
-    return f"{date} {second // 3600:02}:{second // 60 % 60:02}:{second % 60:02} UTC"
+    """Return an event's time in words."""
+    return f"{datetime.fromtimestamp(int(seen.at), UTC):%Y-%m-%d %H:%M:%S} UTC"

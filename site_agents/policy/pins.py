@@ -9,12 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from typing import Final
 
 DATE: Final = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
-_FEBRUARY: Final = 2
-_ERA_DAYS: Final = 146097  # of 400 years
-_EPOCH_DAYS: Final = 719468  # from 0000-03-01 to 1970-01-01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +36,15 @@ class OperatorPin:
 
     def days_left(self, now: float) -> int:
         """Return how many days the pin still counts after today; below 0: it has ended."""
-        return day_number(self.until) - _today(now)
+        return (date.fromisoformat(self.until) - _day(now)).days
 
 
 def is_date(text: str) -> bool:
     """Whether a text names a day of the calendar, as YYYY-MM-DD."""
-    return DATE.fullmatch(text) is not None and _text(day_number(text)) == text
+    try:
+        return DATE.fullmatch(text) is not None and bool(date.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 def day_text(now: float) -> str:
@@ -52,37 +53,11 @@ def day_text(now: float) -> str:
     >>> day_text(1_800_000_000.0)
     '2027-01-15'
     """
-    return _text(_today(now))
+    return _day(now).isoformat()
 
 
-def day_number(text: str) -> int:
-    """Return the days from 1970-01-01 to a YYYY-MM-DD (Howard Hinnant, days_from_civil).
-
-    >>> day_number("1970-01-01"), day_number("2000-03-01")
-    (0, 11017)
-    """
-    year, month, day = map(int, text.split("-"))
-    year -= month <= _FEBRUARY  # a year begins with March here: the leap day is its last
-    era, of_era = divmod(year, 400)
-    of_year = (153 * ((month + 9) % 12) + 2) // 5 + day - 1
-    of_days = of_era * 365 + of_era // 4 - of_era // 100 + of_year
-    return era * _ERA_DAYS + of_days - _EPOCH_DAYS
-
-
-def _text(number: int) -> str:
-    """Return the YYYY-MM-DD of so many days from 1970-01-01 (the same, civil_from_days)."""
-    era, of_days = divmod(number + _EPOCH_DAYS, _ERA_DAYS)
-    of_era = (of_days - of_days // 1460 + of_days // 36524 - of_days // 146096) // 365
-    of_year = of_days - (365 * of_era + of_era // 4 - of_era // 100)
-    month_index = (5 * of_year + 2) // 153
-    day = of_year - (153 * month_index + 2) // 5 + 1
-    month = (month_index + 2) % 12 + 1
-    year = era * 400 + of_era + (month <= _FEBRUARY)
-    return f"{year:04d}-{month:02d}-{day:02d}"
-
-
-def _today(now: float) -> int:
-    return int(now // 86400)
+def _day(now: float) -> date:
+    return datetime.fromtimestamp(now, UTC).date()
 
 
 def pins_of(pins: Mapping[str, OperatorPin], key: str) -> dict[str, OperatorPin]:

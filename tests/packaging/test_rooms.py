@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = ("flwr.app", "flwr.serverapp", "flwr.serverapp.strategy")
@@ -52,3 +56,30 @@ def test_a_private_import_is_found_wherever_it_stands():
     inside = "def f():\n    from flwr.proto.run_pb2 import Run\n"
     assert private("fedfactory/coordinator/x.py", inside) == ["flwr.proto.run_pb2"]
     assert private("fedfactory/coordinator/x.py", "from flwr.app import Message") == []
+
+
+CLOCK = """from datetime import UTC, date, datetime
+
+NOW = (datetime.now(UTC), date.today())
+LATER = datetime.fromtimestamp(1.0, UTC)
+"""
+
+
+@pytest.mark.parametrize(
+    ("room", "found"),
+    [
+        ("fedfactory/contracts", 2),
+        ("fedfactory/privacy", 2),
+        ("fedfactory/rounds", 2),
+        ("site_agents/jobs", 2),
+        ("site_agents/policy", 2),
+        ("fedfactory/operator", 0),
+    ],
+)
+def test_a_pure_room_has_times_and_reads_no_clock(room, found):
+    words = (sys.executable, "-m", "ruff", "check", "--select=TID251", "--output-format=concise")
+    told = subprocess.run(
+        [*words, f"--stdin-filename={room}/x.py", "-"],
+        input=CLOCK, cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert told.stdout.count("TID251") == found, told.stdout + told.stderr
