@@ -6,22 +6,21 @@ of them, and able to be written. Everything here is durable when it returns.
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedfactory.contracts.errors import EnvironmentFailedError, FedfactoryError, IntegrityError
+from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.contracts.orders import Order, WorkKey
 from fedfactory.contracts.plans import Anchor, RunTerms
 from fedfactory.contracts.privacy import PrivacySpent, PrivacyStanding
 from fedfactory.contracts.updates import Update
 from fedfactory.privacy.accounting import epsilon_of, joined
 from fedfactory.privacy.budget import run_key, work_name
-from fedfactory.privacy.entries import Charge, RunAdmitted, RunKey
+from fedfactory.privacy.entries import Charge, RunAdmitted, RunKey, RunLapsed
 from site_agents.admission import Shortfall, next_entry, stake_of
 from site_agents.audit import AuditChain
+from site_agents.books_view import BooksView, holding
 from site_agents.jobs.job import folder_name
 from site_agents.ledger import Ledger
 from site_agents.ledger_file import Row
@@ -32,15 +31,11 @@ from site_agents.unauthorised import Unauthorised
 from site_agents.unbounded import day_of, unbounded
 
 
-class BooksError(FedfactoryError):
-    """The site's books do not hold: the site takes no work."""
-
-
 class BudgetError(FedfactoryError):
     """What the privacy budget has left does not cover the plan."""
 
 
-class Books:
+class Books(BooksView):
     """One site's ledger, audit chain and second place. Safe to use from several threads.
 
     `unauthorised` counts the messages that nobody pinned has signed, for the audit chain.
@@ -54,12 +49,8 @@ class Books:
         receipts: ReceiptFile,
         second_place: SecondPlace,
     ) -> None:
-        self._site = site
-        self._ledger = ledger
+        super().__init__(site, ledger, audit, receipts, second_place)
         self._audit = audit
-        self._receipts = receipts
-        self._second_place = second_place
-        self._lock = threading.RLock()
         self.unauthorised = Unauthorised(self.record)
 
     def anchor(self) -> Anchor:
@@ -75,63 +66,21 @@ class Books:
                 audit_head=self._audit.head,
             )
 
-    def check(self, receipt: Anchor | None) -> None:
-        """Hold the books against what coordinators, and the second place, saw of them.
-
-        Raises:
-            BooksError: they were rolled back, or are other books.
-            LedgerError: the ledger's file no longer holds.
-        """
-        with self._lock, _holding():
-            # Read first: the books are looked at later, so they can only be further.
-            seen = {"the second place": self._second_place.last(), "the coordinator": receipt}
-            seen |= {f"coordinator '{n}'": one for n, one in self._receipts.newest().items()}
-            self._ledger.refresh()
-            self._audit.refresh()
-            for who, anchor in seen.items():
-                if anchor is not None and (found := self._contradiction(anchor)):
-                    raise BooksError(f"{who} saw other books: {found}")
-
-    def expects_receipt(self, coordinator: str) -> bool:
-        """Whether a coordinator sent a receipt of these books before: new work needs one then."""
-        return coordinator in self._ledger.budget.receipts
-
     def keep_receipt(self, coordinator: str, receipt: Anchor) -> None:
         """Keep a checked receipt, and for good that this coordinator sends them.
 
         Raises:
             BooksError, LedgerError: it could not be written.
         """
-        with self._lock, _holding():
+        with self._lock, holding():
             if not self.expects_receipt(coordinator):
                 self._ledger.note_receipt(coordinator)
             self._receipts.keep(coordinator, receipt)
-
-    def _contradiction(self, anchor: Anchor) -> str | None:
-        """Say how an anchor kept elsewhere contradicts the whole history of the books."""
-        if anchor.site != self._site:
-            return "the anchor is of another site"
-        if found := self._ledger.contradiction(anchor):
-            return found
-        if self._audit.head_at(anchor.audit_length) != anchor.audit_head:
-            return (
-                f"the audit chain had {anchor.audit_length} entries, and ours is shorter or another"
-            )
-        return None
-
-    def finished(self, key: WorkKey) -> Update | None:
-        """Return the finished update of this work; see Ledger.finished."""
-        return self._ledger.finished(key)
 
     def is_begun(self, key: WorkKey) -> bool:
         """Whether this work was reserved and is not finished."""
         work = self._ledger.budget.works.get(work_name(key))
         return work is not None and bool(work.reservations) and not work.finished
-
-    def is_finished(self, key: WorkKey) -> bool:
-        """Whether work for this run, round and kind is done."""
-        work = self._ledger.budget.works.get(work_name(key))
-        return work is not None and work.finished
 
     def charged(self, key: WorkKey) -> Charge | None:
         """Return the charge of the newest reservation of begun work, None without DP."""
@@ -169,14 +118,6 @@ class Books:
         """Whether a lineage was opened."""
         return lineage in self._ledger.budget.deltas
 
-    def hours(self, key: WorkKey) -> float:
-        """Return the hours of work that a run has had here."""
-        return self.hours_of(run_key(key))
-
-    def hours_of(self, run: RunKey) -> float:
-        """Return the hours of work that a run has had here."""
-        return self._ledger.budget.seconds.get(run, 0.0) / 3600
-
     def rows(self, most: int) -> Sequence[Row]:
         """Return the ledger's newest entries as they lie on disk, oldest first, each verified.
 
@@ -203,25 +144,6 @@ class Books:
             self._ledger.reserve(key, rule.lineage if rule else None, charge)
             return charge
 
-    def admits(self, order: Order, terms: RunTerms, policy: Policy, rule: DataRule | None) -> None:
-        """Check that `reserve` would take an order now; holds and reserves nothing.
-
-        Raises:
-            BudgetError: the run's whole plan, or this order, does not fit.
-            LedgerError: what silent runs held cannot be freed.
-        """
-        if order.privacy is None:
-            return
-        assert rule is not None
-        ledger, stake = self._ledger, stake_of(policy, rule)
-        with self._lock:
-            self._lapse(policy)
-            found = next_entry(
-                ledger.budget, ledger.accountant, order, terms, stake=stake, now=time.time()
-            )
-        if isinstance(found, Shortfall):
-            raise BudgetError(found.finding)
-
     def _charge(self, order: Order, terms: RunTerms, policy: Policy, rule: DataRule) -> Charge:
         self._lapse(policy)
         ledger, stake, now = self._ledger, stake_of(policy, rule), time.time()
@@ -234,10 +156,8 @@ class Books:
         assert isinstance(found, Charge)
         return found
 
-    def _lapse(self, policy: Policy) -> None:
-        """Free what silent runs hold, before anybody's plan is held against it."""
-        for entry in self._ledger.budget.lapsing(time.time(), policy.holds.silent_days):
-            self._ledger.lapse(entry)
+    def _take_lapse(self, entry: RunLapsed) -> None:
+        self._ledger.lapse(entry)
 
     def release(self, run: RunKey, plan_digest: str) -> bool:
         """Give back what a run that is over holds; whether it still held anything.
@@ -299,7 +219,7 @@ class Books:
         Raises:
             BooksError: it could not be written, and so must not leave.
         """
-        with self._lock, _holding():
+        with self._lock, holding():
             self._audit.append(entry)
             anchor = self.anchor()
             self._second_place.record(anchor)
@@ -310,12 +230,3 @@ class Books:
         self.unauthorised.close()
         self._audit.close()
         self._ledger.close()
-
-
-@contextmanager
-def _holding() -> Iterator[None]:
-    """Whatever is wrong with chain or second place, the books do not hold."""
-    try:
-        yield
-    except (EnvironmentFailedError, IntegrityError) as error:
-        raise BooksError(str(error), diagnostic=error.diagnostic) from error

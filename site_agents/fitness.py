@@ -1,8 +1,8 @@
 """Would this site take part in a run? Asked as its first order would be, with nothing done.
 
-The same permission, books and budget that an order meets say the same code, up to the moment at
-which data would be touched: so the answer tells no more than the order's refusal would, and a run
-that every site is fit for is not refused in its first round. No budget is held by asking.
+The gates that an order meets say the same code, up to the moment at which data would be touched: so
+the answer tells no more than the order's refusal would, and a run that every site is fit for is not
+refused in its first round. No budget is held by asking.
 """
 
 from __future__ import annotations
@@ -16,53 +16,28 @@ from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.contracts.orders import Order, Scalar
 from fedfactory.contracts.plans import Anchor, Sending, SignedPlan
-from fedfactory.privacy.entries import RunKey
-from site_agents.books import Books, BooksError, BudgetError
+from fedfactory.contracts.questions import SignedQuestion
 from site_agents.executors.executor import Executor
+from site_agents.gate_case import Case, Ground
+from site_agents.gates import BEFORE_A_RUN, pass_through
 from site_agents.jobs.settings import SourceFacts
-from site_agents.ledger import LedgerError
-from site_agents.permission import AsksWorker, Permission
-from site_agents.receipts import check_receipt
-from site_agents.refused import RefusedError
 
 # A question is answered at once: data that take longer to count are judged when the order comes.
 COUNT_PATIENCE_S: Final = 4.0
 T = TypeVar("T")
 
 
-def judge_fitness(
-    site: str,
-    plan: SignedPlan,
-    receipt: Anchor | None,
-    coordinator_key: str,
-    *,
-    permission: Permission,
-    books: Books,
-    worker: AsksWorker,
-) -> None:
-    """Ask of a plan what its first order would be asked.
-
-    `coordinator_key` is the fingerprint of the key that signed the question, `site` whom it names,
-    `receipt` what the coordinator last saw of this site's books.
+def judge_fitness(ground: Ground, signed: SignedQuestion, plan: SignedPlan) -> None:
+    """Ask of a plan what its first order would be asked, as far as the plan alone says.
 
     Raises:
         RefusedError: the order would be refused, with this code.
     """
-    sending = first_sending(site, plan, receipt)
-    order, terms = sending.order, plan.terms
-    run = RunKey(coordinator=terms.coordinator, run_id=terms.run_id)
-    try:
-        asked = permission.allow(
-            sending, coordinator_key, gpu_hours_of_run=books.hours_of(run), finished=False
-        )
-        books.check(receipt)
-        check_receipt(books, order.coordinator, receipt)
-        permission.begin(asked, worker)
-        books.admits(order, terms, asked.policy, asked.rule)
-    except (BooksError, LedgerError) as error:
-        raise RefusedError("books_broken", str(error)) from error
-    except BudgetError as error:
-        raise RefusedError("budget_exhausted", str(error)) from error
+    question = signed.question
+    sending = first_sending(question.site, plan, question.receipt)
+    key = sending.order.key()
+    case = Case(ground, sending, key, question, signed.signature, is_question=True)
+    pass_through(BEFORE_A_RUN, case)
 
 
 def first_sending(site: str, plan: SignedPlan, receipt: Anchor | None) -> Sending:

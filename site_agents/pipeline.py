@@ -1,7 +1,7 @@
-"""One order's way through the site: permission, ledger, work, release, answer.
+"""One order's way through the site: gates, ledger, work, release, answer.
 
-Each step may end the way with a refusal by code; the reason stays in the site's log. What the steps
-decide is in permission.py, working.py and release.py; here is their order.
+Each step may end the way with a refusal by code; the reason stays in the site's log. What is asked
+before an order is begun, paid for and let out is the table in gates.py.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from fedfactory.contracts.updates import Refusal, Reply
 from fedfactory.privacy.budget import WorkName, work_name
 from site_agents.approvals import Approvals
 from site_agents.audit.entries import refused
-from site_agents.books import Books, BooksError, BudgetError
+from site_agents.books import Books
+from site_agents.books_view import BooksError
 from site_agents.config import POLICY_FILE
 from site_agents.ending import end_run
 from site_agents.executors.executor import Executor
-from site_agents.ledger import LedgerError, WorkConflictError
-from site_agents.permission import Permission, signed_by
-from site_agents.receipts import take_receipt
+from site_agents.gate_case import Case, Ground
+from site_agents.gates import EVERY_ORDER, NEW_WORK, parts, pass_through
+from site_agents.ledger import LedgerError
 from site_agents.received import Received, Unreadable
 from site_agents.refused import RefusedError
 from site_agents.release import Pending, Release, Send
@@ -71,13 +72,12 @@ class Pipeline:
         self._site = site
         self._home = home
         self._books = books
-        self._executor = executor
         approvals = Approvals(home)
-        self._permission = Permission(site=site, home=home, sources=sources)
+        self._ground = Ground(site=site, home=home, sources=sources, books=books, worker=executor)
         self._working = Working(
             home=home, books=books, executor=executor, fetch=transfer.fetch, timeout_s=timeout_s
         )
-        self._release = Release(home=home, books=books, approvals=approvals, send=transfer.send)
+        self._release = Release(books=books, approvals=approvals, send=transfer.send)
         self._spool = Spool(home, books, approvals)
         self._lock = threading.Lock()
         self._turns: WeakValueDictionary[WorkName, threading.Lock] = WeakValueDictionary()
@@ -105,28 +105,21 @@ class Pipeline:
 
     def _answer(self, delivery: Delivery, key: WorkKey) -> Reply | Pending:
         books, folder = self._books, self._spool.folder(key)
+        case = Case.of_delivery(self._ground, delivery, key)
         try:
-            asked = self._permission.allow(
-                delivery.sending,
-                signed_by(delivery.sending, delivery.signature),
-                gpu_hours_of_run=books.hours(key),
-                finished=books.is_finished(key),
-            )
-            books.check(delivery.sending.receipt)
-            update = books.finished(key)
+            pass_through(parts(*EVERY_ORDER), case)
+            update = case.update
             fresh = update is None
             if update is None:
-                take_receipt(books, delivery.sending)
-                self._permission.begin(asked, self._executor)
-                update = self._working.work(asked, folder)
+                receipt = delivery.sending.receipt
+                if receipt is not None:
+                    books.keep_receipt(key.coordinator, receipt)
+                pass_through(parts(NEW_WORK), case)
+                update = self._working.work(case, folder)
                 self._spool.prune()
-            return self._release.release(asked, update, folder, fresh=fresh)
-        except WorkConflictError as error:
-            raise RefusedError("conflict", "another order for this round was begun") from error
+            return self._release.release(case, update, folder, fresh=fresh)
         except (BooksError, LedgerError) as error:
             raise RefusedError("books_broken", str(error)) from error
-        except BudgetError as error:
-            raise RefusedError("budget_exhausted", str(error)) from error
         except (FedfactoryError, OSError) as error:
             finding = f"{error} {getattr(error, 'diagnostic', None) or ''}"
             raise RefusedError("transfer_failed", finding) from error

@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Final
 
 from fedfactory.contracts.codec import digest_of, from_json
-from fedfactory.contracts.errors import FedfactoryError, ProtocolError, UsageError
+from fedfactory.contracts.errors import (
+    FedfactoryError,
+    IdentityError,
+    ProtocolError,
+    UsageError,
+)
 from fedfactory.contracts.plans import SignedPlan
 from fedfactory.contracts.questions import (
     Answer,
@@ -26,13 +31,15 @@ from fedfactory.contracts.questions import (
     SiteLogs,
 )
 from fedfactory.contracts.versions import own_version
+from fedfactory.identity.signing import verify
 from fedfactory.privacy.entries import RunKey
 from site_agents.audit.entries import answered
-from site_agents.books import Books, BooksError
+from site_agents.books import Books
+from site_agents.books_view import BooksError
 from site_agents.config import POLICY_FILE
 from site_agents.executors.executor import Executor
 from site_agents.fitness import BriefCount, judge_fitness
-from site_agents.permission import Permission, signed_by
+from site_agents.gate_case import Ground
 from site_agents.policy import Policy, PolicyFileError, operator_fault
 from site_agents.policy_file import load_policy
 from site_agents.rate import BURST, Rate
@@ -67,8 +74,9 @@ class Questions:
         self._site = site
         self._home = home
         self._books = books
-        self._permission = Permission(site=site, home=home, sources=sources)
-        self._count = BriefCount(executor)
+        self._ground = Ground(
+            site=site, home=home, sources=sources, books=books, worker=BriefCount(executor)
+        )
         self._rate = Rate(clock)
         self._granted: dict[str, float] = {}  # nonce to the end of its wish, Unix seconds
         self._lock = threading.Lock()
@@ -107,15 +115,7 @@ class Questions:
 
     def _fitness(self, signed: SignedQuestion, plan: SignedPlan) -> str:
         try:
-            judge_fitness(
-                signed.question.site,
-                plan,
-                signed.question.receipt,
-                signed_by(signed.question, signed.signature),
-                permission=self._permission,
-                books=self._books,
-                worker=self._count,
-            )
+            judge_fitness(self._ground, signed, plan)
         except RefusedError as error:
             if error.code in CODES:
                 self._books.unauthorised.note("question", str(error))
@@ -133,7 +133,7 @@ class Questions:
                 return SiteLogs(status="withheld", lines=())
             run = RunKey(coordinator=wanted.coordinator, run_id=wanted.run_id)
             lines = lines_of(self._home, self._books, run)
-        except (RefusedError, PolicyFileError) as error:
+        except (RefusedError, IdentityError, PolicyFileError) as error:
             self._books.unauthorised.note("question", f"logs: {error}")
             return SiteLogs(status="not_authorised", lines=())
         except FedfactoryError as error:
@@ -144,8 +144,8 @@ class Questions:
     def _believe(self, signed: SignedQuestion, wish: SignedLogsWanted, policy: Policy) -> None:
         """Check that a wish is its operator's and coordinator's, for this site, now and once."""
         wanted, now = wish.wanted, time.time()
-        coordinator = signed_by(signed.question, signed.signature)
-        operator = signed_by(wanted, wish.signature)
+        coordinator = verify(signed.question, signed.signature)
+        operator = verify(wanted, wish.signature)
         revoked = revoked_keys(self._home)
         fault = operator_fault(policy.operators, operator, now, revoked)
         self._granted = {nonce: end for nonce, end in self._granted.items() if end >= now}

@@ -10,18 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.model import BlobRef, TensorSpec
 from fedfactory.contracts.updates import Reply, Update
-from fedfactory.wire.arrays import ArrayFile, file_ref
+from fedfactory.wire.arrays import ArrayFile
 from site_agents.approvals import Approvals, work_id
 from site_agents.audit.entries import released
 from site_agents.books import Books
-from site_agents.control import state
 from site_agents.egress import HeldBack, check_update
+from site_agents.gate_case import Case, Finished
+from site_agents.gates import RELEASE, parts, pass_through
 from site_agents.jobs.job import UPDATE, read_result
 from site_agents.leaving import Leaving, leaving
-from site_agents.permission import Asked, revoked_operators
 from site_agents.policy import needs_approval
 from site_agents.refused import RefusedError
 
@@ -40,15 +39,12 @@ class Pending:
 class Release:
     """Sends one site's finished updates. Safe to use from several threads."""
 
-    def __init__(self, *, home: Path, books: Books, approvals: Approvals, send: Send) -> None:
-        self._home = home
+    def __init__(self, *, books: Books, approvals: Approvals, send: Send) -> None:
         self._books = books
         self._approvals = approvals
         self._send = send
 
-    def release(
-        self, asked: Asked, update: Update, folder: Path, *, fresh: bool
-    ) -> Reply | Pending:
+    def release(self, case: Case, update: Update, folder: Path, *, fresh: bool) -> Reply | Pending:
         """Write down what leaves, then send the arrays; the reply itself follows.
 
         `fresh`: the guard read the file just now. Else hours may have passed, and it is read again.
@@ -58,58 +54,54 @@ class Release:
             BooksError: it could not be written down.
             FedfactoryError, OSError: the arrays could not be sent.
         """
-        if state(self._home).name == "killed":
-            raise RefusedError("killed", "the administrator stopped all work")
-        if asked.facts.operator_key in revoked_operators(self._home):
-            raise RefusedError("not_authorised", "the operator was revoked while it was worked on")
-        work = work_id(asked.key)
-        actor = self._let_go(work, asked, update, folder)
+        path, work = folder / UPDATE, work_id(case.key)
+        case.finished = Finished(update=update, file=path, cleared=fresh)
+        try:
+            pass_through(parts(RELEASE), case)
+        except RefusedError as error:
+            if error.code == "policy_egress":  # nothing waits any more
+                self._approvals.settle(work)
+            raise
+        actor = self._let_go(work, case, update, folder)
         if actor is None:
             return Pending(work_id=work)
-        path, blob = folder / UPDATE, update.payload.blob if update.payload else None
-        if blob is not None and not fresh and file_ref(path) != blob:
-            raise RefusedError("egress_refused", "the file is no longer the one that was cleared")
-        lineage, epsilon = self._paid(asked)
-        standing = self._books.standing(asked.key)
+        lineage, epsilon = self._paid(case)
+        standing = self._books.standing(case.key)
         anchor = self._books.record(
             released(
                 update,
-                destination=asked.facts.coordinator_key,
-                delivery=asked.sending.number,
+                destination=case.coordinator_key,
+                delivery=case.sending.number,
                 lineage=lineage,
                 epsilon_charged=epsilon,
-                policy=asked.policy.version,
-                clause=f"egress: {asked.policy.egress}",
+                policy=case.policy.version,
+                clause=f"egress: {case.policy.egress}",
                 actor=actor,
                 standing=standing,
             )
         )
-        if blob is not None:
-            self._send(path, blob)
+        if update.payload is not None:
+            self._send(path, update.payload.blob)
         self._approvals.settle(work)
         return Reply(update=update, refusal=None, anchor=anchor, standing=standing)
 
-    def _paid(self, asked: Asked) -> tuple[str | None, float | None]:
+    def _paid(self, case: Case) -> tuple[str | None, float | None]:
         """Return the lineage that paid and with which epsilon; without DP, the data's and None."""
-        return self._books.paid(asked.key) or (asked.rule.lineage if asked.rule else None, None)
+        return self._books.paid(case.key) or (case.rule.lineage if case.rule else None, None)
 
-    def _let_go(self, work: str, asked: Asked, update: Update, folder: Path) -> str | None:
+    def _let_go(self, work: str, case: Case, update: Update, folder: Path) -> str | None:
         """Return who let the result go: the agent, or a person; None while nobody has decided."""
-        order, approvals = asked.order, self._approvals
-        decision = approvals.decision(work, digest_of(update))
-        if decision is not None and not decision.approved:
-            approvals.settle(work)
-            raise RefusedError("policy_egress", f"denied by {decision.by}: {decision.reason}")
-        if decision is not None:
-            return decision.by
+        order, approvals = case.order, self._approvals
+        if case.decision is not None:  # no denial: a gate has just read this one
+            return case.decision.by
         before = approvals.approved_before(order.plan_digest, order.kind)
-        if not needs_approval(asked.policy, asked.sending, approved_before=before):
+        if not needs_approval(case.policy, case.sending, approved_before=before):
             return "agent"
-        approvals.request(work, self._leaving(folder, asked, update))
+        approvals.request(work, self._leaving(folder, case, update))
         log.info("%s waits for a person: site-agent approvals", work)
         return None
 
-    def _leaving(self, folder: Path, asked: Asked, update: Update) -> Leaving:
+    def _leaving(self, folder: Path, case: Case, update: Update) -> Leaving:
         declared: tuple[TensorSpec, ...] = ()
         tensors: tuple[TensorSpec, ...] = ()
         norm = None
@@ -122,14 +114,14 @@ class Release:
             with ArrayFile(folder / UPDATE) as file:
                 tensors = file.spec.tensors
             declared, norm = spec.update_spec().tensors, found.norm_l2
-        lineage, epsilon = self._paid(asked)
+        lineage, epsilon = self._paid(case)
         return leaving(
-            asked.sending,
+            case.sending,
             update,
             declared=declared,
             tensors=tensors,
             norm_l2=norm,
-            source=asked.source,
+            source=case.source,
             lineage=lineage,
             epsilon_charged=epsilon,
         )

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -21,24 +21,24 @@ from fedfactory.contracts.update_norms import norm_bound
 from fedfactory.contracts.updates import Payload, Update
 from fedfactory.privacy.entries import Charge
 from fedfactory.privacy.sampling import noising
-from fedfactory.tasks.table import load_task
 from fedfactory.wire.arrays import file_ref
 from fedfactory.wire.base_norm import read_base
-from site_agents.admission import measurement_of, mechanism_of, rehearsal_of_order
-from site_agents.books import Books
+from site_agents.admission import measurement_of, mechanism_of
+from site_agents.books import Books, BudgetError
 from site_agents.egress import HeldBack, check_metrics, check_update
 from site_agents.executors.executor import (
     Executor,
     JobTimeoutError,
     NeverBegunError,
-    UnfitWorkError,
     WorkerLostError,
     WorkStoppedError,
 )
-from site_agents.failures import note_failure, too_many_failures
-from site_agents.jobs.job import RESULT, UPDATE, Job, JobResult, JobTrial, read_result
-from site_agents.permission import Asked, judge_base
-from site_agents.policy import plan_clauses
+from site_agents.failures import note_failure
+from site_agents.gate_case import BaseModel, Case
+from site_agents.gate_checks import begin_by
+from site_agents.gates import BASE, BEFORE_EACH_RESERVATION, parts, pass_through
+from site_agents.jobs.job import RESULT, UPDATE, Job, JobResult, read_result
+from site_agents.ledger import LedgerError
 from site_agents.refused import RefusedError
 
 log = logging.getLogger("site_agents.working")
@@ -61,7 +61,7 @@ class Working:
         self._timeout_s = timeout_s
         self._counting_failures = threading.Lock()
 
-    def work(self, asked: Asked, folder: Path) -> Update:
+    def work(self, case: Case, folder: Path) -> Update:
         """Do it, in a folder of its own; the update is in the ledger when this returns.
 
         Raises:
@@ -69,36 +69,36 @@ class Working:
             BudgetError, LedgerError: it could not be paid.
             FedfactoryError, OSError: the base model did not come.
         """
-        charge, result = self._left_behind(asked, folder) or self._execute(asked, folder)
-        with self._after_data(asked):
-            bound = self.norm_bound(asked, charge) if asked.order.kind == "train" else 0.0
-            update = self._guard(asked, charge, result, folder, bound)
-        self._books.commit(asked.key, update)
+        charge, result = self._left_behind(case, folder) or self._execute(case, folder)
+        with self._after_data(case):
+            bound = self.norm_bound(case, charge) if case.order.kind == "train" else 0.0
+            update = self._guard(case, charge, result, folder, bound)
+        self._books.commit(case.key, update)
         return update
 
     @contextmanager
-    def _after_data(self, asked: Asked) -> Iterator[None]:
+    def _after_data(self, case: Case) -> Iterator[None]:
         """Count a failure of private work, and let only one code of it out."""
         try:
             yield
         except RefusedError as error:
-            if asked.private and error.code in AFTER_DATA:
-                self._note_failure(asked)
+            if case.private and error.code in AFTER_DATA:
+                self._note_failure(case)
                 # Which way work on private data failed says something of the data.
                 raise RefusedError("work_failed", str(error)) from error
             raise
 
-    def _note_failure(self, asked: Asked) -> None:
-        assert asked.rule is not None
+    def _note_failure(self, case: Case) -> None:
+        assert case.rule is not None
         try:
             with self._counting_failures:
-                note_failure(self._home, asked.rule.lineage, asked.order.coordinator)
+                note_failure(self._home, case.rule.lineage, case.order.coordinator)
         except (ProtocolError, OSError) as error:
             log.error("the failure could not be counted: %s", error)  # noqa: TRY400
 
-    def _left_behind(self, asked: Asked, folder: Path) -> tuple[Charge | None, JobResult] | None:
+    def _left_behind(self, case: Case, folder: Path) -> tuple[Charge | None, JobResult] | None:
         """Return what an agent left that ended after the work and before its commit: it is paid."""
-        if not (self._books.is_begun(asked.key) and (folder / RESULT).is_file()):
+        if not (self._books.is_begun(case.key) and (folder / RESULT).is_file()):
             return None
         try:
             result = read_result(folder)
@@ -108,52 +108,38 @@ class Working:
         if not whole:
             log.warning("%s: what an earlier agent left is not whole: it is done anew", folder)
             return None
-        return None if result.failure else (self._books.charged(asked.key), result)
+        return None if result.failure else (self._books.charged(case.key), result)
 
-    def _execute(self, asked: Asked, folder: Path) -> tuple[Charge | None, JobResult]:
-        with self._fetch(asked.order.base) as base:
-            judge_base(asked, base)
-            if asked.private:
-                self._rehearse(asked, base)
-            with self._after_data(asked):
-                return self._attempt(asked, base, folder)
-
-    def _rehearse(self, asked: Asked, base: Path) -> None:
-        """Refuse, uncharged, what cannot be done privately whatever the records are."""
-        assert asked.rule is not None
-        order = asked.order
-        trial = JobTrial(
-            task=order.task,
-            task_parameters=order.task_parameters,
-            base=str(base),
-            rehearsal=rehearsal_of_order(order, asked.rule.public_size),
-            begin_by=_begin_by(asked),
-        )
-        try:
-            self._executor.rehearse(trial)
-        except UnfitWorkError as error:
-            raise RefusedError(error.code, str(error)) from error
-        except (WorkerLostError, JobTimeoutError) as error:
-            raise RefusedError("worker_lost", str(error)) from error
-        except (NeverBegunError, WorkStoppedError) as error:
-            raise RefusedError("paused", str(error)) from error
-
-    def _attempt(self, asked: Asked, base: Path, folder: Path) -> tuple[Charge | None, JobResult]:
-        """Reserve and run; every attempt is reserved anew, for each may have touched the data."""
-        for attempt in range(1, ATTEMPTS + 1):
-            if obstacle := self._obstacle(asked):
-                if attempt == 1:
-                    raise obstacle
-                break
-            rule = asked.rule if _reads_data(asked) else None  # whose records are worked on
-            charge = self._books.reserve(
-                asked.key, asked.order, asked.sending.plan.terms, asked.policy, rule
+    def _execute(self, case: Case, folder: Path) -> tuple[Charge | None, JobResult]:
+        with ExitStack() as held:
+            case.base_model = BaseModel(
+                fetch=lambda: held.enter_context(self._fetch(case.order.base)),
+                rehearse=self._executor.rehearse,
             )
+            pass_through(parts(BASE), case)
+            with self._after_data(case):
+                return self._attempt(case, folder)
+
+    def _attempt(self, case: Case, folder: Path) -> tuple[Charge | None, JobResult]:
+        """Reserve and run; every attempt is reserved anew, for each may have touched the data.
+
+        That a second attempt was needed may follow from a record: why it is not made stays here.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
             try:
-                return charge, self._run(asked, charge, base, folder)
+                charge = self._reserve(case)
+            except (RefusedError, LedgerError) as error:
+                if attempt == 1:
+                    raise
+                log.warning("attempt %d is not made: %s", attempt, error)
+                break
+            try:
+                return charge, self._run(case, charge, case.base_file, folder)
             except NeverBegunError as error:
-                self._books.refund(asked.key)
-                raise RefusedError("paused", str(error)) from error
+                self._books.refund(case.key)
+                if attempt == 1:
+                    raise RefusedError("paused", str(error)) from error
+                log.warning("attempt %d was never begun: %s", attempt, error)
             except WorkStoppedError as error:
                 raise RefusedError("killed", str(error)) from error
             except JobTimeoutError as error:
@@ -164,39 +150,37 @@ class Working:
                 raise RefusedError("work_failed", str(error)) from error
         raise RefusedError("worker_lost", "the worker was lost at every attempt")
 
-    def _obstacle(self, asked: Asked) -> RefusedError | None:
-        """Return why private work is not reserved now: time passed since the policy was asked.
+    def _reserve(self, case: Case) -> Charge | None:
+        """Ask what may have changed since the gates were passed, then pay; None without DP."""
+        if case.private:
+            case.later()
+            pass_through(BEFORE_EACH_RESERVATION, case)
+        rule = case.rule if case.reads_data else None  # whose records are worked on
+        try:
+            return self._books.reserve(
+                case.key, case.order, case.sending.plan.terms, case.policy, rule
+            )
+        except BudgetError as error:  # other work took it between gate and reservation
+            raise RefusedError("budget_exhausted", str(error)) from error
 
-        Minutes may lie between: the base model was fetched, another attempt ran.
-        """
-        if not asked.private:
-            return None
-        assert asked.rule is not None
-        if late := plan_clauses.too_late(asked.sending, time.time()):
-            return RefusedError("expired", late)
-        lineage, coordinator = asked.rule.lineage, asked.order.coordinator
-        if too_many := too_many_failures(self._home, lineage, coordinator):
-            return RefusedError("paused", too_many)
-        return None
-
-    def _run(self, asked: Asked, charge: Charge | None, base: Path, folder: Path) -> JobResult:
+    def _run(self, case: Case, charge: Charge | None, base: Path, folder: Path) -> JobResult:
         timeout_s = self._timeout_s
-        if not asked.private:  # by a coordinator's clock, it could have every order fail, unpaid
-            timeout_s = min(timeout_s, max(1.0, asked.sending.expires_at - time.time()))
-        result = self._executor.run(_job(asked, charge, base), folder, timeout_s)
+        if not case.private:  # by a coordinator's clock, it could have every order fail, unpaid
+            timeout_s = min(timeout_s, max(1.0, case.sending.expires_at - time.time()))
+        result = self._executor.run(_job(case, charge, base), folder, timeout_s)
         if result.failure is not None:
             raise RefusedError(result.failure, "the worker's log says why")
         return result
 
-    def norm_bound(self, asked: Asked, charge: Charge | None) -> float:
+    def norm_bound(self, case: Case, charge: Charge | None) -> float:
         """Return the bound of the update's norm, which the coordinator computes alike."""
-        order, terms = asked.order, asked.sending.plan.terms
+        order, terms = case.order, case.sending.plan.terms
         assert order.training is not None
         found = None
         if charge is not None:
-            assert asked.rule is not None
+            assert case.rule is not None
             sigma = charge.cost.noise_multiplier
-            found = noising(order.training, asked.rule.public_size, sigma)
+            found = noising(order.training, case.rule.public_size, sigma)
         with self._fetch(order.base) as path:
             try:
                 base = read_base(path, terms)
@@ -206,13 +190,13 @@ class Working:
 
     def _guard(
         self,
-        asked: Asked,
+        case: Case,
         charge: Charge | None,
         result: JobResult,
         folder: Path,
         max_norm_l2: float,
     ) -> Update:
-        order, policy = asked.order, asked.policy
+        order, policy = case.order, case.policy
         # Of private training no metric leaves: what a task says of it would be without noise.
         found_metrics = {} if charge and order.kind == "train" else result.metrics
         metrics = check_metrics(found_metrics, policy.metrics)
@@ -228,12 +212,12 @@ class Working:
             payload = Payload(form="delta", blob=result.update)
         examples, seconds, spent = result.examples, round(result.seconds, 3), None
         if charge is not None:
-            assert asked.rule is not None
+            assert case.rule is not None
             # True count and exact time stay: under differential privacy they follow the records.
-            examples, seconds = asked.rule.public_size, float(math.ceil(result.seconds))
-            spent = self._books.spent(asked.key, charge)
+            examples, seconds = case.rule.public_size, float(math.ceil(result.seconds))
+            spent = self._books.spent(case.key, charge)
         return Update(
-            work=asked.key,
+            work=case.key,
             payload=payload,
             examples=examples,
             metrics=metrics,
@@ -242,17 +226,8 @@ class Working:
         )
 
 
-def _reads_data(asked: Asked) -> bool:
-    return load_task(asked.order.task).data_schema(asked.order.task_parameters) is not None
-
-
-def _begin_by(asked: Asked) -> float | None:
-    """Return when private work is too late to begin: it is paid for, and others hold devices."""
-    return asked.sending.expires_at - plan_clauses.LEAST_LEFT_S if asked.private else None
-
-
-def _job(asked: Asked, charge: Charge | None, base: Path) -> Job:
-    order, rule = asked.order, asked.rule
+def _job(case: Case, charge: Charge | None, base: Path) -> Job:
+    order, rule = case.order, case.rule
     mechanism = measurement = None
     if charge is not None:
         assert rule is not None
@@ -267,8 +242,8 @@ def _job(asked: Asked, charge: Charge | None, base: Path) -> Job:
         site=order.site,
         round=order.round,
         base=str(base),
-        source=asked.source if _reads_data(asked) else None,
+        source=case.source if case.reads_data else None,
         mechanism=mechanism,
         measurement=measurement,
-        begin_by=_begin_by(asked),
+        begin_by=begin_by(case),
     )

@@ -26,6 +26,23 @@ class Found:
     notice: str | None
 
 
+class ReadChain:
+    """A chain to be held against what others saw of it; nothing is written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._found: Found | None = None
+
+    def refresh(self) -> None:
+        """Read the chain. Raises IntegrityError as `read` does."""
+        self._found = read(self._folder, lambda _: None)
+
+    def head_at(self, length: int) -> str | None:
+        """Return the head after `length` lines, as of the last refresh; None if it is shorter."""
+        assert self._found is not None
+        return self._found.trail.head_at(length)
+
+
 def verify(folder: Path) -> Found:
     """Check every byte of a chain: links, entries, signatures, and that none is missing.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Final
 
@@ -12,12 +13,11 @@ from fedfactory.cli.arguments import Arguments
 from fedfactory.cli.forms import add_forms, tell
 from fedfactory.contracts.errors import EnvironmentFailedError
 from fedfactory.contracts.refusals import REFUSALS
-from site_agents.cli.approvals import columns
 from site_agents.cli.confirming import add_confirm_operator, confirm_operator
 from site_agents.cli.home import add_home, find_home
 from site_agents.config import POLICY_FILE, AgentConfig, load_agent_config
 from site_agents.executors.isolation import isolation_of
-from site_agents.explanation import Explanation, Step, explain, read_delivery
+from site_agents.explanation import Explanation, explain, read_delivery
 from site_agents.ledger import Ledger
 from site_agents.policy import LogsMode, Policy
 from site_agents.policy.facts import shown
@@ -45,7 +45,7 @@ def main(words: Sequence[str]) -> int:
     add_home(check)
     one = actions.add_parser(
         "explain",
-        help="say what would happen to an order now, and which clause decides",
+        help="say what would happen to an order now, and what every gate says of it",
         description="Exit code 0: allowed; 1: refused. The agent keeps refused orders in"
         " HOME/refused.",
     )
@@ -115,59 +115,57 @@ def _base(policy: Policy) -> str:
 def _explain(home: Path, asked: Namespace) -> int:
     config = load_agent_config(home, [])
     delivery = read_delivery(asked.order)
-    if isinstance(delivery, Step):  # it has not even an order's form
-        return _tell(asked, delivery, _verdict(delivery), steps=(delivery,), waits_for_person=False)
+    if isinstance(delivery, str):  # it gets no answer at all
+        words = _refused("bad_order", "form of an order", delivery)
+        document = {
+            "allowed": False,
+            "refused": "bad_order",
+            "waits_for_person": False,
+            "gates": [],
+        }
+        tell(asked, document, ids=words, words=words)
+        return 1
     told = explain(config, delivery)
-    return _tell(
-        *(asked, told.decides, _told(told)),
-        steps=told.steps,
-        waits_for_person=told.waits_for_person,
-    )
-
-
-def _tell(
-    asked: Namespace,
-    decides: Step | None,
-    words: Sequence[str],
-    *,
-    steps: Sequence[Step],
-    waits_for_person: bool,
-) -> int:
+    decides = told.decides
     document = {
         "allowed": decides is None,
         "refused": decides.code if decides else None,
-        "waits_for_person": waits_for_person,
-        "steps": [asdict(step) for step in steps],
+        "waits_for_person": told.waits_for_person,
+        "gates": [asdict(one) for one in told.verdicts],
     }
-    tell(asked, document, ids=_verdict(decides) if decides else (), words=words)
+    verdict = _decision(told)
+    tell(asked, document, ids=verdict if decides else (), words=explained_lines(told, verdict))
     return int(decides is not None)
 
 
-def _told(told: Explanation) -> list[str]:
-    order = told.sending.order
-    rows = [("ASKED", "CODE", "VERDICT"), *(_row(step) for step in told.steps)]
-    if told.decides is not None:
-        verdict = _verdict(told.decides)
-    elif told.waits_for_person:
-        verdict = ["ALLOWED; its result waits for a person before it leaves (egress)"]
-    else:
-        verdict = ["ALLOWED; its result leaves by itself (egress)"]
-    return [
+def _decision(told: Explanation) -> list[str]:
+    if (found := told.decides) is not None:
+        return _refused(found.code, f"{found.gate} ({found.clause})", found.finding)
+    if told.waits_for_person:
+        return ["ALLOWED; its result waits for a person before it leaves (egress)"]
+    return ["ALLOWED; its result leaves by itself (egress)"]
+
+
+def _refused(code: str, gate: str, finding: str) -> list[str]:
+    return [f"REFUSED {code}: {REFUSALS[code]}", f"decided by {gate}: {finding}"]
+
+
+def explained_lines(told: Explanation, decision: Sequence[str]) -> list[str]:
+    """Return an order's fate for a person: the decision, then every gate, part by part."""
+    order = told.delivery.sending.order
+    coordinator, operator = (key or "no valid signature" for key in told.signed_by)
+    lines = [
         f"{order.kind} {shown(order.task)}, round {order.round} of run {shown(order.run_id)}",
-        *verdict,
-        f"logs: {LOGS[told.logs]}",
-        "",
-        *columns(rows),
+        *decision,
+        f"signed by coordinator {coordinator}",
+        f"and, its plan, by operator {operator}",
+        *([f"logs: {LOGS[told.logs]}"] if told.logs is not None else []),
     ]
-
-
-def _verdict(decides: Step) -> list[str]:
-    return [
-        f"REFUSED {decides.code}: {REFUSALS[decides.code]}",
-        f"decided by {decides.key}: {decides.finding}",
-    ]
-
-
-def _row(step: Step) -> tuple[str, str, str]:
-    verdict = f"{step.outcome}: {step.finding}" if step.finding else step.outcome
-    return (step.key, step.code, verdict)
+    width = max(len(one.gate) for one in told.verdicts)
+    for part, verdicts in groupby(told.verdicts, key=lambda one: one.part):
+        lines += ["", part.upper()]
+        for one in verdicts:
+            against = one.outcome in ("REFUSES", "would refuse")
+            why = f"{one.code}: {one.finding}" if against else one.finding
+            lines.append(f"  {one.outcome:<12}  {one.gate:<{width}}  {why} [{one.clause}]")
+    return lines

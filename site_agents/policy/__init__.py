@@ -1,9 +1,8 @@
 """What a site allows: the values, how they are read and written, and the judgement. Pure."""
 
-from site_agents.policy.clauses import CLAUSES, Clause
 from site_agents.policy.facts import Facts, Finding
 from site_agents.policy.holds import Holds
-from site_agents.policy.judgement import Verdict, examine, judge, needs_approval
+from site_agents.policy.judgement import needs_approval
 from site_agents.policy.nodes import PolicyFileError
 from site_agents.policy.pins import Confirmation, OperatorPin, operator_fault
 from site_agents.policy.reader import parse_policy
@@ -22,10 +21,8 @@ from site_agents.policy.values import (
 )
 
 __all__ = [
-    "CLAUSES",
     "AcknowledgedRisk",
     "Allowed",
-    "Clause",
     "Confirmation",
     "DataRule",
     "Facts",
@@ -39,10 +36,7 @@ __all__ = [
     "PolicyFileError",
     "Range",
     "TaskRule",
-    "Verdict",
     "WithoutDp",
-    "examine",
-    "judge",
     "needs_approval",
     "operator_fault",
     "parse_policy",

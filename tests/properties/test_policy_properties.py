@@ -27,8 +27,6 @@ from site_agents.policy import (
     PolicyFileError,
     Range,
     TaskRule,
-    examine,
-    judge,
     parse_policy,
 )
 from site_agents.policy.holds import UNBOUNDED, Holds
@@ -36,6 +34,7 @@ from site_agents.policy.pins import day_text
 from site_agents.policy.text import render
 from site_agents.policy.values import EGRESS_MODES, LOGS_MODES, TRAINING_KEYS
 from site_agents.policy_file import load_policy
+from tests.policy_judge import examine, judge
 from tests.policy_orders import NOW, UNSIGNED, WITHOUT_DP, pin
 
 KEYS = tuple(f"sha256:{digit * 64}" for digit in "abc")
@@ -410,8 +409,8 @@ def test_a_restriction_never_turns_a_refusal_into_an_acceptance(case, data):
     if before.code is not None:
         assert after.code is not None
     # More than that: no clause is silenced, unless what it is about is not allowed at all any more.
-    was = {c.key for c, found in examine(policy, sending, known) if found}
-    now = {c.key for c, found in examine(tighter, sending, known) if found}
+    was = {c.clause for c, found in examine(policy, sending, known) if found}
+    now = {c.clause for c, found in examine(tighter, sending, known) if found}
     assert all(key in now or WIDER.get(key) in now for key in was)
 
 

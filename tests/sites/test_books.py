@@ -12,7 +12,7 @@ import pytest
 from fedfactory.contracts.plans import Anchor
 from site_agents.approvals import Approvals
 from site_agents.assembly import open_books
-from site_agents.books import BooksError
+from site_agents.books_view import BooksError
 from site_agents.config import load_agent_config
 from site_agents.policy import DataRule
 from site_agents.second_place import SecondPlace

@@ -173,7 +173,8 @@ def test_a_count_that_takes_long_is_not_waited_for_and_not_begun_twice(
 
     site.executor.describe = describe
     questions = questions_of(site)
-    questions._count = BriefCount(site.executor, patience_s=0.05)
+    brief = BriefCount(site.executor, patience_s=0.05)
+    questions._ground = dataclasses.replace(questions._ground, worker=brief)
     text = about_plan(site, coordinator.terms(privacy=None))
     assert [questions.answer(text).fitness.code for _ in range(3)] == ["", "", ""]
     assert len(begun) == 1

@@ -122,7 +122,9 @@ def test_a_refused_order_is_kept_and_explained(make_site, capsys):
     assert main(["policy", "explain", "--home", str(site.home), str(kept)]) == 1
     told = capsys.readouterr().out
     assert "REFUSED policy_limits" in told
-    assert "decided by limits.rounds: the plan has 5 rounds, allowed are 4" in told
+    assert (
+        "decided by number of rounds (limits.rounds): the plan has 5 rounds, allowed are 4" in told
+    )
 
 
 def test_explain_and_the_agent_agree(make_site):

@@ -7,10 +7,18 @@ from pathlib import Path
 
 from fedfactory.contracts.refusals import REFUSALS
 from site_agents.cli.main import COMMANDS
-from site_agents.policy import CLAUSES, parse_policy
+from site_agents.gates import GATES
+from site_agents.policy import parse_policy
 from site_agents.policy.text import render
 from site_agents.policy.values import EGRESS_MODES
 
+NEEDS = {
+    "terms": "the plan",
+    "order": "the order",
+    "form": "a look at the data",
+    "base": "the base model",
+    "result": "the result",
+}
 PAGE = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
 
 
@@ -26,18 +34,30 @@ def table_under(heading: str) -> list[tuple[str, ...]]:
     return rows[2:]
 
 
-def test_the_table_is_the_clauses():
+def test_the_table_is_the_gates():
     expected = [
-        (f"`{c.key}`", (c.check.__doc__ or "").strip().splitlines()[0], f"`{c.code}`")
-        for c in CLAUSES
+        (
+            gate.name,
+            gate.sentence,
+            f"`{gate.clause}`" if not gate.clause.startswith("rule ") else gate.clause,
+            ", ".join(f"`{code}`" for code in gate.codes),
+            NEEDS[gate.needs],
+        )
+        for gate in GATES
     ]
-    assert table_under("## Every clause") == expected
+    assert table_under("## Every gate") == expected
 
 
 def test_every_code_that_a_site_may_answer_with_by_policy_is_explained():
     codes = set(re.findall(r"`([a-z_]+)`", PAGE)) & REFUSALS.keys()
-    assert codes >= {clause.code for clause in CLAUSES}
-    assert codes >= {"no_policy", "policy_egress", "paused", "killed", "budget_exhausted"}
+    assert codes >= {code for gate in GATES for code in gate.codes}
+
+
+def test_the_rules_that_gates_name_are_rules_of_the_privacy_page():
+    rules = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text()
+    for gate in GATES:
+        if gate.clause.startswith("rule "):
+            assert f"\n| {gate.clause.removeprefix('rule ')} | " in rules, gate.name
 
 
 def test_the_example_is_a_policy_as_the_agent_writes_it():

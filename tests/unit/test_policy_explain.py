@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -18,7 +19,8 @@ from fedfactory.contracts.privacy import PrivacyPlan
 from fedfactory.identity.signing import Signer, fingerprint
 from site_agents import control
 from site_agents.cli.main import main
-from site_agents.policy import CLAUSES, OneOf, Range, TaskRule
+from site_agents.gates import GATES
+from site_agents.policy import OneOf, Range, TaskRule
 from site_agents.policy.text import render
 from site_agents.setup import make_home
 from tests.policy_orders import POLICY, TERMS, WITHOUT_DP, pin, sending_of
@@ -84,20 +86,35 @@ def deliver(
 
 
 def explained(path: Path, capsys) -> tuple[int, str, dict[str, str]]:
-    """Return the exit code, the text above the table, and each row's verdict by its key."""
+    """Return the exit code, the text above the gates, and each gate's verdict by its name."""
     code = main(["policy", "explain", str(path)])
-    above, _, table = capsys.readouterr().out.partition("\n\n")
-    rows = dict((line + "  ").split("  ", 1) for line in table.splitlines()[1:])
+    above, _, below = capsys.readouterr().out.partition("\n\n")
+    rows = {}
+    for line in below.splitlines():
+        if line.startswith("  "):
+            outcome, name, finding = re.split(r"  +", line.strip(), maxsplit=2)
+            rows[name] = f"{outcome}: {finding}"
     return code, above, rows
 
 
-def test_an_allowed_order_and_every_clause(home, tmp_path, capsys):
+def refusing(rows: dict[str, str]) -> set[str]:
+    return {name for name, said in rows.items() if said.startswith(("REFUSES", "would refuse"))}
+
+
+def test_an_allowed_order_and_every_gate(home, tmp_path, capsys):
     code, above, rows = explained(deliver(tmp_path), capsys)
     assert code == 0
     assert "ALLOWED; its result leaves by itself" in above
-    assert {clause.key for clause in CLAUSES} <= rows.keys()
-    assert "not known here" in rows.pop("limits.max_base_abs")
-    assert all("holds" in verdict for verdict in rows.values())
+    assert fingerprint(LEAD.public_key) in above
+    assert fingerprint(OPERATOR.public_key) in above
+    assert list(rows) == [gate.name for gate in GATES]
+    outcomes = {gate.name: rows[gate.name].partition(":")[0] for gate in GATES}
+    assert {outcomes[gate.name] for gate in GATES if gate.needs in ("terms", "order")} == {"passes"}
+    assert {outcomes[gate.name] for gate in GATES if gate.needs == "base"} == {"not known"}
+    assert {outcomes[gate.name] for gate in GATES if gate.needs == "result"} == {"not asked"}
+    assert outcomes["form of the data"] == "not known"
+    # Under differential privacy no count decides, so there is nothing to wait for.
+    assert outcomes["number of records"] == outcomes["number of local steps"] == "passes"
 
 
 def test_nothing_is_changed_by_asking(home, tmp_path, capsys):
@@ -124,14 +141,15 @@ def test_the_first_clause_decides_and_the_others_are_told(home, tmp_path, capsys
     code, above, rows = explained(path, capsys)
     assert code == 1
     assert "REFUSED outside_plan: the order asks for more than its signed plan allows" in above
-    assert "decided by plan.max_model_bytes: a model of 2000000 bytes" in above
-    against = {key for key, verdict in rows.items() if "against" in verdict}
+    assert "decided by planned model size (plan.max_model_bytes): a model of 2000000" in above
+    against = refusing(rows)
+    assert [name for name in rows if rows[name].startswith("REFUSES")] == ["planned model size"]
     # 10 evaluations are allowed and the plan has as many as rounds: 11.
     assert against == {
-        "plan.max_model_bytes",
-        "limits.rounds",
-        "limits.max_model_bytes",
-        "privacy.max_evaluations",
+        "planned model size",
+        "number of rounds",
+        "model size",
+        "number of evaluations",
     }
 
 
@@ -140,7 +158,7 @@ def test_a_stranger_is_refused_by_the_key_that_is_not_pinned(home, tmp_path, cap
     code, above, _ = explained(deliver(tmp_path, **{who: STRANGER}), capsys)
     assert code == 1
     assert "REFUSED not_authorised" in above
-    assert f"decided by {key}: " in above
+    assert f"({key}): " in above
 
 
 def test_data_parameters_that_are_left_open_are_explained(home, tmp_path, capsys):
@@ -162,7 +180,7 @@ def test_data_parameters_that_are_left_open_are_explained(home, tmp_path, capsys
         (home / "policy.yaml").write_text(render(replace(HERE, tasks={"timeseries": rule})))
         found, above, rows = explained(path, capsys)
         assert found == code
-        verdict = rows["tasks.timeseries.parameters"]
+        verdict = rows["fixed data parameters"]
         assert ("parameters: {window: [32]}" in verdict) == bool(code)
         assert ("REFUSED policy_parameters" in above) == bool(code)
 
@@ -172,17 +190,16 @@ def test_an_altered_order_has_no_signature(home, tmp_path, capsys):
     path.write_text(path.read_text().replace('"round":1', '"round":2'))
     code, above, rows = explained(path, capsys)
     assert code == 1
-    assert "decided by sending.signature: the signature is not over what it came with" in above
-    assert "against" in rows["coordinators"]
-    assert "holds" in rows["plan.rounds"]
+    assert "decided by coordinator's signature (rule 15): the signature is not over" in above
+    assert "would refuse: not_authorised" in rows["known coordinator"]
+    assert "passes" in rows["planned round"]
 
 
 def test_an_altered_plan_has_no_signature_either(home, tmp_path, capsys):
     path = deliver(tmp_path)
     path.write_text(path.read_text().replace('"rounds":5', '"rounds":9'))
     _, _, rows = explained(path, capsys)
-    for key in ("sending.signature", "plan.signature", "plan.digest"):
-        assert "against" in rows[key]
+    assert {"coordinator's signature", "operator's signature", "same plan"} <= refusing(rows)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"sending": 1}', "[" * 100_000, "\x00"])
@@ -234,7 +251,7 @@ def test_a_budget_that_does_not_cover_the_plan(home, tmp_path, capsys):
     assert code == 1
     assert "REFUSED budget_exhausted" in above
     assert "do not fit epsilon 3 for the run" in above
-    assert "holds" in rows["privacy.epsilon_per_run"]
+    assert "passes" in rows["epsilon of the run"]
 
 
 def test_a_coordinator_that_is_ahead_of_the_ledger(home, tmp_path, capsys):
@@ -255,17 +272,23 @@ def test_what_only_a_worker_counts_is_said(home, tmp_path, capsys):
     (home / "policy.yaml").write_text(render(replace(HERE, without_dp=WITHOUT_DP)))
     code, _, rows = explained(deliver(tmp_path, terms=replace(TERMS, privacy=None)), capsys)
     assert code == 0
-    for key in ("privacy.min_examples", "privacy.min_local_steps"):
-        assert "not known here" in rows[key]
+    for name in ("number of records", "number of local steps"):
+        assert "not known" in rows[name]
 
 
-def test_a_policy_that_does_not_hold_says_its_line(home, tmp_path, capsys):
+def test_a_policy_that_is_not_valid_says_its_line(home, tmp_path, capsys):
     text = render(HERE).replace("rounds: 10", "rounds: ten")
     (home / "policy.yaml").write_text(text)
     line = text[: text.index("ten")].count("\n") + 1
-    for words in (["check"], ["explain", str(deliver(tmp_path))]):
-        assert main(["policy", *words]) == 2
-        assert f"policy.yaml:{line}:11: limits.rounds" in capsys.readouterr().err
+    says = f"policy.yaml:{line}:11: limits.rounds"
+    assert main(["policy", "check"]) == 2
+    assert says in capsys.readouterr().err
+    code, above, rows = explained(deliver(tmp_path), capsys)
+    assert code == 1
+    assert "REFUSED no_policy" in above
+    assert says in above
+    assert "not known: there is no valid policy file" in rows["number of rounds"]
+    assert "passes" in rows["ledger and audit chain"]
 
 
 # ---- check -------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.plans import Delivery, RunTerms, Sending
 from fedfactory.contracts.refusals import REFUSALS
-from site_agents.policy import CLAUSES, Facts, Hours, OneOf, Policy, Range, judge, needs_approval
+from site_agents.policy import Facts, Hours, OneOf, Policy, Range, needs_approval
 from site_agents.policy.holds import DAY_S
+from tests.policy_judge import CLAUSES, judge
 from tests.policy_orders import (
     BASE,
     FACTS,
@@ -58,7 +59,7 @@ def test_less_work_than_planned_is_allowed_and_a_strategy_may_change_the_step():
 
 def clause_of(key: str) -> str:
     """The clause of the exact key that a verdict names."""
-    if key in {clause.key for clause in CLAUSES}:
+    if key in {clause.clause for clause in CLAUSES}:
         return key
     if key.startswith("order."):
         return "order.names"
@@ -272,7 +273,7 @@ CASES: list[tuple[str, Policy, Sending, Facts]] = [
 def test_one_thing_wrong_is_refused_by_its_clause(key, policy, sending, facts):
     verdict = judge(policy, sending, facts)
     assert verdict.clause == key
-    assert verdict.code == next(c.code for c in CLAUSES if c.key == clause_of(key))
+    assert verdict.code == next(c.code for c in CLAUSES if c.clause == clause_of(key))
     assert verdict.finding
 
 
@@ -311,7 +312,7 @@ def test_true_is_not_one():
 
 
 def test_every_clause_is_tried_above():
-    assert {clause_of(case[0]) for case in CASES} == {clause.key for clause in CLAUSES}
+    assert {clause_of(case[0]) for case in CASES} == {clause.clause for clause in CLAUSES}
 
 
 def test_every_code_of_a_clause_is_a_refusal_that_the_wire_knows():
