@@ -45,6 +45,13 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """Finished work that waits for a person of the site; ask again when they have decided."""
+
+    work_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
     """An update that has not left, since when it waits, and what was decided on it so far."""
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from fedfactory.contracts.model import BlobRef
-from fedfactory.wire.arrays import file_ref
 
 KEEP: Final = 2
 
@@ -59,6 +58,8 @@ class BlobCache:
         """Whether the file is there; one left by an earlier process is hashed before it counts."""
         if not path.exists():
             return False
+        from fedfactory.wire.arrays import file_ref  # NumPy comes with it: once there is work
+
         return ref.digest in self._verified or file_ref(path) == ref
 
     def _prune(self, current: Path) -> None:

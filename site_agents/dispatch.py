@@ -17,8 +17,8 @@ from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.contracts.plans import Anchor
 from fedfactory.contracts.updates import Reply
+from site_agents.approvals import Pending
 from site_agents.gateway_client import Fetched
-from site_agents.pipeline import Pending
 from site_agents.policy.facts import shown
 from site_agents.received import Received, ReceivedOrder, read_message
 from site_agents.status import StatusBoard

@@ -16,7 +16,6 @@ from fedfactory.contracts.errors import (
     IntegrityError,
     ProtocolError,
 )
-from fedfactory.wire.arrays import file_ref, largest_values
 from site_agents import control
 from site_agents.admission import rehearsal_of_order
 from site_agents.books_view import BooksError
@@ -85,6 +84,8 @@ class BaseClause(Clause):
 
     def __call__(self, case: Case) -> Against | None:
         """Ask it; a file that is no whole model is against it, too."""
+        from fedfactory.wire.arrays import largest_values  # NumPy comes with it: once there is work
+
         try:
             largest = largest_values(case.base_file)
         except (IntegrityError, ProtocolError) as error:
@@ -325,6 +326,8 @@ def cleared_file(case: Case) -> Against | None:
     blob = result.update.payload.blob if result.update.payload else None
     if blob is None or result.cleared:
         return None
+    from fedfactory.wire.arrays import file_ref
+
     try:
         same = file_ref(result.file) == blob
     except OSError as error:

@@ -10,8 +10,9 @@ import logging
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 from fedfactory.contracts.errors import FedfactoryError
@@ -19,7 +20,7 @@ from fedfactory.contracts.orders import WorkKey
 from fedfactory.contracts.plans import Anchor, Delivery, SignedEnding
 from fedfactory.contracts.updates import Refusal, Reply
 from fedfactory.privacy.budget import WorkName, work_name
-from site_agents.approvals import Approvals
+from site_agents.approvals import Approvals, Pending
 from site_agents.audit.entries import refused
 from site_agents.books import Books
 from site_agents.books_view import BooksError
@@ -31,12 +32,12 @@ from site_agents.gates import EVERY_ORDER, NEW_WORK, parts, pass_through
 from site_agents.ledger import LedgerError
 from site_agents.received import Received, Unreadable
 from site_agents.refused import RefusedError
-from site_agents.release import Pending, Release, Send
 from site_agents.spool import Spool
 from site_agents.unauthorised import CODES
-from site_agents.working import Fetch, Working
 
-__all__ = ["Pending", "Pipeline", "Transfer"]
+if TYPE_CHECKING:
+    from site_agents.release import Release, Send
+    from site_agents.working import Fetch, Working
 
 log = logging.getLogger("site_agents.pipeline")
 
@@ -72,15 +73,33 @@ class Pipeline:
         self._site = site
         self._home = home
         self._books = books
-        approvals = Approvals(home)
+        self._transfer = transfer
+        self._timeout_s = timeout_s
+        self._approvals = Approvals(home)
         self._ground = Ground(site=site, home=home, sources=sources, books=books, worker=executor)
-        self._working = Working(
-            home=home, books=books, executor=executor, fetch=transfer.fetch, timeout_s=timeout_s
-        )
-        self._release = Release(books=books, approvals=approvals, send=transfer.send)
-        self._spool = Spool(home, books, approvals)
+        self._executor = executor
+        self._spool = Spool(home, books, self._approvals)
         self._lock = threading.Lock()
         self._turns: WeakValueDictionary[WorkName, threading.Lock] = WeakValueDictionary()
+
+    # NumPy comes with both, which a site that is never asked to work does not need.
+    @cached_property
+    def _working(self) -> Working:
+        from site_agents.working import Working
+
+        return Working(
+            home=self._home,
+            books=self._books,
+            executor=self._executor,
+            fetch=self._transfer.fetch,
+            timeout_s=self._timeout_s,
+        )
+
+    @cached_property
+    def _release(self) -> Release:
+        from site_agents.release import Release
+
+        return Release(books=self._books, approvals=self._approvals, send=self._transfer.send)
 
     def answer(self, received: Received) -> Reply | Pending | Anchor | None:
         """Return the answer to one message; None if it does not even name its work."""
@@ -108,6 +127,8 @@ class Pipeline:
         case = Case.of_delivery(self._ground, delivery, key)
         try:
             pass_through(parts(*EVERY_ORDER), case)
+            with self._lock:  # made once, for the first order that comes so far
+                working, release = self._working, self._release
             update = case.update
             fresh = update is None
             if update is None:
@@ -115,9 +136,9 @@ class Pipeline:
                 if receipt is not None:
                     books.keep_receipt(key.coordinator, receipt)
                 pass_through(parts(NEW_WORK), case)
-                update = self._working.work(case, folder)
+                update = working.work(case, folder)
                 self._spool.prune()
-            return self._release.release(case, update, folder, fresh=fresh)
+            return release.release(case, update, folder, fresh=fresh)
         except (BooksError, LedgerError) as error:
             raise RefusedError("books_broken", str(error)) from error
         except (FedfactoryError, OSError) as error:

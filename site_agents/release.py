@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from fedfactory.contracts.model import BlobRef, TensorSpec
 from fedfactory.contracts.updates import Reply, Update
 from fedfactory.wire.arrays import ArrayFile
-from site_agents.approvals import Approvals, work_id
+from site_agents.approvals import Approvals, Pending, work_id
 from site_agents.audit.entries import released
 from site_agents.books import Books
 from site_agents.egress import HeldBack, check_update
@@ -27,13 +26,6 @@ from site_agents.refused import RefusedError
 log = logging.getLogger("site_agents.release")
 
 Send = Callable[[Path, BlobRef], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pending:
-    """Finished work that waits for a person of the site; ask again when they have decided."""
-
-    work_id: str
 
 
 class Release:

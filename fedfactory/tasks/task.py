@@ -10,15 +10,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from fedfactory.contracts.errors import DataError, EnvironmentFailedError, FedfactoryError
 from fedfactory.contracts.model import BlobRef, ModelSpec
 from fedfactory.contracts.orders import Scalar, TrainParameters
 from fedfactory.contracts.privacy import Measurement, Mechanism
-from fedfactory.tasks.examples import DataSchema, Examples, SiteData
 from fedfactory.tasks.parameters import Parameter, check_parameters
 from fedfactory.tasks.rehearsal import Passes, Rehearsal
+
+if TYPE_CHECKING:  # NumPy comes with them, which an agent needs once there is work
+    from fedfactory.tasks.examples import DataSchema, Examples, SiteData
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

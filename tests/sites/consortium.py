@@ -119,26 +119,31 @@ class Hub:
         self.registry.standing(peer, facts)
 
 
+def make_site(hub: Hub, home: Path, invitation: Invitation | None, address: str) -> None:
+    """Make the home of a site that lets the consortium train, on data that nobody reads."""
+    make_home(
+        home,
+        site=SITE,
+        gateway_address=address,
+        data={"cohort": {"kind": "npz", "path": "/nowhere.npz"}},
+        policy_text=policy_text(
+            coordinators={"hub": hub.consortium.coordinator_key},
+            operators={"ana": pin(fingerprint(hub.operator.signer.public_key))},
+            data={"cohort": DataRule(lineage="patients", public_size=500, unit="row")},
+            tasks={"digits": "cohort"},
+            logs="outcomes",
+        ),
+        invitation=invitation,
+    )
+
+
 class RunningAgent:
     """A real agent on a home of its own, in a thread."""
 
     def __init__(self, hub: Hub, invitation: Invitation | None, address: str) -> None:
         self.home = hub.folder / "site"
         if not self.home.exists():
-            make_home(
-                self.home,
-                site=SITE,
-                gateway_address=address,
-                data={"cohort": {"kind": "npz", "path": "/nowhere.npz"}},
-                policy_text=policy_text(
-                    coordinators={"hub": hub.consortium.coordinator_key},
-                    operators={"ana": pin(fingerprint(hub.operator.signer.public_key))},
-                    data={"cohort": DataRule(lineage="patients", public_size=500, unit="row")},
-                    tasks={"digits": "cohort"},
-                    logs="outcomes",
-                ),
-                invitation=invitation,
-            )
+            make_site(hub, self.home, invitation, address)
         config = load_agent_config(self.home, [])
         self.books = open_books(config)
         self.agent = Agent(config, Scripted(log=hub.folder / "executions"), self.books)

@@ -16,7 +16,7 @@ from fedfactory.contracts.updates import Payload, Refusal, Reply, Update
 from site_agents import dispatch
 from site_agents.dispatch import Dispatcher
 from site_agents.gateway_client import Fetched
-from site_agents.pipeline import Pending
+from site_agents.approvals import Pending
 from site_agents.received import Received, ReceivedOrder
 from site_agents.status import StatusBoard, read_status
 from tests.patience import HANG_S

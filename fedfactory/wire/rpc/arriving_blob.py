@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from fedfactory.contracts.model import BlobRef
-from fedfactory.wire.arrays import file_pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +90,8 @@ class ArrivingBlob:
         self.length = 0
 
     def _take_up(self) -> None:
+        from fedfactory.wire.arrays import file_pieces  # NumPy comes with it
+
         self._hash = hashlib.sha256()
         self.length = 0
         for piece in file_pieces(self._partial):
