@@ -14,7 +14,7 @@ from functools import partial
 from typing import Final
 
 from fedfactory.contracts.codec import to_json
-from fedfactory.contracts.errors import FedfactoryError
+from fedfactory.contracts.errors import FedfactoryError, ProtocolError
 from fedfactory.contracts.plans import Anchor
 from fedfactory.contracts.updates import Reply
 from site_agents.approvals import Pending
@@ -109,8 +109,16 @@ class Dispatcher:
             self._drop(answer)
 
     def _deliver(self, answer: _Answer) -> None:
-        if not self._send(answer.message_id, answer.text, answer.digest):
-            log.info("nobody waits for a reply any more: the coordinator asks again")
+        """Send a reply; give up one that the gateway would never take.
+
+        Raises:
+            FedfactoryError: it was not sent, and may be sent again.
+        """
+        try:
+            if not self._send(answer.message_id, answer.text, answer.digest):
+                log.info("nobody waits for a reply any more: the coordinator asks again")
+        except ProtocolError as error:
+            log.warning("a reply is given up: %s", error)
 
     def _drop(self, answer: _Answer) -> None:
         with self._lock:

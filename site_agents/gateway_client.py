@@ -9,11 +9,13 @@ from pathlib import Path
 import grpc
 
 from fedfactory.contracts.codec import to_json
+from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.questions import Answer
 from fedfactory.identity.enrolment import Identity
 from fedfactory.wire.membership import Certified, RenewWanted
 from fedfactory.wire.rpc import gateway_pb2 as pb
+from fedfactory.wire.rpc.methods import MAX_ORDER_BYTES
 from fedfactory.wire.rpc.service import EnrolmentCalls, GatewayCalls
 from fedfactory.wire.rpc.transfers import CALL_TIMEOUT_S, Transfers, translated
 from fedfactory.wire.tls import open_channel
@@ -74,9 +76,12 @@ class GatewayClient:
         """Send the reply to a fetched message; return whether the coordinator awaited it.
 
         `digest` names the upload that the reply speaks of, "" for none. A reply that may have been
-        lost is sent again with the same text.
+        lost is sent again with the same text. One of more than MAX_ORDER_BYTES is a ProtocolError:
+        only names of the coordinator's own, which every answer repeats, can make it so long.
         """
         reply = pb.SiteReply(message_id=message_id, text=text.encode(), digest=digest)
+        if len(reply.text) > MAX_ORDER_BYTES:
+            raise ProtocolError(f"a reply may be {MAX_ORDER_BYTES} bytes, not {len(reply.text)}")
         try:
             return bool(self._calls.send_reply(reply, timeout=CALL_TIMEOUT_S).awaited)
         except grpc.RpcError as error:

@@ -28,7 +28,7 @@ from site_agents.policy import Policy
 from site_agents.policy_check import OPEN_LINEAGE, delta_misfits, task_misfits
 from site_agents.policy_file import load_policy
 
-PACKAGES: Final = ("fedfactory", "flwr", "grpcio", "torch", "opacus", "dp-accounting")
+PACKAGES: Final = ("fedfactory", "grpcio", "torch", "opacus", "dp-accounting")
 # A model that came, one that is made, and the job folders that the pipeline keeps.
 MODELS_ON_DISK: Final = 6
 LEAST_DISK_BYTES: Final = 256 * 1024 * 1024

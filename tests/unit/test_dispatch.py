@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from fedfactory.contracts.codec import from_json, to_json
-from fedfactory.contracts.errors import EnvironmentFailedError
+from fedfactory.contracts.errors import EnvironmentFailedError, ProtocolError
 from fedfactory.contracts.plans import Anchor, Delivery
 from fedfactory.contracts.updates import Payload, Refusal, Reply, Update
 from site_agents import dispatch
+from site_agents.approvals import Pending
 from site_agents.dispatch import Dispatcher
 from site_agents.gateway_client import Fetched
-from site_agents.approvals import Pending
 from site_agents.received import Received, ReceivedOrder
 from site_agents.status import StatusBoard, read_status
 from tests.patience import HANG_S
@@ -59,10 +59,13 @@ class Line:
         self.digests: list[str] = []
         self.cut = False
         self.gone: set[str] = set()
+        self.never: set[str] = set()
 
     def send(self, message_id: str, text: str, digest: str) -> bool:
         if message_id in self.gone:
             return False
+        if message_id in self.never:
+            raise ProtocolError("the gateway does not take this call")
         if self.cut:
             raise EnvironmentFailedError("cut")
         reply = from_json(Reply, text)
@@ -191,6 +194,18 @@ def test_a_reply_that_nobody_awaits_is_dropped_and_holds_up_no_other(tmp_path: P
     bench.line.gone, bench.line.cut = {"gone-later"}, False
     bench.dispatcher.send_unsent()
     assert bench.line.sent == ["a", "b"]
+    assert bench.dispatcher.is_idle
+
+
+def test_a_reply_that_the_gateway_never_takes_is_given_up_and_ends_no_session(tmp_path: Path):
+    bench = Bench(tmp_path, reply_to)
+    bench.line.cut = True
+    for run_id in ("endless", "b"):
+        bench.submit(run_id)
+        bench.settled()
+    bench.line.cut, bench.line.never = False, {"endless"}
+    bench.dispatcher.send_unsent()
+    assert bench.line.sent == ["b"]
     assert bench.dispatcher.is_idle
 
 
