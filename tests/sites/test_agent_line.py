@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.plans import RunTerms, SignedPlan
 from fedfactory.contracts.privacy import PrivacyPlan
 from fedfactory.contracts.questions import LogsWanted, Question, SignedLogsWanted
 from fedfactory.contracts.versions import own_version
+from fedfactory.identity.enrolment import load_identity
 from site_agents.enrolling import enrol
+from site_agents.gateway_client import GatewayClient
 from tests.patience import stretched, until
 from tests.sites.consortium import SITE, Hub, RunningAgent
 from tests.sites.rig import INITIAL, TRAINING
@@ -75,6 +78,23 @@ def test_it_enrols_itself_also_when_the_gateway_comes_up_later(make_hub, start) 
         assert not list(agent.home.rglob("invitation.json")), "no token is left"
     finally:
         agent.close()
+
+
+def test_what_waits_is_fetched_and_a_reply_that_nobody_awaits_is_said_to_be_none(
+    make_hub, start
+) -> None:
+    hub = make_hub()
+    agent = start(hub)
+    agent.until("connected")
+    client = GatewayClient(hub.address, load_identity(agent.home / "identity"))
+    try:
+        assert client.fetch() is None
+        assert client.send("no message of ours", "{}", "") is False
+        with pytest.raises(ProtocolError, match="may be 1000000 bytes, not 1000001"):
+            client.send("no message of ours", " " * 1_000_001, "")
+        assert client.send("no message of ours", " " * 1_000_000, "") is False
+    finally:
+        client.close()
 
 
 def test_it_answers_questions(make_hub, start) -> None:
