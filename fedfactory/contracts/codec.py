@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import (
     Annotated,
     Any,
@@ -30,6 +30,7 @@ from fedfactory.contracts.bounds import forbidden
 from fedfactory.contracts.errors import FedfactoryError, FieldError, ProtocolError
 
 T = TypeVar("T")
+_SCALARS: Final = frozenset((str, int, float, bool, type(None)))
 _MOST_NAMES: Final = 8
 _MOST_NAME: Final = 64  # characters
 _MOST_DIGITS: Final = 32  # of a whole number; any type that is bounded allows fewer
@@ -37,8 +38,11 @@ _MOST_DIGITS: Final = 32  # of a whole number; any type that is bounded allows f
 
 def encode(value: Any) -> Any:
     """Return the JSON-ready form of a dataclass, mapping, tuple or scalar."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    kind: Any = type(value)
+    if kind in _SCALARS:
+        return value
+    if (names := _names(kind)) is not None:
+        return {name: encode(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
         return {str(key): encode(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -46,9 +50,20 @@ def encode(value: Any) -> Any:
     return value
 
 
+@functools.cache
+def _names(kind: Any) -> tuple[str, ...] | None:
+    """Return the names of a dataclass's fields, None for any other class."""
+    if not dataclasses.is_dataclass(kind):
+        return None
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+_text = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+
+
 def to_json(value: Any) -> str:
     """Return canonical JSON: sorted keys, no spaces, no NaN. Equal values give equal text."""
-    return json.dumps(encode(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _text(encode(value))
 
 
 def digest_of(value: Any) -> str:
@@ -89,18 +104,28 @@ def _whole(digits: str) -> int | float:
 
 
 def _decode(kind: Any, raw: Any, where: str) -> Any:
+    return _way(kind)(kind, raw, where)
+
+
+@functools.cache
+def _way(kind: Any) -> Callable[[Any, Any, str], Any]:
+    """Return how values of a type are decoded."""
     origin = get_origin(kind)
     if origin is Annotated:
-        return _decode_bounded(kind, raw, where)
+        return _decode_bounded
     if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(kind, raw, where)
+        return _decode_dataclass
     if origin in (Union, types.UnionType):
-        return _decode_union(get_args(kind), raw, where)
+        return _decode_union
     if origin is Literal:
-        if any(raw == option and type(raw) is type(option) for option in get_args(kind)):
-            return raw
-        raise forbidden(where, f"one of {get_args(kind)}", raw)
-    return _decode_many(kind, raw, where) if origin else _decode_scalar(kind, raw, where)
+        return _decode_literal
+    return _decode_many if origin else _decode_scalar
+
+
+def _decode_literal(kind: Any, raw: Any, where: str) -> Any:
+    if any(raw == option and type(raw) is type(option) for option in get_args(kind)):
+        return raw
+    raise forbidden(where, f"one of {get_args(kind)}", raw)
 
 
 def _decode_many(kind: Any, raw: Any, where: str) -> Any:
@@ -108,7 +133,8 @@ def _decode_many(kind: Any, raw: Any, where: str) -> Any:
         if not isinstance(raw, list):
             raise forbidden(where, "a list", raw)
         item = get_args(kind)[0]
-        return tuple(_decode(item, value, f"{where}[{i}]") for i, value in enumerate(raw))
+        decode_item = _way(item)
+        return tuple([decode_item(item, value, f"{where}[{i}]") for i, value in enumerate(raw)])
     assert issubclass(get_origin(kind), Mapping), f"{where}: no form for {kind}"
     if not isinstance(raw, dict):
         raise forbidden(where, "an object", raw)
@@ -162,13 +188,13 @@ def _decode_scalar(kind: Any, raw: Any, where: str) -> Any:
 def _is_text(text: str) -> bool:
     """Whether a text can be written at all: JSON's escapes can name half of a pair (U+D800)."""
     try:
-        text.encode()
+        return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
-    return True
 
 
-def _decode_union(options: tuple[Any, ...], raw: Any, where: str) -> Any:
+def _decode_union(kind: Any, raw: Any, where: str) -> Any:
+    options = get_args(kind)
     # Exact scalar types first, so that 1 stays an int under `int | float`.
     for option in options:
         core = get_args(option)[0] if get_origin(option) is Annotated else option
@@ -185,21 +211,27 @@ def _decode_union(options: tuple[Any, ...], raw: Any, where: str) -> Any:
     raise forbidden(where, " or ".join(getattr(o, "__name__", str(o)) for o in options), raw)
 
 
-# Told once for each class: a ledger's thousands of entries are of eight.
-_hints = functools.cache(functools.partial(get_type_hints, include_extras=True))
+# Looked up once for each class: a ledger's thousands of entries are of eight.
+@functools.cache
+def _fields(cls: Any) -> dict[str, tuple[Any, Callable[[Any, Any, str], Any]]]:
+    """Return the type of each field, and how it is decoded."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {name: (hints[name], _way(hints[name])) for name in _names(cls) or ()}
 
 
 def _decode_dataclass(cls: Any, raw: Any, where: str) -> Any:
     if not isinstance(raw, dict):
         raise forbidden(where, "an object", raw)
-    hints = _hints(cls)
-    names = dict.fromkeys(field.name for field in dataclasses.fields(cls))
-    if missing := sorted(names.keys() - raw.keys()):
+    fields = _fields(cls)
+    if missing := sorted(fields.keys() - raw.keys()):
         raise FieldError(f"{where}: missing {', '.join(missing)}")
-    if unknown := sorted(raw.keys() - names.keys()):
+    if unknown := sorted(raw.keys() - fields.keys()):
         told = ", ".join(map(_shown, unknown[:_MOST_NAMES]))
         raise FieldError(f"{where}: expected its own fields alone", f"unknown {told}")
-    values = {name: _decode(hints[name], raw[name], f"{where}.{name}") for name in names}
+    values = {
+        name: decode_field(kind, raw[name], f"{where}.{name}")
+        for name, (kind, decode_field) in fields.items()
+    }
     try:
         return cls(**values)
     except FieldError:

@@ -151,7 +151,7 @@ def _with_event(history: History, before: RunState, event: Event) -> History:
         history = _interrupted(history, before, event, told)
     elif state.closed is not before.closed:
         history = _with_closed(history, before, event)
-    return _with_current(history, event)
+    return _with_current(history, before, event)
 
 
 def _interruption(before: RunState, event: Event) -> str:
@@ -206,7 +206,7 @@ def _with_closed(history: History, before: RunState, event: Event) -> History:
     return replace(history, rounds=(*history.rounds, ended), current=None)
 
 
-def _with_current(history: History, event: Event) -> History:
+def _with_current(history: History, before: RunState, event: Event) -> History:
     """Bring the round under way up to date."""
     state, current = history.state, history.current
     done = {found.number for found in history.rounds[-1:]}
@@ -217,16 +217,19 @@ def _with_current(history: History, event: Event) -> History:
     trained = isinstance(event, ModelAggregated) and event.round == state.round
     parts = current.parts
     if not state.plan.is_async:
-        parts = parts_of(state.train)
+        parts = parts_of(state.train, before.train, current.parts)
     elif trained:
         parts = async_parts(state, state.round, state.entered)
     elif current.trained_at is None:
         parts = _async_so_far(state)
+    evaluations = current.evaluations
+    if state.evaluate:
+        evaluations = parts_of(state.evaluate, before.evaluate, evaluations or {})
     current = replace(
         current,
         parts=parts,
         trained_at=event.at if trained else current.trained_at,
-        evaluations=parts_of(state.evaluate) if state.evaluate else current.evaluations,
+        evaluations=evaluations,
         metrics=state.metrics,
         central=state.central,
     )

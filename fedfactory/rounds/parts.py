@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
+from types import MappingProxyType
 from typing import Final, Literal
 
 from fedfactory.contracts.privacy import PrivacySpent
@@ -46,9 +47,19 @@ class Part:
     norm_l2: float | None = None
 
 
-def parts_of(records: Mapping[str, SiteRecord]) -> dict[str, Part]:
-    """Return every site's part in a phase of a sync round."""
-    return {site: _part(record) for site, record in records.items()}
+def parts_of(
+    records: Mapping[str, SiteRecord],
+    before: Mapping[str, SiteRecord] = MappingProxyType({}),
+    parts: Mapping[str, Part] = MappingProxyType({}),
+) -> dict[str, Part]:
+    """Return every site's part in a phase of a sync round.
+
+    `parts` are those of `before`: what an event left as it was is not made again.
+    """
+    return {
+        site: parts[site] if site in parts and before.get(site) is record else _part(record)
+        for site, record in records.items()
+    }
 
 
 def _part(record: SiteRecord) -> Part:

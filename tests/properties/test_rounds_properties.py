@@ -38,7 +38,9 @@ from fedfactory.rounds.events import (
     SiteLost,
     StopRequested,
 )
+from fedfactory.rounds.history import History, append
 from fedfactory.rounds.machine import RunState, replay, step
+from fedfactory.rounds.parts import parts_of
 from tests.run_events import accepted
 from tests.run_plans import blob, run_plan
 
@@ -53,6 +55,7 @@ class Life(RuleBasedStateMachine):
         super().__init__()
         self.state = RunState.new()
         self.log: list[Event] = []
+        self.history = History.new()
         self.commands: list[Command] = []
         self.to_send: list[SendOrders] = []
         self.to_make: list[Command] = []
@@ -64,6 +67,7 @@ class Life(RuleBasedStateMachine):
     def feed(self, event: Event) -> None:
         before = self.state
         self.log.append(event)
+        self.history = append(self.history, event)
         self.state, commands = step(self.state, event)
         self.commands.extend(commands)
         if isinstance(event, ReplyAccepted | ReplyRefused):
@@ -217,6 +221,13 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def the_log_gives_the_state(self) -> None:
         assert replay(self.log) == self.state
+
+    @invariant()
+    def the_parts_are_those_of_the_records(self) -> None:
+        current = self.history.current
+        if current is not None and not self.plan.is_async:
+            assert current.parts == parts_of(self.state.train)
+            assert (current.evaluations or {}) == parts_of(self.state.evaluate)
 
     def teardown(self) -> None:
         """With every message lost from here on, deadlines alone bring the run to its end."""

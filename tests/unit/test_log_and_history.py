@@ -85,3 +85,14 @@ def test_summary_names_who_took_part_and_why_others_did_not() -> None:
 def test_an_answer_counts_once() -> None:
     twice = [*EVENTS[:3], accepted("a", at=12.0, examples=99), *EVENTS[3:]]
     assert _fold(twice).rounds[0].parts["a"].examples == 5
+
+
+def test_a_part_that_an_event_left_alone_is_not_made_again() -> None:
+    """Else each answer costs as much as there are sites."""
+    before = _fold(EVENTS[:3])
+    after = append(before, accepted("b", at=12.0))
+    assert before.current is not None
+    assert after.current is not None
+    assert after.current.parts["b"].status == "took_part"
+    assert after.current.parts["a"] is before.current.parts["a"]
+    assert after.current.parts["a"].status == "took_part"
