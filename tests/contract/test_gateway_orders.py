@@ -12,6 +12,8 @@ import pytest
 from fedfactory.contracts.errors import EnvironmentFailedError, IdentityError, ProtocolError
 from fedfactory.coordinator import flower_seam
 from fedfactory.coordinator.flower_seam import Fetched
+from fedfactory.coordinator.gateway import blobs
+from fedfactory.coordinator.gateway.holds import Holds
 from fedfactory.coordinator.gateway.mail import Mail
 from fedfactory.coordinator.running.link import LinkRing
 from fedfactory.identity.roles import Peer, Role
@@ -361,6 +363,7 @@ def test_equal_bytes_of_two_sites_are_claimed_for_each(rig, run, tmp_path):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError()])
 def test_a_claim_that_fails_leaves_the_order_to_be_answered(rig, run, tmp_path, monkeypatch, error):
+    """And it is held once, when it succeeds at last."""
     sent = fetched(run, "cesga", rig.cesga)
     upload(rig.cesga, tmp_path)
 
@@ -368,13 +371,35 @@ def test_a_claim_that_fails_leaves_the_order_to_be_answered(rig, run, tmp_path, 
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(rig.store, "claim", fails)
+        patched.setattr(rig.store._arrivals, "take", fails)
         for _ in range(2):
             with pytest.raises(EnvironmentFailedError):
                 rig.cesga.send(sent, "done", REF.digest)
     assert run.replies == []
     assert rig.cesga.send(sent, "done", REF.digest)
     came(run, (sent, "done", REF.digest))
+    assert rig.store.path(REF.digest).read_bytes() == DATA
+    run.link.discard([REF.digest])
+    assert not rig.store.path(REF.digest).exists()
+
+
+def test_a_claim_that_is_not_on_disk_yet_is_claimed_again(rig, run, tmp_path, monkeypatch):
+    sent = fetched(run, "cesga", rig.cesga)
+    upload(rig.cesga, tmp_path)
+
+    def fails(*_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(blobs, "sync_folder", fails)
+        with pytest.raises(EnvironmentFailedError):
+            rig.cesga.send(sent, "done", REF.digest)
+    assert run.replies == []
+    assert rig.cesga.send(sent, "done", REF.digest)
+    came(run, (sent, "done", REF.digest))
+    assert rig.store.path(REF.digest).read_bytes() == DATA
+    rig.store.forget(RUN)
+    assert not rig.store.path(REF.digest).exists()
 
 
 def test_a_reply_that_flower_fails_at_leaves_the_order_to_be_answered(rig, run, monkeypatch):
@@ -459,7 +484,11 @@ def test_what_is_no_digest_is_refused_and_the_order_left(rig, run, tmp_path, dig
     with pytest.raises(ProtocolError):
         rig.cesga.send(sent, "done", digest)
     assert rig.cesga.send(sent, "done", REF.digest)
+    with pytest.raises(ProtocolError):
+        rig.cesga.send(sent, "done", digest)
     came(run, (sent, "done", REF.digest))
+    run.link.discard([REF.digest])
+    assert rig.store._holds == Holds()
 
 
 # ---- who may, and how much it is -------------------------------------------------------------

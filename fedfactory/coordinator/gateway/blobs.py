@@ -85,12 +85,16 @@ class BlobStore:
         with self._lock:
             here = self._is_claimed(_site(site), digest)
             self._holds.claim(run, site, digest)  # before its file is there, so that it may stay
-        if not here and not self._arrivals.take(_site(site), digest, self.path(digest)):
-            with self._lock:
-                self._holds.unclaim(run, site, digest)
-            return False
-        sync_folder(self.root)
-        return True
+        taken = here
+        try:
+            taken = here or self._arrivals.take(_site(site), digest, self.path(digest))
+        finally:
+            if not taken:
+                with self._lock:
+                    self._holds.unclaim(run, site, digest)
+        if taken:
+            sync_folder(self.root)
+        return taken
 
     def adopt(self, run: str, path: Path, ref: BlobRef) -> None:
         """Serve a file of a run's own by a hard link to it; its digest is taken on trust.
