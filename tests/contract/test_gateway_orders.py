@@ -106,6 +106,30 @@ def test_a_push_rings_each_site_that_it_is_for(rig, run):
     assert rig.cesga.fetch() is not None
 
 
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_site_that_comes_or_goes_while_a_process_says_hello_is_told(rig, monkeypatch, comes):
+    """Once it was counted for the greeting, and before the process has it."""
+    bell = rig.cesga.listen()
+    if not comes:
+        next(bell)
+    real, heard = rig.gateway.connected, len(rig.ear.heard)
+
+    def meanwhile():
+        found = real()
+        if comes:
+            next(bell)
+        else:
+            rig.cesga.close()
+        until(lambda: len(rig.ear.heard) > heard)
+        return found
+
+    monkeypatch.setattr(rig.gateway, "connected", meanwhile)
+    run = rig.run("cesga", "lumi")
+    assert run.greeting.connected == (() if comes else ("cesga",))
+    event = "site_connected" if comes else "site_lost"
+    until(lambda: [(said.event, said.site) for said in run.heard] == [(event, "cesga")])
+
+
 def test_an_order_waits_for_a_site_that_is_away(rig, run):
     sent = run.order("cesga", "Größe: 7 µm")
     client = rig.client(rig.enrol(Role.SITE, "cesga"))
