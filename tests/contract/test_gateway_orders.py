@@ -441,6 +441,17 @@ def test_a_reply_that_flower_fails_at_leaves_the_order_to_be_answered(rig, run, 
     came(run, (sent, "done", None))
 
 
+def test_a_reply_that_flower_does_not_give_back_is_not_awaited(rig, run, tmp_path, monkeypatch):
+    """Its time was over just after it was stored: it is not said to have come when it is repeated."""
+    sent = fetched(run, "cesga", rig.cesga)
+    upload(rig.cesga, tmp_path)
+    monkeypatch.setattr(run.server._engine._state, "get_message_res", lambda *_: [])
+    for _ in range(2):
+        assert not rig.cesga.send(sent, "late", REF.digest)
+    came(run)
+    assert rig.store._holds == Holds()
+
+
 # ---- hostile values --------------------------------------------------------------------------
 
 HOSTILE_TEXTS = {
