@@ -141,7 +141,7 @@ class LinkServer:
                 self._outbox.put({"reply": message_id, "flower": found, "claimed": claim})
                 return True
         if claimed and digest is not None:
-            self._gateway.discard(self._run_id, digest)
+            store.unclaim(self._run_id, site, digest)
         return False
 
     # ---- life ------------------------------------------------------------------------------

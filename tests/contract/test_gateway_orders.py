@@ -628,6 +628,34 @@ def test_a_process_that_dies_while_a_reply_is_taken_keeps_no_hold(rig, run, tmp_
     assert not rig.store.path(REF.digest).exists()
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_reply_that_outlives_its_process_takes_nothing_from_the_next(
+    rig, run, tmp_path, monkeypatch, whole
+):
+    """The site sends back the model it was given, and the run's process dies meanwhile."""
+    sent = fetched(run, "cesga", rig.cesga)
+    staged = tmp_path / "model"
+    staged.write_bytes(DATA)
+    run.link.adopt(staged, REF)
+    if whole:
+        upload(rig.cesga, tmp_path)
+    real, runs = rig.store._arrivals.take, [run]
+
+    def dies(*call):
+        run.close()
+        runs.append(rig.run("cesga", "lumi"))
+        runs[-1].link.restore((), [REF.digest])
+        return real(*call)
+
+    monkeypatch.setattr(rig.store._arrivals, "take", dies)
+    assert not rig.cesga.send(sent, "done", REF.digest)
+    assert rig.store.path(REF.digest).read_bytes() == DATA
+    assert not rig.store._holds.claimed("cesga", REF.digest)
+    runs[-1].link.discard([REF.digest])
+    assert rig.store._holds == Holds()
+    assert not rig.store.path(REF.digest).exists()
+
+
 def test_a_process_that_has_not_said_hello_has_no_mail(rig):
     ours, theirs = socket.socketpair()
     from fedfactory.coordinator.link_server import LinkServer

@@ -96,6 +96,13 @@ class BlobStore:
             sync_folder(self.root)
         return taken
 
+    def unclaim(self, run: str, site: str, digest: str) -> None:
+        """Give up one claim of a site's for a run that did not hear of it."""
+        with self._lock:
+            self._holds.unclaim(run, site, digest)
+            if not self._holds.is_held(digest):
+                self.path(digest).unlink(missing_ok=True)
+
     def adopt(self, run: str, path: Path, ref: BlobRef) -> None:
         """Serve a file of a run's own by a hard link to it; its digest is taken on trust.
 
