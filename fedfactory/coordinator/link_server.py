@@ -108,9 +108,9 @@ class LinkServer:
         self._happened("site_lost", site)
 
     def _happened(self, event: Any, site: str) -> None:
-        with self._lock:
-            if self._greeted and site in self._sites:  # the greeting says who is here
-                self._outbox.put(encode(LinkRing(event=event, site=site)))
+        # Before the engine is there, the greeting is still to say who is here.
+        if self._engine is not None and site in self._sites:
+            self.tell(LinkRing(event=event, site=site))
 
     # ---- what sites ask for (Mailbox) ------------------------------------------------------
 
@@ -141,7 +141,7 @@ class LinkServer:
                 self._outbox.put({"reply": message_id, "flower": found, "claimed": claim})
                 return True
         if claimed and digest is not None:
-            self._gateway.discard(self._run_id, digest)
+            store.unclaim(self._run_id, site, digest)
         return False
 
     # ---- life ------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ import pytest
 from fedfactory.contracts.errors import EnvironmentFailedError, IdentityError, ProtocolError
 from fedfactory.coordinator import flower_seam
 from fedfactory.coordinator.flower_seam import Fetched
+from fedfactory.coordinator.gateway import blobs
+from fedfactory.coordinator.gateway.holds import Holds
 from fedfactory.coordinator.gateway.mail import Mail
 from fedfactory.coordinator.running.link import LinkRing
 from fedfactory.identity.roles import Peer, Role
@@ -102,6 +104,30 @@ def test_a_push_rings_each_site_that_it_is_for(rig, run):
     run.order("cesga")
     next(bells["cesga"])
     assert rig.cesga.fetch() is not None
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_site_that_comes_or_goes_while_a_process_says_hello_is_told(rig, monkeypatch, comes):
+    """Once it was counted for the greeting, and before the process has it."""
+    bell = rig.cesga.listen()
+    if not comes:
+        next(bell)
+    real, heard = rig.gateway.connected, len(rig.ear.heard)
+
+    def meanwhile():
+        found = real()
+        if comes:
+            next(bell)
+        else:
+            rig.cesga.close()
+        until(lambda: len(rig.ear.heard) > heard)
+        return found
+
+    monkeypatch.setattr(rig.gateway, "connected", meanwhile)
+    run = rig.run("cesga", "lumi")
+    assert run.greeting.connected == (() if comes else ("cesga",))
+    event = "site_connected" if comes else "site_lost"
+    until(lambda: [(said.event, said.site) for said in run.heard] == [(event, "cesga")])
 
 
 def test_an_order_waits_for_a_site_that_is_away(rig, run):
@@ -361,6 +387,7 @@ def test_equal_bytes_of_two_sites_are_claimed_for_each(rig, run, tmp_path):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError()])
 def test_a_claim_that_fails_leaves_the_order_to_be_answered(rig, run, tmp_path, monkeypatch, error):
+    """And it is held once, when it succeeds at last."""
     sent = fetched(run, "cesga", rig.cesga)
     upload(rig.cesga, tmp_path)
 
@@ -368,13 +395,35 @@ def test_a_claim_that_fails_leaves_the_order_to_be_answered(rig, run, tmp_path, 
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(rig.store, "claim", fails)
+        patched.setattr(rig.store._arrivals, "take", fails)
         for _ in range(2):
             with pytest.raises(EnvironmentFailedError):
                 rig.cesga.send(sent, "done", REF.digest)
     assert run.replies == []
     assert rig.cesga.send(sent, "done", REF.digest)
     came(run, (sent, "done", REF.digest))
+    assert rig.store.path(REF.digest).read_bytes() == DATA
+    run.link.discard([REF.digest])
+    assert not rig.store.path(REF.digest).exists()
+
+
+def test_a_claim_that_is_not_on_disk_yet_is_claimed_again(rig, run, tmp_path, monkeypatch):
+    sent = fetched(run, "cesga", rig.cesga)
+    upload(rig.cesga, tmp_path)
+
+    def fails(*_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(blobs, "sync_folder", fails)
+        with pytest.raises(EnvironmentFailedError):
+            rig.cesga.send(sent, "done", REF.digest)
+    assert run.replies == []
+    assert rig.cesga.send(sent, "done", REF.digest)
+    came(run, (sent, "done", REF.digest))
+    assert rig.store.path(REF.digest).read_bytes() == DATA
+    rig.store.forget(RUN)
+    assert not rig.store.path(REF.digest).exists()
 
 
 def test_a_reply_that_flower_fails_at_leaves_the_order_to_be_answered(rig, run, monkeypatch):
@@ -390,6 +439,17 @@ def test_a_reply_that_flower_fails_at_leaves_the_order_to_be_answered(rig, run, 
             rig.cesga.send(sent, "done", "")
     assert rig.cesga.send(sent, "done", "")
     came(run, (sent, "done", None))
+
+
+def test_a_reply_that_flower_does_not_give_back_is_not_awaited(rig, run, tmp_path, monkeypatch):
+    """Its time was over just after it was stored: it is not said to have come when it is repeated."""
+    sent = fetched(run, "cesga", rig.cesga)
+    upload(rig.cesga, tmp_path)
+    monkeypatch.setattr(run.server._engine._state, "get_message_res", lambda *_: [])
+    for _ in range(2):
+        assert not rig.cesga.send(sent, "late", REF.digest)
+    came(run)
+    assert rig.store._holds == Holds()
 
 
 # ---- hostile values --------------------------------------------------------------------------
@@ -459,7 +519,11 @@ def test_what_is_no_digest_is_refused_and_the_order_left(rig, run, tmp_path, dig
     with pytest.raises(ProtocolError):
         rig.cesga.send(sent, "done", digest)
     assert rig.cesga.send(sent, "done", REF.digest)
+    with pytest.raises(ProtocolError):
+        rig.cesga.send(sent, "done", digest)
     came(run, (sent, "done", REF.digest))
+    run.link.discard([REF.digest])
+    assert rig.store._holds == Holds()
 
 
 # ---- who may, and how much it is -------------------------------------------------------------
@@ -561,6 +625,34 @@ def test_a_process_that_dies_while_a_reply_is_taken_keeps_no_hold(rig, run, tmp_
 
     monkeypatch.setattr(rig.store, "claim", dies)
     assert not rig.cesga.send(sent, "done", REF.digest)
+    assert not rig.store.path(REF.digest).exists()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_reply_that_outlives_its_process_takes_nothing_from_the_next(
+    rig, run, tmp_path, monkeypatch, whole
+):
+    """The site sends back the model it was given, and the run's process dies meanwhile."""
+    sent = fetched(run, "cesga", rig.cesga)
+    staged = tmp_path / "model"
+    staged.write_bytes(DATA)
+    run.link.adopt(staged, REF)
+    if whole:
+        upload(rig.cesga, tmp_path)
+    real, runs = rig.store._arrivals.take, [run]
+
+    def dies(*call):
+        run.close()
+        runs.append(rig.run("cesga", "lumi"))
+        runs[-1].link.restore((), [REF.digest])
+        return real(*call)
+
+    monkeypatch.setattr(rig.store._arrivals, "take", dies)
+    assert not rig.cesga.send(sent, "done", REF.digest)
+    assert rig.store.path(REF.digest).read_bytes() == DATA
+    assert not rig.store._holds.claimed("cesga", REF.digest)
+    runs[-1].link.discard([REF.digest])
+    assert rig.store._holds == Holds()
     assert not rig.store.path(REF.digest).exists()
 
 

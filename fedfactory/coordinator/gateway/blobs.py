@@ -85,12 +85,23 @@ class BlobStore:
         with self._lock:
             here = self._is_claimed(_site(site), digest)
             self._holds.claim(run, site, digest)  # before its file is there, so that it may stay
-        if not here and not self._arrivals.take(_site(site), digest, self.path(digest)):
-            with self._lock:
-                self._holds.unclaim(run, site, digest)
-            return False
-        sync_folder(self.root)
-        return True
+        taken = here
+        try:
+            taken = here or self._arrivals.take(_site(site), digest, self.path(digest))
+        finally:
+            if not taken:
+                with self._lock:
+                    self._holds.unclaim(run, site, digest)
+        if taken:
+            sync_folder(self.root)
+        return taken
+
+    def unclaim(self, run: str, site: str, digest: str) -> None:
+        """Give up one claim of a site's for a run that did not hear of it."""
+        with self._lock:
+            self._holds.unclaim(run, site, digest)
+            if not self._holds.is_held(digest):
+                self.path(digest).unlink(missing_ok=True)
 
     def adopt(self, run: str, path: Path, ref: BlobRef) -> None:
         """Serve a file of a run's own by a hard link to it; its digest is taken on trust.

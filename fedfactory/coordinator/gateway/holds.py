@@ -29,7 +29,7 @@ class Holds:
         self._claimed[run, site, digest] += 1
 
     def unclaim(self, run: str, site: str, digest: str) -> None:
-        """Give up a claim whose bytes are not there."""
+        """Give up one claim of a site's, if one is left."""
         self._drop(run, site, digest)
 
     def claimed(self, site: str, digest: str) -> bool:
@@ -69,6 +69,7 @@ class Holds:
 
     def _drop(self, run: str, site: str, digest: str) -> None:
         claim = (run, site, digest)
-        self._claimed[claim] -= 1
-        if not self._claimed[claim]:
-            del self._claimed[claim]
+        if self._claimed[claim] > 1:
+            self._claimed[claim] -= 1
+        else:  # or none is left: the run was restored meanwhile
+            self._claimed.pop(claim, None)
