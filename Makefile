@@ -10,7 +10,7 @@ OLD_VENV := .venv-flower-1.41
 OLD_STAMP := $(OLD_VENV)/.installed
 # Where it needs another version than constraints.txt names.
 OLD_PINS := flwr==1.41.0 uv==0.12.24
-SEAM_TESTS := tests/contract/test_flower_engine.py tests/contract/test_runner.py tests/contract/test_flower_strategies.py \
+SEAM_TESTS := tests/contract/test_flower_engine.py tests/contract/test_flower_strategies.py \
   tests/contract/test_flower_memory.py tests/contract/test_runner.py tests/unit/test_flower_state.py \
   tests/federation/test_results.py
 
