@@ -19,7 +19,6 @@ from fedfactory.contracts.errors import IntegrityError
 from fedfactory.contracts.model import BlobRef, check_digest
 from fedfactory.coordinator.gateway.arrivals import Arrivals
 from fedfactory.coordinator.gateway.holds import Holds
-from fedfactory.durable_file import sync_folder
 from fedfactory.identity.roles import Peer, Role
 
 _ARRIVING: Final = "arriving"
@@ -76,9 +75,12 @@ class BlobStore:
     # ---- what runs hold --------------------------------------------------------------------
 
     def claim(self, run: str, site: str, digest: str) -> bool:
-        """Hold a site's upload for a run, durably; False if the site has sent no such blob.
+        """Hold a site's upload for a run; False if the site has sent no such blob.
 
-        What is held of this site already counts as sent: one reply may come twice.
+        What is held of this site already counts as sent: one reply may come twice. The bytes are on
+        disk then. The name is once the folder is synced, which the run's process does before its
+        journal speaks of it: once for many. Until then a crash may leave the file where it arrived,
+        and `restore` finds it there.
         """
         with self._lock:
             held = self._holds.claimed(site, digest) and self.path(digest).exists()
@@ -87,7 +89,6 @@ class BlobStore:
             with self._lock:
                 self._holds.unclaim(run, site, digest)
             return False
-        sync_folder(self.root)
         return True
 
     def adopt(self, run: str, path: Path, ref: BlobRef) -> None:
