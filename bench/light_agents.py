@@ -31,8 +31,8 @@ from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import Order
-from fedfactory.contracts.plans import Delivery
-from fedfactory.contracts.questions import Answer, Fitness
+from fedfactory.contracts.plans import SignedOrder
+from fedfactory.contracts.questions import Answer, Preflight
 from fedfactory.contracts.updates import Payload, Reply, Update
 from fedfactory.contracts.versions import own_version
 from fedfactory.identity.enrolment import load_identity
@@ -63,7 +63,7 @@ FINAL = (
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.FAILED_PRECONDITION,
 )
-FIT = to_json(Answer(fitness=Fitness(code="", version=own_version()), logs=None)).encode()
+FIT = to_json(Answer(preflight=Preflight(code="", version=own_version()), logs=None)).encode()
 
 
 class Calls:
@@ -178,7 +178,7 @@ class LightAgent:
             return False
         reply = pb.SiteReply(message_id=fetched.message_id, text=b"{}")
         with suppress(ProtocolError):  # the end of a run is no order
-            order = from_json(Delivery, fetched.text).sending.order
+            order = from_json(SignedOrder, fetched.text).envelope.order
             if rung_at is not None:  # None: it looked by itself, before it was rung
                 line = {"doorbell_s": time.time() - rung_at, "round": order.round}
                 print(json.dumps(line), flush=True)
