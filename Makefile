@@ -57,8 +57,7 @@ bench: $(STAMP)
 	$(BIN)/python -m bench.aggregation
 	$(BIN)/python -m bench.utility
 	$(BIN)/python -m bench.journal
-	$(BIN)/python -m bench.resume
-	$(BIN)/python -m bench.scale
+	$(BIN)/python -m bench.engine
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "fedfactory needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 2; }

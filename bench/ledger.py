@@ -54,7 +54,7 @@ def _order(run: int, number: int) -> Order:
         base=BlobRef(digest=DIGEST, bytes=1),
         seed=1,
         privacy=_plan(run),
-        plan_digest=f"plan-{run}",
+        terms_digest=f"plan-{run}",
     )
 
 

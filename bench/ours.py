@@ -17,9 +17,8 @@ from bench.figures import Figures, note_peaks
 
 # What a process is called here, by words of its command line.
 PARTS = {
-    "ServerApp": "flwr-serverapp",
-    "SuperLink": "flower-superlink",
-    "gateway": "fedfactory.cli.main coordinator",
+    "run process": "fedfactory.coordinator.running.process",
+    "coordinator": "fedfactory.cli.main coordinator",
     "agent": "site_agents.cli.main",
     "worker": "site_agents.worker",
 }

@@ -17,7 +17,7 @@ from fedfactory.choices import OPEN_STRATEGY, choices
 from fedfactory.contracts.errors import DataError, UnknownNameError, ValueRangeError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import Scalar, TrainParameters
-from fedfactory.contracts.plans import Mode, RunTerms, Signature, SignedPlan
+from fedfactory.contracts.plans import Mode, RunTerms, Signature, SignedTerms
 from fedfactory.contracts.privacy import PrivacyPlan
 from fedfactory.contracts.run_plan import EvaluationRules, RoundRules, RunPlan
 from fedfactory.run_rules import (
@@ -120,7 +120,7 @@ class RunConfig:
             not_after=not_after,
         )
 
-    def plan(self, signed: SignedPlan, central: BlobRef | None) -> RunPlan:
+    def plan(self, signed: SignedTerms, central: BlobRef | None) -> RunPlan:
         """Return the run's plan around its signed terms; `central` is the public data set."""
         return RunPlan(
             signed=signed,
@@ -135,7 +135,7 @@ class RunConfig:
     def draft(self) -> RunPlan:
         """Return the plan before anything is made or signed. Raises UsageError: names the key."""
         terms = self.terms(coordinator="", run_id="", initial=_NOT_MADE, nonce="", not_after=0.0)
-        signed = SignedPlan(terms=terms, signature=Signature(public_key="", value=""))
+        signed = SignedTerms(terms=terms, signature=Signature(public_key="", value=""))
         return self.plan(signed, None if self.central is None else _NOT_MADE)
 
 

@@ -120,7 +120,7 @@ def _mismatch(held: Run | None, order: Order, stake: Stake) -> str | None:
             f"the run was admitted on lineage '{held.lineage}' per {held.unit}, and its"
             f" epsilon is of that; policy.yaml now has '{stake.lineage}' per {stake.unit}"
         )
-    if held.plan_digest != order.plan_digest:
+    if held.terms_digest != order.terms_digest:
         return "the run was admitted by another plan"
     return "the run is over, and what it held has returned" if held.released else None
 
@@ -179,7 +179,7 @@ def admit(
         return Shortfall(finding=too_much)
     return RunAdmitted(
         run=run,
-        plan_digest=order.plan_digest,
+        terms_digest=order.terms_digest,
         lineage=lineage,
         unit=unit,
         planned=planned,
@@ -209,7 +209,7 @@ def readmit(
         )
     return RunAdmitted(
         run=run,
-        plan_digest=before.plan_digest,
+        terms_digest=before.terms_digest,
         lineage=before.lineage,
         unit=before.unit,
         planned=before.planned,

@@ -40,7 +40,7 @@ class Decision:
     at: float
     reason: str
     update: str
-    plan_digest: str
+    terms_digest: str
     kind: WorkKind
 
 
@@ -64,7 +64,7 @@ class Waiting:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Request:
     since: float
-    leaving: Leaving
+    outbound: Leaving
 
 
 def work_id(key: WorkKey) -> str:
@@ -87,13 +87,13 @@ class Approvals:
         the first is forgotten. Raises OSError if it cannot be written.
         """
         asked = _read(_Request, self._path(work_id, REQUEST))
-        if asked is not None and asked.leaving == leaving:
+        if asked is not None and asked.outbound == leaving:
             return
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         decision = _read(Decision, self._path(work_id, DECISION))
         if decision is not None and decision.update != leaving.update:
             remove_durably(self._path(work_id, DECISION))
-        request = _Request(since=time.time(), leaving=leaving)
+        request = _Request(since=time.time(), outbound=leaving)
         write_durably(self._path(work_id, REQUEST), to_json(request))
 
     def decision(self, work_id: str, update: str) -> Decision | None:
@@ -101,11 +101,11 @@ class Approvals:
         found = _read(Decision, self._path(work_id, DECISION))
         return found if found is not None and found.update == update else None
 
-    def approved_before(self, plan_digest: str, kind: WorkKind) -> bool:
+    def approved_before(self, terms_digest: str, kind: WorkKind) -> bool:
         """Whether a person approved a result of this plan and kind."""
         decisions = (_read(Decision, path) for path in self._files(DECISION))
         return any(
-            found.approved and (found.plan_digest, found.kind) == (plan_digest, kind)
+            found.approved and (found.terms_digest, found.kind) == (terms_digest, kind)
             for found in decisions
             if found is not None
         )
@@ -122,7 +122,7 @@ class Approvals:
         return frozenset(
             path.name.removesuffix(REQUEST)
             for path, found in requests.items()
-            if found is None or now <= found.leaving.plan.not_after
+            if found is None or now <= found.outbound.plan.not_after
         )
 
     # ---- a person answers ----------------------------------------------------------------------
@@ -137,8 +137,8 @@ class Approvals:
                     Waiting(
                         work_id=work_id,
                         since=request.since,
-                        leaving=request.leaving,
-                        decision=self.decision(work_id, request.leaving.update),
+                        leaving=request.outbound,
+                        decision=self.decision(work_id, request.outbound.update),
                     )
                 )
         return tuple(sorted(found, key=lambda one: (one.since, one.work_id)))
@@ -177,7 +177,7 @@ class Approvals:
             at=time.time(),
             reason=reason,
             update=one.leaving.update,
-            plan_digest=one.leaving.plan_digest,
+            terms_digest=one.leaving.terms_digest,
             kind=one.leaving.kind,
         )
         write_durably(self._path(one.work_id, DECISION), to_json(decision))

@@ -159,7 +159,7 @@ class Books(BooksView):
     def _take_lapse(self, entry: RunLapsed) -> None:
         self._ledger.lapse(entry)
 
-    def release(self, run: RunKey, plan_digest: str) -> bool:
+    def release(self, run: RunKey, terms_digest: str) -> bool:
         """Give back what a run that is over holds; whether it still held anything.
 
         Raises:
@@ -168,7 +168,7 @@ class Books(BooksView):
         with self._lock:
             self._ledger.refresh()
             held = self._ledger.budget.runs.get(run)
-            if held is None or held.plan_digest != plan_digest or held.released:
+            if held is None or held.terms_digest != terms_digest or held.released:
                 return False
             self._ledger.release(run, actor=run.coordinator, reason="the run is over")
             return True

@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 
 from fedfactory.contracts.errors import FedfactoryError, IdentityError
-from fedfactory.contracts.plans import Anchor, SignedEnding
+from fedfactory.contracts.plans import Anchor, SignedRunEnded
 from fedfactory.identity.signing import verify
 from fedfactory.privacy.entries import RunKey
 from site_agents.books import Books
@@ -19,9 +19,9 @@ from site_agents.policy_file import load_policy
 log = logging.getLogger("site_agents.ending")
 
 
-def end_run(signed: SignedEnding, *, site: str, policy_file: Path, books: Books) -> Anchor | None:
+def end_run(signed: SignedRunEnded, *, site: str, policy_file: Path, books: Books) -> Anchor | None:
     """Release a run, and return where the books stand; None if it is not believed or not known."""
-    ending = signed.ending
+    ending = signed.run_ended
     try:
         _believe(signed, site, policy_file)
     except (IdentityError, PolicyFileError) as error:
@@ -29,7 +29,7 @@ def end_run(signed: SignedEnding, *, site: str, policy_file: Path, books: Books)
         return None
     try:
         run = RunKey(coordinator=ending.coordinator, run_id=ending.run_id)
-        released = books.release(run, ending.plan_digest)
+        released = books.release(run, ending.terms_digest)
     except FedfactoryError as error:
         log.warning("the word that a run is over is not taken: %s", error)
         return None
@@ -38,15 +38,15 @@ def end_run(signed: SignedEnding, *, site: str, policy_file: Path, books: Books)
     return books.anchor()
 
 
-def _believe(signed: SignedEnding, site: str, policy_file: Path) -> None:
+def _believe(signed: SignedRunEnded, site: str, policy_file: Path) -> None:
     """Check that an ending is a pinned coordinator's, for this site.
 
     Raises:
         IdentityError: it is not.
         PolicyFileError: the policy, which pins the keys, does not hold.
     """
-    key = verify(signed.ending, signed.signature)
-    if load_policy(policy_file).coordinators.get(signed.ending.coordinator) != key:
+    key = verify(signed.run_ended, signed.signature)
+    if load_policy(policy_file).coordinators.get(signed.run_ended.coordinator) != key:
         raise IdentityError("the policy does not pin the key that signs")
-    if signed.ending.site != site:
+    if signed.run_ended.site != site:
         raise IdentityError("it is another site's")

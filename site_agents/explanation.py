@@ -14,7 +14,7 @@ from typing import Literal
 
 from fedfactory.contracts.codec import from_json
 from fedfactory.contracts.errors import IntegrityError, ProtocolError, UsageError
-from fedfactory.contracts.plans import Delivery
+from fedfactory.contracts.plans import SignedOrder
 from fedfactory.contracts.updates import Update
 from site_agents.approvals import Approvals
 from site_agents.audit.reading import ReadChain
@@ -58,7 +58,7 @@ class Explanation:
     afterwards, None without a policy.
     """
 
-    delivery: Delivery
+    delivery: SignedOrder
     signed_by: tuple[str, str]
     verdicts: tuple[Verdict, ...]
     waits_for_person: bool
@@ -70,7 +70,7 @@ class Explanation:
         return next((one for one in self.verdicts if one.outcome == "REFUSES"), None)
 
 
-def read_delivery(path: Path) -> Delivery | str:
+def read_delivery(path: Path) -> SignedOrder | str:
     """Return the delivery in a file, or why it has not the form of an order.
 
     Raises:
@@ -81,12 +81,12 @@ def read_delivery(path: Path) -> Delivery | str:
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror})") from error
     try:
-        return from_json(Delivery, raw)
+        return from_json(SignedOrder, raw)
     except (ProtocolError, UsageError) as error:
         return safe(f"{error} {error.diagnostic or ''}".strip())
 
 
-def explain(config: AgentConfig, delivery: Delivery) -> Explanation:
+def explain(config: AgentConfig, delivery: SignedOrder) -> Explanation:
     """Ask of a delivery what the agent of this home would ask.
 
     Raises:
@@ -109,14 +109,14 @@ def explain(config: AgentConfig, delivery: Delivery) -> Explanation:
             worker=None,
         )
         return _explained(
-            Case.of_delivery(ground, delivery, delivery.sending.order.key()), delivery
+            Case.of_delivery(ground, delivery, delivery.envelope.order.key()), delivery
         )
     finally:
         if ledger is not None:
             ledger.close()
 
 
-def _explained(case: Case, delivery: Delivery) -> Explanation:
+def _explained(case: Case, delivery: SignedOrder) -> Explanation:
     update = _update(case)
     if update is not None:
         file = job_folder(case.ground.home / "spool" / "jobs", case.key) / UPDATE
@@ -177,6 +177,6 @@ def _said(gate: Gate, outcome: Outcome, finding: str) -> Verdict:
 def _waits(case: Case, policy: Policy, update: Update | None) -> bool:
     """Whether the result waits for a person, now or once there is one."""
     order = case.order
-    before = Approvals(case.ground.home).approved_before(order.plan_digest, order.kind)
+    before = Approvals(case.ground.home).approved_before(order.terms_digest, order.kind)
     decided = update is not None and case.decision is not None
     return not decided and needs_approval(policy, case.sending, approved_before=before)

@@ -15,8 +15,8 @@ from typing import Final, TypeVar
 from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.contracts.orders import Order, Scalar
-from fedfactory.contracts.plans import Anchor, Sending, SignedPlan
-from fedfactory.contracts.questions import SignedQuestion
+from fedfactory.contracts.plans import Anchor, OrderEnvelope, SignedTerms
+from fedfactory.contracts.questions import SignedQuery
 from site_agents.executors.executor import Executor
 from site_agents.gate_case import Case, Ground
 from site_agents.gates import BEFORE_A_RUN, pass_through
@@ -27,20 +27,20 @@ COUNT_PATIENCE_S: Final = 4.0
 T = TypeVar("T")
 
 
-def judge_fitness(ground: Ground, signed: SignedQuestion, plan: SignedPlan) -> None:
+def judge_fitness(ground: Ground, signed: SignedQuery, plan: SignedTerms) -> None:
     """Ask of a plan what its first order would be asked, as far as the plan alone says.
 
     Raises:
         RefusedError: the order would be refused, with this code.
     """
-    question = signed.question
+    question = signed.query
     sending = first_sending(question.site, plan, question.receipt)
     key = sending.order.key()
     case = Case(ground, sending, key, question, signed.signature, is_question=True)
     pass_through(BEFORE_A_RUN, case)
 
 
-def first_sending(site: str, plan: SignedPlan, receipt: Anchor | None) -> Sending:
+def first_sending(site: str, plan: SignedTerms, receipt: Anchor | None) -> OrderEnvelope:
     """Return the sending of the first order that a coordinator would make of a plan. Pure."""
     terms = plan.terms
     order = Order(
@@ -55,9 +55,9 @@ def first_sending(site: str, plan: SignedPlan, receipt: Anchor | None) -> Sendin
         base=terms.initial,
         seed=0,
         privacy=terms.privacy,
-        plan_digest=digest_of(terms),
+        terms_digest=digest_of(terms),
     )
-    return Sending(order=order, plan=plan, number=1, expires_at=math.inf, receipt=receipt)
+    return OrderEnvelope(order=order, signed=plan, number=1, expires_at=math.inf, receipt=receipt)
 
 
 class BriefCount:

@@ -17,7 +17,7 @@ from typing import Protocol
 from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.errors import FedfactoryError, IdentityError, IntegrityError
 from fedfactory.contracts.orders import Order, Scalar, WorkKey
-from fedfactory.contracts.plans import Delivery, Sending, Signature
+from fedfactory.contracts.plans import OrderEnvelope, Signature, SignedOrder
 from fedfactory.contracts.updates import Update
 from fedfactory.identity.signing import verify
 from fedfactory.tasks.table import check_task
@@ -93,7 +93,7 @@ class Case:
     def __init__(
         self,
         ground: Ground,
-        sending: Sending,
+        sending: OrderEnvelope,
         key: WorkKey,
         signed: object,
         signature: Signature,
@@ -110,9 +110,9 @@ class Case:
         self._is_question = is_question
 
     @classmethod
-    def of_delivery(cls, ground: Ground, delivery: Delivery, key: WorkKey) -> Case:
+    def of_delivery(cls, ground: Ground, delivery: SignedOrder, key: WorkKey) -> Case:
         """Return the case of an order that came, and is for the work of this key."""
-        return cls(ground, delivery.sending, key, delivery.sending, delivery.signature)
+        return cls(ground, delivery.envelope, key, delivery.envelope, delivery.signature)
 
     @property
     def order(self) -> Order:
@@ -134,7 +134,7 @@ class Case:
     @cached_property
     def operator_signature(self) -> str | IdentityError:
         """The fingerprint of the key that signed the plan, or why no signature counts."""
-        return _signer(self.sending.plan.terms, self.sending.plan.signature)
+        return _signer(self.sending.signed.terms, self.sending.signed.signature)
 
     @property
     def coordinator_key(self) -> str:

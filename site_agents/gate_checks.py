@@ -287,7 +287,7 @@ def budget(case: Case) -> Against | None:
         return None
     try:
         return _against(
-            case.books.shortfall(case.order, case.sending.plan.terms, case.policy, case.data)
+            case.books.shortfall(case.order, case.sending.signed.terms, case.policy, case.data)
         )
     except LedgerError as error:
         return Against(sentence=str(error), code="books_broken")

@@ -13,7 +13,7 @@ from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.questions import Answer
 from fedfactory.identity.enrolment import Identity
-from fedfactory.wire.membership import Certified, RenewWanted
+from fedfactory.wire.membership import Certified, RenewRequest
 from fedfactory.wire.rpc import gateway_pb2 as pb
 from fedfactory.wire.rpc.methods import MAX_ORDER_BYTES
 from fedfactory.wire.rpc.service import EnrolmentCalls, GatewayCalls
@@ -119,7 +119,7 @@ class GatewayClient:
     def renew(self, csr: str) -> Certified:
         """Have the key of the certificate in use certified anew; `csr` (PEM) is of that key."""
         try:
-            return self._enrolment.renew(RenewWanted(csr=csr), timeout=CALL_TIMEOUT_S)
+            return self._enrolment.renew(RenewRequest(csr=csr), timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as error:
             raise translated(error) from error
 

@@ -13,7 +13,7 @@ from typing import Final
 from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.model import BlobRef, TensorSpec
 from fedfactory.contracts.orders import WorkKind
-from fedfactory.contracts.plans import RunTerms, Sending
+from fedfactory.contracts.plans import OrderEnvelope, RunTerms
 from fedfactory.contracts.privacy import PrivacySpent
 from fedfactory.contracts.updates import Update
 
@@ -47,7 +47,7 @@ class Leaving:
     lineage: str | None
     epsilon_charged: float | None
     privacy: PrivacySpent | None
-    plan_digest: str
+    terms_digest: str
     plan: RunTerms
 
     @property
@@ -57,7 +57,7 @@ class Leaving:
 
 
 def leaving(
-    sending: Sending,
+    sending: OrderEnvelope,
     update: Update,
     *,
     declared: tuple[TensorSpec, ...],
@@ -87,6 +87,6 @@ def leaving(
         lineage=lineage,
         epsilon_charged=epsilon_charged,
         privacy=update.privacy,
-        plan_digest=order.plan_digest,
-        plan=sending.plan.terms,
+        terms_digest=order.terms_digest,
+        plan=sending.signed.terms,
     )

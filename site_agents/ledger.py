@@ -23,7 +23,6 @@ from fedfactory.contracts.updates import Update
 from fedfactory.privacy.accounting import Cost, Rdp
 from fedfactory.privacy.budget import Budget, LedgerEntryError, WorkName, work_name
 from fedfactory.privacy.entries import (
-    ENTRIES,
     Charge,
     Created,
     Entry,
@@ -38,6 +37,7 @@ from fedfactory.privacy.entries import (
     WorkCommitted,
     WorkRefunded,
     WorkReserved,
+    read_entry,
 )
 from site_agents.accountant import ORDERS, RdpAccounting
 from site_agents.ledger_file import FILE, LOST, START, LedgerError, LedgerFile, Row
@@ -348,7 +348,7 @@ class Ledger:
         folded = _Folded() if self._doubtful else self._folded
         try:
             for row in self._file.rows(folded.sequence, folded.head):
-                entry: Entry = from_json(ENTRIES[row.kind], row.body)
+                entry = read_entry(row.kind, row.body)
                 folded.budget.apply(entry, row.at)
                 folded.follow(row, entry)
         except (ProtocolError, KeyError, LedgerEntryError) as error:

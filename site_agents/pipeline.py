@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 
 from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.contracts.orders import WorkKey
-from fedfactory.contracts.plans import Anchor, Delivery, SignedEnding
+from fedfactory.contracts.plans import Anchor, SignedOrder, SignedRunEnded
 from fedfactory.contracts.updates import Refusal, Reply
 from fedfactory.privacy.budget import WorkName, work_name
 from site_agents.approvals import Approvals, Pending
@@ -106,7 +106,7 @@ class Pipeline:
         if isinstance(received, Unreadable):
             self._books.unauthorised.note("message", received.finding)
             return None
-        if isinstance(received, SignedEnding):
+        if isinstance(received, SignedRunEnded):
             policy_file = self._home / POLICY_FILE
             return end_run(received, site=self._site, policy_file=policy_file, books=self._books)
         delivery, key = received.delivery, received.key
@@ -122,7 +122,7 @@ class Pipeline:
                 return Reply(update=None, refusal=Refusal(work=key, code=error.code), anchor=None)
             return self._refusal(delivery, key, error)
 
-    def _answer(self, delivery: Delivery, key: WorkKey) -> Reply | Pending:
+    def _answer(self, delivery: SignedOrder, key: WorkKey) -> Reply | Pending:
         books, folder = self._books, self._spool.folder(key)
         case = Case.of_delivery(self._ground, delivery, key)
         try:
@@ -132,7 +132,7 @@ class Pipeline:
             update = case.update
             fresh = update is None
             if update is None:
-                receipt = delivery.sending.receipt
+                receipt = delivery.envelope.receipt
                 if receipt is not None:
                     books.keep_receipt(key.coordinator, receipt)
                 pass_through(parts(NEW_WORK), case)
@@ -145,7 +145,7 @@ class Pipeline:
             finding = f"{error} {getattr(error, 'diagnostic', None) or ''}"
             raise RefusedError("transfer_failed", finding) from error
 
-    def _refusal(self, delivery: Delivery, key: WorkKey, why: RefusedError) -> Reply:
+    def _refusal(self, delivery: SignedOrder, key: WorkKey, why: RefusedError) -> Reply:
         """Write down that a code leaves, if the books still take it: they may be the reason."""
         log.warning("round %d %s refused: %s", key.round, key.kind, why)
         refusal, anchor = Refusal(work=key, code=why.code), None
@@ -154,8 +154,8 @@ class Pipeline:
             anchor = self._books.record(
                 refused(
                     refusal,
-                    destination=delivery.sending.order.coordinator,
-                    delivery=delivery.sending.number,
+                    destination=delivery.envelope.order.coordinator,
+                    delivery=delivery.envelope.number,
                     finding=str(why),
                     standing=standing,
                 )

@@ -22,12 +22,12 @@ from fedfactory.contracts.errors import (
     ProtocolError,
     UsageError,
 )
-from fedfactory.contracts.plans import SignedPlan
+from fedfactory.contracts.plans import SignedTerms
 from fedfactory.contracts.questions import (
     Answer,
-    Fitness,
-    SignedLogsWanted,
-    SignedQuestion,
+    Preflight,
+    SignedLogsRequest,
+    SignedQuery,
     SiteLogs,
 )
 from fedfactory.contracts.versions import own_version
@@ -92,28 +92,28 @@ class Questions:
                 note("message", f"{len(text)} characters are no question")
                 return None
             try:
-                signed = from_json(SignedQuestion, text)
+                signed = from_json(SignedQuery, text)
                 return self._answer(signed)
             except (ProtocolError, UsageError) as error:
                 note("message", f"no question: {error}")
                 return None
 
-    def _answer(self, signed: SignedQuestion) -> Answer:
-        question = signed.question
-        if question.plan is not None:
-            code = self._fitness(signed, question.plan)
-            terms, said = question.plan.terms, code or "fit"
+    def _answer(self, signed: SignedQuery) -> Answer:
+        question = signed.query
+        if question.signed is not None:
+            code = self._fitness(signed, question.signed)
+            terms, said = question.signed.terms, code or "fit"
             if code not in CODES:
                 self._record(signed, terms.coordinator, terms.run_id, "plan", said)
-            return Answer(fitness=Fitness(code=code, version=own_version()), logs=None)
+            return Answer(preflight=Preflight(code=code, version=own_version()), logs=None)
         assert question.logs is not None
-        logs, wanted = self._logs(signed, question.logs), question.logs.wanted
+        logs, wanted = self._logs(signed, question.logs), question.logs.request
         said = f"{logs.status}: {len(logs.lines)} lines"
         if logs.status != "not_authorised":
             self._record(signed, wanted.coordinator, wanted.run_id, "logs", said)
-        return Answer(fitness=None, logs=logs)
+        return Answer(preflight=None, logs=logs)
 
-    def _fitness(self, signed: SignedQuestion, plan: SignedPlan) -> str:
+    def _fitness(self, signed: SignedQuery, plan: SignedTerms) -> str:
         try:
             judge_fitness(self._ground, signed, plan)
         except RefusedError as error:
@@ -124,8 +124,8 @@ class Questions:
             return error.code
         return ""
 
-    def _logs(self, signed: SignedQuestion, wish: SignedLogsWanted) -> SiteLogs:
-        wanted = wish.wanted
+    def _logs(self, signed: SignedQuery, wish: SignedLogsRequest) -> SiteLogs:
+        wanted = wish.request
         try:
             policy = load_policy(self._home / POLICY_FILE)
             self._believe(signed, wish, policy)
@@ -141,10 +141,10 @@ class Questions:
             return SiteLogs(status="withheld", lines=())
         return SiteLogs(status="let_out", lines=lines)
 
-    def _believe(self, signed: SignedQuestion, wish: SignedLogsWanted, policy: Policy) -> None:
+    def _believe(self, signed: SignedQuery, wish: SignedLogsRequest, policy: Policy) -> None:
         """Check that a wish is its operator's and coordinator's, for this site, now and once."""
-        wanted, now = wish.wanted, time.time()
-        coordinator = verify(signed.question, signed.signature)
+        wanted, now = wish.request, time.time()
+        coordinator = verify(signed.query, signed.signature)
         operator = verify(wanted, wish.signature)
         revoked = revoked_keys(self._home)
         fault = operator_fault(policy.operators, operator, now, revoked)
@@ -153,7 +153,7 @@ class Questions:
             "no such coordinator key is pinned": policy.coordinators.get(wanted.coordinator)
             != coordinator,
             fault or "": fault is not None,
-            "it is another site's": {wanted.site, signed.question.site} != {self._site},
+            "it is another site's": {wanted.site, signed.query.site} != {self._site},
             "it is not for now": not now <= wanted.not_after <= now + LONGEST_WISH_S,
             "it was granted before": wanted.nonce in self._granted,
         }
@@ -162,7 +162,7 @@ class Questions:
         self._granted[wanted.nonce] = wanted.not_after
 
     def _record(
-        self, signed: SignedQuestion, coordinator: str, run_id: str, about: str, said: str
+        self, signed: SignedQuery, coordinator: str, run_id: str, about: str, said: str
     ) -> None:
         """Write down that an answer leaves, if the books still take it: they may be the answer."""
         entry = answered(

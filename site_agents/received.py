@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fedfactory.contracts.codec import from_json
 from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.contracts.orders import WorkKey
-from fedfactory.contracts.plans import Delivery, SignedEnding
+from fedfactory.contracts.plans import SignedOrder, SignedRunEnded
 from fedfactory.wire.rpc.methods import MAX_ORDER_BYTES
 
 
@@ -18,7 +18,7 @@ from fedfactory.wire.rpc.methods import MAX_ORDER_BYTES
 class ReceivedOrder:
     """An order as it came, and what it says its work is: believed by nobody until it is judged."""
 
-    delivery: Delivery
+    delivery: SignedOrder
     key: WorkKey
     text: str
 
@@ -30,7 +30,7 @@ class Unreadable:
     finding: str
 
 
-Received = ReceivedOrder | SignedEnding | Unreadable
+Received = ReceivedOrder | SignedRunEnded | Unreadable
 
 
 def read_message(text: str) -> Received:
@@ -38,11 +38,11 @@ def read_message(text: str) -> Received:
     if len(text) > MAX_ORDER_BYTES:
         return Unreadable(finding=f"{len(text)} characters are no order")
     try:
-        delivery = from_json(Delivery, text)
-        return ReceivedOrder(delivery=delivery, key=delivery.sending.order.key(), text=text)
+        delivery = from_json(SignedOrder, text)
+        return ReceivedOrder(delivery=delivery, key=delivery.envelope.order.key(), text=text)
     except FedfactoryError as error:
         no_order = error
     try:
-        return from_json(SignedEnding, text)
+        return from_json(SignedRunEnded, text)
     except FedfactoryError:
         return Unreadable(finding=f"no order: {no_order}")

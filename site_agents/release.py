@@ -86,7 +86,7 @@ class Release:
         order, approvals = case.order, self._approvals
         if case.decision is not None:  # no denial: a gate has just read this one
             return case.decision.by
-        before = approvals.approved_before(order.plan_digest, order.kind)
+        before = approvals.approved_before(order.terms_digest, order.kind)
         if not needs_approval(case.policy, case.sending, approved_before=before):
             return "agent"
         approvals.request(work, self._leaving(folder, case, update))

@@ -158,7 +158,7 @@ class Working:
         rule = case.rule if case.reads_data else None  # whose records are worked on
         try:
             return self._books.reserve(
-                case.key, case.order, case.sending.plan.terms, case.policy, rule
+                case.key, case.order, case.sending.signed.terms, case.policy, rule
             )
         except BudgetError as error:  # other work took it between gate and reservation
             raise RefusedError("budget_exhausted", str(error)) from error
@@ -174,7 +174,7 @@ class Working:
 
     def norm_bound(self, case: Case, charge: Charge | None) -> float:
         """Return the bound of the update's norm, which the coordinator computes alike."""
-        order, terms = case.order, case.sending.plan.terms
+        order, terms = case.order, case.sending.signed.terms
         assert order.training is not None
         found = None
         if charge is not None:

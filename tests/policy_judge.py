@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fedfactory.contracts.plans import Sending
+from fedfactory.contracts.plans import OrderEnvelope
 from site_agents.gate_checks import Clause
 from site_agents.gates import GATES, Gate
 from site_agents.policy import Facts, Finding, Policy
@@ -23,14 +23,14 @@ class Verdict:
 
 
 def examine(
-    policy: Policy, sending: Sending, facts: Facts
+    policy: Policy, sending: OrderEnvelope, facts: Facts
 ) -> Iterator[tuple[Gate, Finding | None]]:
     for gate in CLAUSES:
         assert isinstance(gate.check, Clause)
         yield gate, gate.check.judge(policy, sending, facts)
 
 
-def judge(policy: Policy, sending: Sending, facts: Facts) -> Verdict:
+def judge(policy: Policy, sending: OrderEnvelope, facts: Facts) -> Verdict:
     for gate, found in examine(policy, sending, facts):
         if found is not None:
             return Verdict(code=gate.code, clause=found.key or gate.clause, finding=found.sentence)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import Order, TrainParameters
-from fedfactory.contracts.plans import RunTerms, Sending, Signature, SignedPlan
+from fedfactory.contracts.plans import OrderEnvelope, RunTerms, Signature, SignedTerms
 from fedfactory.contracts.privacy import PrivacyPlan
 from site_agents.policy import (
     AcknowledgedRisk,
@@ -120,16 +120,16 @@ def order_of(terms: RunTerms, **changes: object) -> Order:
         base=BASE,
         seed=7,
         privacy=terms.privacy,
-        plan_digest=digest_of(terms),
+        terms_digest=digest_of(terms),
     )
     return replace(order, **changes)
 
 
-def sending_of(terms: RunTerms = TERMS, **changes: object) -> Sending:
+def sending_of(terms: RunTerms = TERMS, **changes: object) -> OrderEnvelope:
     """A sending of an order under a plan; `changes` are the order's."""
-    return Sending(
+    return OrderEnvelope(
         order=order_of(terms, **changes),
-        plan=SignedPlan(terms=terms, signature=UNSIGNED),
+        signed=SignedTerms(terms=terms, signature=UNSIGNED),
         number=1,
         expires_at=NOW + 60,
         receipt=None,

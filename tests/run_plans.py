@@ -7,7 +7,7 @@ from typing import Any
 
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import TrainParameters
-from fedfactory.contracts.plans import RunTerms, Signature, SignedPlan
+from fedfactory.contracts.plans import RunTerms, Signature, SignedTerms
 from fedfactory.contracts.run_plan import EvaluationRules, RoundRules, RunPlan
 
 SITES = ("cesga", "cyfronet", "lumi")
@@ -36,7 +36,7 @@ TERMS = RunTerms(
 )  # fmt: skip
 UNSIGNED = Signature(public_key="", value="")  # nobody checks it where these plans go
 PLAN = RunPlan(
-    signed=SignedPlan(terms=TERMS, signature=UNSIGNED), seed=1, rules=RULES,
+    signed=SignedTerms(terms=TERMS, signature=UNSIGNED), seed=1, rules=RULES,
     evaluation=EVALUATION, central=None, checkpoints=3, max_examples={},
 )  # fmt: skip
 

@@ -128,12 +128,12 @@ def _invite(asked: argparse.Namespace) -> None:
     from fedfactory.coordinator.membership.inviting import INVITATION_S, invite
     from fedfactory.durable_file import create_durably
     from fedfactory.identity.roles import Role
-    from fedfactory.wire.membership import InviteWanted
+    from fedfactory.wire.membership import InviteRequest
 
     if asked.out.exists():
         raise UsageError(f"{asked.out} is there already: name another file for --out")
     consortium = open_consortium(asked.home)
-    wanted = InviteWanted(role=Role.OPERATOR, name=asked.name, lifetime_s=INVITATION_S)
+    wanted = InviteRequest(role=Role.OPERATOR, name=asked.name, lifetime_s=INVITATION_S)
     with consortium.registry() as registry:
         invitation = invite(
             consortium, registry, consortium.issuer(), wanted, by="the coordinator's host"

@@ -85,6 +85,17 @@ def from_json(cls: type[T], text: str | bytes) -> T:
     return decode(cls, raw)
 
 
+def json_object(text: str | bytes) -> dict[str, Any]:
+    """Parse a JSON object, of which nothing else is checked. Raises ProtocolError."""
+    try:
+        raw = json.loads(text, parse_int=_whole)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("not JSON", diagnostic=str(error)) from error
+    if not isinstance(raw, dict):
+        raise ProtocolError("not a JSON object")
+    return raw
+
+
 def decode(cls: type[T], raw: Any) -> T:
     """Build `cls` from its JSON-ready form, checking names and types of every field.
 

@@ -57,7 +57,7 @@ class Order:
 
     `base` names the model to start from. `seed` is the run's; the site derives its own generator
     from (seed, site, round, kind). `training` is None for `evaluate`. `privacy` is None where the
-    run asks for none. `plan_digest` names the signed plan that the order is part of.
+    run asks for none. `terms_digest` names the signed plan that the order is part of.
     """
 
     coordinator: str
@@ -71,7 +71,7 @@ class Order:
     base: BlobRef
     seed: Seed
     privacy: PrivacyPlan | None
-    plan_digest: str
+    terms_digest: str
 
     def key(self) -> WorkKey:
         """The one key of this work (law 4): never Flower's run or message id."""

@@ -77,7 +77,7 @@ class Signature:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SignedPlan:
+class SignedTerms:
     """A run's terms under its operator's signature."""
 
     terms: RunTerms
@@ -100,7 +100,7 @@ class Anchor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sending:
+class OrderEnvelope:
     """One sending of an order, as the coordinator signs it.
 
     `number` counts sendings, `expires_at` is Unix seconds, `receipt` is the last anchor that the
@@ -108,33 +108,33 @@ class Sending:
     """
 
     order: Order
-    plan: SignedPlan
+    signed: SignedTerms
     number: Ordinal
     expires_at: UnixTime
     receipt: Anchor | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
+class RunEnded:
     """A run is over: what it holds of a site's privacy budget and has not reserved returns."""
 
     coordinator: str
     run_id: str
-    plan_digest: str
+    terms_digest: str
     site: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SignedEnding:
+class SignedRunEnded:
     """What travels to a site when a run is over. The site answers with its Anchor."""
 
-    ending: Ending
+    run_ended: RunEnded
     signature: Signature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
+class SignedOrder:
     """What travels to a site: an order."""
 
-    sending: Sending
+    envelope: OrderEnvelope
     signature: Signature

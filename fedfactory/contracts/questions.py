@@ -13,12 +13,12 @@ from typing import Literal
 from fedfactory.contracts.bounds import Seconds, UnixTime, Whole
 from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.orders import WorkKind
-from fedfactory.contracts.plans import Anchor, Signature, SignedPlan
+from fedfactory.contracts.plans import Anchor, Signature, SignedTerms
 from fedfactory.contracts.refusals import REFUSALS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LogsWanted:
+class LogsRequest:
     """An operator wants what a site lets out of its record of a run; good until `not_after`."""
 
     coordinator: str
@@ -29,40 +29,40 @@ class LogsWanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SignedLogsWanted:
+class SignedLogsRequest:
     """The wish under its operator's signature."""
 
-    wanted: LogsWanted
+    request: LogsRequest
     signature: Signature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """Exactly one of: would you take part in `plan`; what do you let out as `logs`.
+class Query:
+    """Exactly one of: would you take part in the run `signed`; what do you let out as `logs`.
 
     `receipt` is the last anchor that the coordinator holds of this site, as with an order.
     """
 
     site: str
-    plan: SignedPlan | None
+    signed: SignedTerms | None
     receipt: Anchor | None
-    logs: SignedLogsWanted | None
+    logs: SignedLogsRequest | None
 
     def __post_init__(self) -> None:
-        if (self.plan is None) == (self.logs is None):
-            raise ProtocolError("Question: expected exactly one of plan, logs")
+        if (self.signed is None) == (self.logs is None):
+            raise ProtocolError("Query: expected exactly one of signed, logs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SignedQuestion:
+class SignedQuery:
     """A question under the coordinator's signature, as an order is."""
 
-    question: Question
+    query: Query
     signature: Signature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fitness:
+class Preflight:
     """Whether a site would take part: `code` is a key of REFUSALS, or empty if it would.
 
     `version` is fedfactory's at the site.
@@ -73,7 +73,7 @@ class Fitness:
 
     def __post_init__(self) -> None:
         if self.code and self.code not in REFUSALS:
-            raise ProtocolError("Fitness.code: not a known code")
+            raise ProtocolError("Preflight.code: not a known code")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +111,9 @@ class SiteLogs:
 class Answer:
     """The answer to a question: exactly one of both."""
 
-    fitness: Fitness | None
+    preflight: Preflight | None
     logs: SiteLogs | None
 
     def __post_init__(self) -> None:
-        if (self.fitness is None) == (self.logs is None):
-            raise ProtocolError("Answer: expected exactly one of fitness, logs")
+        if (self.preflight is None) == (self.logs is None):
+            raise ProtocolError("Answer: expected exactly one of preflight, logs")

@@ -13,7 +13,7 @@ from typing import Final, Literal
 from fedfactory.contracts.bounds import MOST, Count, Ordinal, Real, Seconds, Seed
 from fedfactory.contracts.errors import UnknownNameError, UsageError, ValueRangeError
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.plans import Mode, RunTerms, SignedPlan
+from fedfactory.contracts.plans import Mode, RunTerms, SignedTerms
 
 Selection = Literal["all", "random", "size", "availability", "round_robin"]
 
@@ -158,7 +158,7 @@ class RunPlan:
     an answer of a site may count at most; a site that it does not name is not limited by it.
     """
 
-    signed: SignedPlan
+    signed: SignedTerms
     seed: Seed
     rules: RoundRules
     evaluation: EvaluationRules

@@ -65,7 +65,7 @@ class RunProcess:
         self._ended_at: float | None = None
         self._stop: StopWish | None = None
         self._moved_before = gateway.traffic()
-        initial = run.taken.plan.terms.initial
+        initial = run.facts.initial
         gateway.open_run(run.run_id, run.sites, initial.bytes + HEADER_ROOM_BYTES)
 
     @property

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from fedfactory.contracts.bounds import Seconds
-from fedfactory.contracts.codec import from_json, to_json
+from fedfactory.contracts.codec import decode, encode, json_object
 from fedfactory.contracts.run_plan import RunPlan
+from fedfactory.contracts.versions import check_form, form_stamp
 from fedfactory.durable_file import write_durably
 
 CENTRAL: Final = "central.npz"
@@ -34,9 +36,16 @@ class RunSettings:
 
     def write(self, path: Path) -> None:
         """Write the settings as JSON, 0600, durably and in one piece."""
-        write_durably(path, to_json(self))
+        write_durably(path, json.dumps({**encode(self), **form_stamp()}, sort_keys=True))
 
     @classmethod
     def read(cls, path: Path) -> RunSettings:
-        """Read what `write` wrote."""
-        return from_json(cls, path.read_text())
+        """Read what `write` wrote.
+
+        Raises:
+            OtherFormError: another version wrote it.
+            ProtocolError: these are no settings.
+        """
+        raw = json_object(path.read_bytes())
+        check_form(path.parent.name, raw)
+        return decode(cls, {name: raw[name] for name in raw.keys() - form_stamp().keys()})

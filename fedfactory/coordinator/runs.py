@@ -19,7 +19,8 @@ from typing import Any, Final, TypeVar, get_args
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import ProtocolError, UnknownNameError
-from fedfactory.contracts.run_plan import RunPlan
+from fedfactory.contracts.versions import OtherFormError
+from fedfactory.coordinator.run_facts import Taken, read_submission
 from fedfactory.coordinator.run_progress import Progress
 from fedfactory.coordinator.running.checkpoints import MODELS
 from fedfactory.coordinator.running.journal import JOURNAL
@@ -36,16 +37,6 @@ SUSPENDED: Final = "suspended.json"
 REOPEN: Final = "reopen.json"
 T = TypeVar("T")
 _PART: Final = ".part"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
-    """A run as it was submitted: by whom, when (Unix seconds), and its place in the order."""
-
-    number: int
-    at: float
-    operator: str
-    plan: RunPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +63,11 @@ class Reopened:
 
 
 class Run:
-    """One run: its folder and what it says."""
+    """One run: its folder and what it says. `facts` are known of a run of any form."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.taken = from_json(Taken, (folder / SUBMISSION).read_bytes())
+        self.facts, self._taken = read_submission((folder / SUBMISSION).read_bytes())
         self.progress = Progress(folder / JOURNAL)
         self._over = False
         self._summary: tuple[int, dict[str, Any]] | None = None
@@ -85,12 +76,28 @@ class Run:
     @property
     def run_id(self) -> str:
         """Its id."""
-        return self.taken.plan.terms.run_id
+        return self.facts.run_id
 
     @property
     def sites(self) -> tuple[str, ...]:
         """The sites that may take part."""
-        return self.taken.plan.terms.sites
+        return self.facts.sites
+
+    @property
+    def taken(self) -> Taken:
+        """What was submitted. Raises OtherFormError, see `check_form`."""
+        self.check_form()
+        assert isinstance(self._taken, Taken)
+        return self._taken
+
+    def check_form(self) -> None:
+        """Check that this version wrote the run's files.
+
+        Raises:
+            OtherFormError: another one did: its events are not read, and it does not go on.
+        """
+        if isinstance(self._taken, OtherFormError):
+            raise self._taken
 
     @property
     def ended(self) -> bool:
@@ -112,7 +119,9 @@ class Run:
         return self._summary[1]
 
     def suspended(self) -> Suspended | None:
-        """Return why it waits for its operator, or None."""
+        """Return why it waits for its operator, or None. A run of another form waits for good."""
+        if isinstance(self._taken, OtherFormError) and not self.ended:
+            return Suspended(at=0.0, reason=self._taken.public_message)
         if self._suspended is not None:
             return self._suspended
         try:
@@ -178,7 +187,7 @@ class Runs:
     def unfinished(self) -> list[Run]:
         """Return the runs that are to go on, in their order: those that had begun come first."""
         waiting = [run for run in self.all() if not run.ended and run.suspended() is None]
-        return sorted(waiting, key=lambda run: (not run.progress.begun, run.taken.number))
+        return sorted(waiting, key=lambda run: (not run.progress.begun, run.facts.number))
 
     def next_number(self) -> int:
         """Return the place in the order of the next run."""
@@ -202,7 +211,7 @@ class Runs:
         Raises:
             OSError: it could not be written.
         """
-        write_durably(staged / SUBMISSION, to_json(taken))
+        write_durably(staged / SUBMISSION, taken.to_json())
         sync_folder(staged / MODELS)
         home = self.home_of(taken.plan.terms.run_id)
         with self._lock:
@@ -215,7 +224,7 @@ class Runs:
 
 def row_of(run: Run, status: RunStatus, place: int | None) -> RunRow:
     """Return a run's line in the list; `place` (from 1) is its place in the queue, None: not in."""
-    terms, summary = run.taken.plan.terms, run.summary() if run.ended else {}
+    facts, summary = run.facts, run.summary() if run.ended else {}
     suspended = run.suspended() if status == "suspended" else None
     run.progress.update()
     reason = summary.get("reason", "") or (suspended.reason if suspended else "")
@@ -223,14 +232,14 @@ def row_of(run: Run, status: RunStatus, place: int | None) -> RunRow:
         reason = f"number {place} in the queue"
     return RunRow(
         run_id=run.run_id,
-        task=terms.task,
-        strategy=terms.strategy,
-        operator=run.taken.operator,
+        task=facts.task,
+        strategy=facts.strategy,
+        operator=facts.operator,
         status=status,
         round=run.progress.round,
-        rounds=terms.rounds,
-        sites=terms.sites,
-        submitted_at=run.taken.at,
+        rounds=facts.rounds,
+        sites=facts.sites,
+        submitted_at=facts.at,
         ended_at=run.progress.last_at if summary else None,
         reason=reason,
     )
@@ -278,7 +287,7 @@ def _results(path: Path) -> dict[str, Any]:
 
 
 def _number(run: Run) -> int:
-    return run.taken.number
+    return run.facts.number
 
 
 def _read(kind: type[T], path: Path) -> T | None:

@@ -25,7 +25,7 @@ from fedfactory.contracts.errors import (
     UsageError,
 )
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.questions import LogsWanted, SignedLogsWanted, SiteLogs
+from fedfactory.contracts.questions import LogsRequest, SignedLogsRequest, SiteLogs
 from fedfactory.contracts.revocations import (
     MOST_REASON,
     OperatorRevocation,
@@ -39,24 +39,24 @@ from fedfactory.identity.signing import fingerprint
 from fedfactory.wire.membership import (
     Certified,
     Invitation,
-    InviteWanted,
+    InviteRequest,
     Members,
-    MembersWanted,
-    RenewWanted,
-    RevokeWanted,
+    MembersRequest,
+    RenewRequest,
+    RevokeRequest,
 )
 from fedfactory.wire.operations import (
     LogsOfSite,
     ModelFound,
-    ModelWanted,
-    ResumeWanted,
+    ModelRequest,
+    ResumeRequest,
     RunRow,
-    RunsWanted,
+    RunsRequest,
     StopMode,
-    StopWanted,
+    StopRequest,
     Submitted,
     Watched,
-    WatchWanted,
+    WatchRequest,
 )
 from fedfactory.wire.rpc.service import EnrolmentCalls, OperationsCalls
 from fedfactory.wire.rpc.transfers import Transfers
@@ -96,14 +96,14 @@ class OperatorClient:
 
     def runs(self, limit: int = MOST_RUNS) -> tuple[RunRow, ...]:
         """Return the coordinator's runs, newest first."""
-        return self._said(self._calls.list_runs, RunsWanted(limit=limit)).runs
+        return self._said(self._calls.list_runs, RunsRequest(limit=limit)).runs
 
     def watch(self, run_id: str, after: int = 0, *, follow: bool = True) -> Iterator[Watched]:
         """Yield a run's events from number `after` on, at its end the summary.
 
         With `follow` as they happen, without it those there are now.
         """
-        wanted = WatchWanted(run_id=run_id, after=after, follow=follow)
+        wanted = WatchRequest(run_id=run_id, after=after, follow=follow)
         try:
             yield from self._calls.watch(wanted)
         except grpc.RpcError as error:
@@ -111,29 +111,29 @@ class OperatorClient:
 
     def stop(self, run_id: str, mode: StopMode) -> str:
         """Stop a run; return the coordinator's sentence."""
-        return self._said(self._calls.stop, StopWanted(run_id=run_id, mode=mode)).told
+        return self._said(self._calls.stop, StopRequest(run_id=run_id, mode=mode)).message
 
     def resume(self, run_id: str) -> str:
         """Let a suspended or ended run go on; return the coordinator's sentence."""
-        return self._said(self._calls.resume, ResumeWanted(run_id=run_id)).told
+        return self._said(self._calls.resume, ResumeRequest(run_id=run_id)).message
 
     def logs(self, run_id: str, site: str) -> SiteLogs | None:
         """Ask a site for what it lets out of its record of a run; None if it did not answer."""
-        wanted = LogsWanted(
+        wanted = LogsRequest(
             coordinator=self.operator.consortium,
             run_id=run_id,
             site=site,
             nonce=secrets.token_hex(16),
             not_after=time.time() + QUESTION_LIFETIME_S,
         )
-        signed = SignedLogsWanted(wanted=wanted, signature=self.operator.signer.sign(wanted))
+        signed = SignedLogsRequest(request=wanted, signature=self.operator.signer.sign(wanted))
         return self._said(self._calls.logs, LogsOfSite(signed=signed)).logs
 
     # ---- arrays ----------------------------------------------------------------------------
 
     def find_model(self, run_id: str, number: int | None) -> ModelFound:
         """Return a run's model of round `number`, None for the one that the run keeps."""
-        return self._said(self._calls.find_model, ModelWanted(run_id=run_id, round=number))
+        return self._said(self._calls.find_model, ModelRequest(run_id=run_id, round=number))
 
     def upload(self, path: Path, ref: BlobRef) -> None:
         """Send the file `path`, whose digest and length are `ref`; a cut transfer goes on."""
@@ -157,12 +157,12 @@ class OperatorClient:
 
     def invite(self, role: str, name: str, lifetime_s: float) -> Invitation:
         """Invite somebody; what returns is a secret."""
-        wanted = InviteWanted(role=role, name=name, lifetime_s=lifetime_s)
+        wanted = InviteRequest(role=role, name=name, lifetime_s=lifetime_s)
         return self._said(self._calls.invite, wanted)
 
     def members(self) -> Members:
         """Return everybody who was invited or enrolled."""
-        return self._said(self._calls.list_members, MembersWanted())
+        return self._said(self._calls.list_members, MembersRequest())
 
     def revoke(self, role: str, name: str, reason: str) -> str:
         """Cut a member off; return the coordinator's sentence.
@@ -170,12 +170,12 @@ class OperatorClient:
         An operator's key is revoked under our own signature besides, for the sites that pin it.
         """
         signed = self._revocation(name, reason) if role == Role.OPERATOR else None
-        wanted = RevokeWanted(role=role, name=name, reason=reason, signed=signed)
-        return self._said(self._calls.revoke, wanted).told
+        wanted = RevokeRequest(role=role, name=name, reason=reason, signed=signed)
+        return self._said(self._calls.revoke, wanted).message
 
     def renew(self, request: str) -> Certified:
         """Have the key of a signing request (PEM), which is our own, certified anew."""
-        return self._said(EnrolmentCalls(self._channel).renew, RenewWanted(csr=request))
+        return self._said(EnrolmentCalls(self._channel).renew, RenewRequest(csr=request))
 
     def close(self) -> None:
         """Hang up; calls under way end with an error."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 from fedfactory.config import RunConfig
 from fedfactory.contracts.errors import UnknownNameError, UsageError
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.plans import SignedPlan
+from fedfactory.contracts.plans import SignedTerms
 from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.identity.signing import Signer
 from fedfactory.tasks.table import check_task
@@ -41,7 +41,7 @@ def run_plan(
         nonce=secrets.token_hex(16),
         not_after=now + _term_s(config),
     )
-    return config.plan(SignedPlan(terms=terms, signature=signer.sign(terms)), central)
+    return config.plan(SignedTerms(terms=terms, signature=signer.sign(terms)), central)
 
 
 def _term_s(config: RunConfig) -> float:

@@ -40,7 +40,7 @@ class Run:
 
     lineage: str
     unit: str
-    plan_digest: str
+    terms_digest: str
     planned: tuple[Charge, ...]
     expires_at: float
     active_at: float = 0.0  # when it was admitted, or last had an order here; Unix seconds
@@ -224,7 +224,7 @@ def _admitted(budget: Budget, entry: RunAdmitted, at: float) -> None:
     admitted = Run(
         entry.lineage,
         entry.unit,
-        entry.plan_digest,
+        entry.terms_digest,
         entry.planned,
         entry.expires_at,
         active_at=at,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from fedfactory.contracts.codec import from_json
 from fedfactory.contracts.orders import WorkKey
 from fedfactory.contracts.updates import Update
 from fedfactory.privacy.accounting import Cost
@@ -65,7 +66,7 @@ class RunAdmitted:
     """
 
     run: RunKey
-    plan_digest: str
+    terms_digest: str
     lineage: str
     unit: str
     planned: tuple[Charge, ...]
@@ -165,3 +166,20 @@ ENTRIES: Final[Mapping[str, type]] = {
         WorkCommitted,
     )
 }
+
+# A ledger outlives versions: the names of fields that entries of older ones have, and today's.
+_RENAMED: Final[Mapping[str, tuple[str, str]]] = {"RunAdmitted": ("plan_digest", "terms_digest")}
+
+
+def read_entry(kind: str, body: str) -> Entry:
+    """Return the entry whose kind and JSON a ledger holds, also one that an older version wrote.
+
+    Raises:
+        KeyError: no such kind.
+        ProtocolError: the text is no entry of this kind.
+    """
+    if kind in _RENAMED:
+        old, new = (f'"{name}":' for name in _RENAMED[kind])
+        body = body.replace(old, new)  # within a text value the quotation mark is escaped
+    entry: Entry = from_json(ENTRIES[kind], body)
+    return entry

@@ -44,7 +44,7 @@ from fedfactory.identity.roles import Role
 from fedfactory.identity.signing import fingerprint
 from fedfactory.identity.succession import follow, read_bundle
 from fedfactory.wire.invitations import invitation_identity, read_invitation
-from fedfactory.wire.membership import Certified, EnrolWanted, Invitation
+from fedfactory.wire.membership import Certified, EnrolRequest, Invitation
 
 INVITATION: Final = "invitation.json"
 _ENROLLED_WITH: Final = "enrolled-with"
@@ -165,7 +165,7 @@ def _ask(new: Path, invitation: Invitation, address: str) -> Certified:
     from fedfactory.wire.rpc.service import EnrolmentCalls
     from fedfactory.wire.tls import open_channel
 
-    wanted = EnrolWanted(csr=read_request(new).csr)
+    wanted = EnrolRequest(csr=read_request(new).csr)
     with open_channel(address, invitation_identity(invitation)) as channel:
         try:
             return EnrolmentCalls(channel).enrol(wanted, timeout=CALL_TIMEOUT_S)

@@ -17,7 +17,7 @@ MAX_PEM: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InviteWanted:
+class InviteRequest:
     """Invite somebody under a name and role, for `lifetime_s` seconds."""
 
     role: str
@@ -48,7 +48,7 @@ class Invitation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MembersWanted:
+class MembersRequest:
     """Everybody who was invited or enrolled."""
 
 
@@ -80,7 +80,7 @@ class Members:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RevokeWanted:
+class RevokeRequest:
     """Cut a member off at once, for a reason that is kept.
 
     `signed` comes with an operator's that has a key, for the sites that pin it; None for others.
@@ -93,7 +93,7 @@ class RevokeWanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EnrolWanted:
+class EnrolRequest:
     """What an invited peer asks to be certified: its request (PEM).
 
     The connection shows the invitation's key, which binds the request to the token.
@@ -103,7 +103,7 @@ class EnrolWanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RenewWanted:
+class RenewRequest:
     """A new certificate for the key of the one in use; `csr` proves its possession."""
 
     csr: str

@@ -11,7 +11,7 @@ from typing import Literal
 
 from fedfactory.contracts.bounds import Count, Ordinal, UnixTime
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.questions import SignedLogsWanted, SiteLogs
+from fedfactory.contracts.questions import SignedLogsRequest, SiteLogs
 
 RunStatus = Literal["queued", "running", "suspended", "completed", "failed", "stopped"]
 StopMode = Literal["after_round", "now"]
@@ -39,7 +39,7 @@ class Submitted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunsWanted:
+class RunsRequest:
     """The coordinator's runs, newest first; `limit` of them."""
 
     limit: Count
@@ -70,7 +70,7 @@ class Runs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WatchWanted:
+class WatchRequest:
     """The events of a run from number `after` on (0: all).
 
     With `follow` the stream ends when the run does; without, after what there is now (with the
@@ -96,7 +96,7 @@ class Watched:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StopWanted:
+class StopRequest:
     """Stop a run: `after_round` finishes the round under way, `now` leaves it."""
 
     run_id: str
@@ -104,7 +104,7 @@ class StopWanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResumeWanted:
+class ResumeRequest:
     """Let a suspended, failed or stopped run go on from its last finished round."""
 
     run_id: str
@@ -114,7 +114,7 @@ class ResumeWanted:
 class LogsOfSite:
     """What a site lets out of its record of a run."""
 
-    signed: SignedLogsWanted
+    signed: SignedLogsRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +125,7 @@ class LogsGiven:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelWanted:
+class ModelRequest:
     """A run's model of a round, None for the one that the run keeps."""
 
     run_id: str
@@ -143,6 +143,6 @@ class ModelFound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """It was done; `told` says what, in one sentence."""
+    """It was done; `message` says what, in one sentence."""
 
-    told: str
+    message: str

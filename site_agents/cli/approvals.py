@@ -56,7 +56,7 @@ def shown(one: Waiting) -> list[str]:
     return [
         f"{leaving.id}: {leaving.kind} for run {leaving.run_id} of {leaving.coordinator}",
         f"data: source {leaving.source or 'none'}, lineage {leaving.lineage or 'none'}",
-        f"plan {leaving.plan_digest}",
+        f"plan {leaving.terms_digest}",
         f"update {leaving.update}",
         f"decided: {_decided(one)}",
         "",

@@ -35,7 +35,7 @@ def decide(asked: argparse.Namespace, *, approved: bool) -> int:
         reason=reason,
         work=one.work_id,
         update=one.leaving.update,
-        plan=one.leaving.plan_digest,
+        plan=one.leaving.terms_digest,
     )
     try:
         approvals.decide(one, approved=approved, by=by, reason=reason)

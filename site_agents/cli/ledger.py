@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from fedfactory.cli.arguments import Arguments, count
 from fedfactory.cli.forms import add_forms, print_json, tell_done
-from fedfactory.contracts.codec import encode, from_json
+from fedfactory.contracts.codec import encode
 from fedfactory.contracts.errors import FedfactoryError, UnknownNameError, UsageError
 from fedfactory.contracts.orders import WorkKey
 from fedfactory.contracts.privacy import no_bound
 from fedfactory.lease import LeaseHeldError, holder_of
-from fedfactory.privacy.entries import ENTRIES, Entry, RunKey
+from fedfactory.privacy.entries import Entry, RunKey, read_entry
 from site_agents.cli.home import add_home, find_home
 from site_agents.cli.recording import record
 from site_agents.config import POLICY_FILE, load_agent_config
@@ -215,7 +215,7 @@ def _show(home: Path, folder: Path, asked: argparse.Namespace) -> int:
         for lapse in ledger.budget.lapsing(time.time(), silent_days):
             ledger.budget.apply(lapse)  # shown as the next order finds it; nothing is written
         now, rows = time.time(), ledger.recent(ledger.sequence)
-        entries: list[Entry] = [from_json(ENTRIES[row.kind], row.body) for row in rows]
+        entries: list[Entry] = [read_entry(row.kind, row.body) for row in rows]
         standings = lineages(ledger.budget, ledger.accountant, cap, now)
         every = max(1, -(-len(entries) // COURSE))
         courses = {

@@ -152,7 +152,7 @@ def _refused(code: str, gate: str, finding: str) -> list[str]:
 
 def explained_lines(told: Explanation, decision: Sequence[str]) -> list[str]:
     """Return an order's fate for a person: the decision, then every gate, part by part."""
-    order = told.delivery.sending.order
+    order = told.delivery.envelope.order
     coordinator, operator = (key or "no valid signature" for key in told.signed_by)
     lines = [
         f"{order.kind} {shown(order.task)}, round {order.round} of run {shown(order.run_id)}",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fedfactory.contracts.orders import TrainParameters
-from fedfactory.contracts.plans import Sending
+from fedfactory.contracts.plans import OrderEnvelope
 from site_agents.policy.values import MINUTES_OF_DAY, Policy
 
 MAX_SHOWN: Final = 80
@@ -52,7 +52,7 @@ class Finding:
     key: str | None = None
 
 
-Check = Callable[[Policy, Sending, Facts], Finding | None]
+Check = Callable[[Policy, OrderEnvelope, Facts], Finding | None]
 
 
 def shown(text: str) -> str:
@@ -60,9 +60,9 @@ def shown(text: str) -> str:
     return ascii(text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "...")
 
 
-def evaluations(sending: Sending) -> int:
+def evaluations(sending: OrderEnvelope) -> int:
     """Return how many evaluations the plan allows: none under privacy without noise for them."""
-    terms = sending.plan.terms
+    terms = sending.signed.terms
     noised = terms.privacy is None or terms.privacy.evaluation_noise_multiplier is not None
     return terms.rounds if terms.evaluate and noised else 0
 

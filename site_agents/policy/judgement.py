@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fedfactory.contracts.plans import Sending
+from fedfactory.contracts.plans import OrderEnvelope
 from site_agents.policy.values import Policy
 
 
-def needs_approval(policy: Policy, sending: Sending, *, approved_before: bool) -> bool:
+def needs_approval(policy: Policy, sending: OrderEnvelope, *, approved_before: bool) -> bool:
     """Whether a person decides before the result of this work leaves.
 
     `approved_before`: a person already approved a result of this plan and kind. `first_round` asks
@@ -19,6 +19,6 @@ def needs_approval(policy: Policy, sending: Sending, *, approved_before: bool) -
         case "first_round":
             return not approved_before
         case "final_only":
-            return sending.order.round >= sending.plan.terms.rounds
+            return sending.order.round >= sending.signed.terms.rounds
         case "every_round":
             return True

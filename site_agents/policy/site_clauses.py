@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from fnmatch import fnmatchcase
 
-from fedfactory.contracts.plans import Sending
+from fedfactory.contracts.plans import OrderEnvelope
 from fedfactory.privacy.delta import delta_fault
 from site_agents.policy.facts import Facts, Finding, evaluations, shown, steps_cap
 from site_agents.policy.holds import DAY_S
@@ -14,14 +14,14 @@ from site_agents.policy.values import TRAINING_KEYS, Policy
 # ---- what this site allows -------------------------------------------------------------------
 
 
-def tasks(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+def tasks(policy: Policy, sending: OrderEnvelope, facts: Facts) -> Finding | None:
     """The task is allowed here."""
     del facts
     task = sending.order.task
     return None if task in policy.tasks else Finding(f"task {shown(task)} is not allowed")
 
 
-def task_parameters(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+def task_parameters(policy: Policy, sending: OrderEnvelope, facts: Facts) -> Finding | None:
     """The task's parameters are in the ranges given for them."""
     del facts
     order = sending.order
@@ -38,7 +38,7 @@ def task_parameters(policy: Policy, sending: Sending, facts: Facts) -> Finding |
     return None
 
 
-def training(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+def training(policy: Policy, sending: OrderEnvelope, facts: Facts) -> Finding | None:
     """The training parameters are in the ranges given for them."""
     del facts
     training = sending.order.training
@@ -53,16 +53,16 @@ def training(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
     return None
 
 
-def strategies(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+def strategies(policy: Policy, sending: OrderEnvelope, facts: Facts) -> Finding | None:
     """The run's strategy is allowed here; a custom one goes by its class."""
     del facts
-    name = sending.plan.terms.strategy_name
+    name = sending.signed.terms.strategy_name
     if policy.strategies is None or name in policy.strategies:
         return None
     return Finding(f"strategy {shown(name)} is not allowed")
 
 
-def privacy_dp(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+def privacy_dp(policy: Policy, sending: OrderEnvelope, facts: Facts) -> Finding | None:
     """The run asks for differential privacy, unless the site allows runs without it."""
     del facts
     if policy.dp_required and sending.order.privacy is None:
@@ -70,7 +70,7 @@ def privacy_dp(policy: Policy, sending: Sending, facts: Facts) -> Finding | None
     return None
 
 
-def privacy_delta(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+def privacy_delta(policy: Policy, sending: OrderEnvelope, facts: Facts) -> Finding | None:
     """The run's delta is at most the site's, and below one in the data set's public size."""
     del facts
     plan = sending.order.privacy
@@ -86,7 +86,7 @@ def privacy_delta(policy: Policy, sending: Sending, facts: Facts) -> Finding | N
     return None if fault is None else Finding(f"delta {fault}")
 
 
-def privacy_epsilon(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+def privacy_epsilon(policy: Policy, sending: OrderEnvelope, facts: Facts) -> Finding | None:
     """The epsilon that the run aims at is not above the cap, which the ledger holds anyway."""
     del facts
     plan = sending.order.privacy
@@ -97,7 +97,7 @@ def privacy_epsilon(policy: Policy, sending: Sending, facts: Facts) -> Finding |
     return Finding(f"epsilon {plan.target_epsilon:g} is above {policy.epsilon_per_run:g} a run")
 
 
-def privacy_evaluations(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+def privacy_evaluations(policy: Policy, sending: OrderEnvelope, facts: Facts) -> Finding | None:
     """The plan has no more evaluations than allowed."""
     del facts
     planned, allowed = evaluations(sending), policy.max_evaluations
@@ -106,31 +106,31 @@ def privacy_evaluations(policy: Policy, sending: Sending, facts: Facts) -> Findi
     return Finding(f"the plan has up to {planned} evaluations, allowed are {allowed}")
 
 
-def limits_rounds(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+def limits_rounds(policy: Policy, sending: OrderEnvelope, facts: Facts) -> Finding | None:
     """The plan has no more rounds than allowed."""
     del facts
-    planned, allowed = sending.plan.terms.rounds, policy.rounds
+    planned, allowed = sending.signed.terms.rounds, policy.rounds
     if planned <= allowed:
         return None
     return Finding(f"the plan has {planned} rounds, allowed are {allowed}")
 
 
-def limits_plan_days(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+def limits_plan_days(policy: Policy, sending: OrderEnvelope, facts: Facts) -> Finding | None:
     """The plan ends soon enough: until then its run may hold privacy budget."""
-    left, allowed = (sending.plan.terms.not_after - facts.now) / DAY_S, policy.holds.plan_days
+    left, allowed = (sending.signed.terms.not_after - facts.now) / DAY_S, policy.holds.plan_days
     if left <= allowed:
         return None
     return Finding(f"the plan ends in {left:.1f} days, allowed are {allowed:g}")
 
 
-def limits_model_bytes(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+def limits_model_bytes(policy: Policy, sending: OrderEnvelope, facts: Facts) -> Finding | None:
     """The base model is not larger than allowed."""
     del facts
     size, allowed = sending.order.base.bytes, policy.max_model_bytes
     return None if size <= allowed else Finding(f"a model of {size} bytes, allowed are {allowed}")
 
 
-def limits_hours(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+def limits_hours(policy: Policy, sending: OrderEnvelope, facts: Facts) -> Finding | None:
     """It is an hour at which orders are taken; what is done leaves at any hour."""
     del sending
     hours, minute = policy.hours, facts.local_minute
@@ -140,7 +140,7 @@ def limits_hours(policy: Policy, sending: Sending, facts: Facts) -> Finding | No
     return Finding(f"it is {clock} in {hours.time_zone}, orders are taken {hours.text()}")
 
 
-def limits_gpu_hours(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+def limits_gpu_hours(policy: Policy, sending: OrderEnvelope, facts: Facts) -> Finding | None:
     """The run has GPU-hours left here; what is done leaves whatever it took."""
     del sending
     used, allowed = facts.gpu_hours_of_run, policy.gpu_hours_per_run
@@ -152,7 +152,7 @@ def limits_gpu_hours(policy: Policy, sending: Sending, facts: Facts) -> Finding 
 # Under differential privacy the true count may decide nothing that a coordinator can see.
 
 
-def min_examples(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+def min_examples(policy: Policy, sending: OrderEnvelope, facts: Facts) -> Finding | None:
     """Without differential privacy: enough records."""
     order, rule = sending.order, policy.without_dp
     count = facts.train_examples if order.kind == "train" else facts.evaluate_examples
@@ -164,7 +164,7 @@ def min_examples(policy: Policy, sending: Sending, facts: Facts) -> Finding | No
     )
 
 
-def min_local_steps(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+def min_local_steps(policy: Policy, sending: OrderEnvelope, facts: Facts) -> Finding | None:
     """Without differential privacy: enough local steps."""
     order, rule, count = sending.order, policy.without_dp, facts.train_examples
     if rule is None or order.privacy is not None or order.training is None or count is None:
@@ -179,7 +179,7 @@ def min_local_steps(policy: Policy, sending: Sending, facts: Facts) -> Finding |
     )
 
 
-def limits_base(policy: Policy, sending: Sending, facts: Facts) -> Finding | None:
+def limits_base(policy: Policy, sending: OrderEnvelope, facts: Facts) -> Finding | None:
     """The base model's numbers are finite, and no larger than allowed for their tensor."""
     del sending
     for name, largest in (facts.base or {}).items():

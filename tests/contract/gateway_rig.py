@@ -76,7 +76,7 @@ class Desk:
 
     def stop(self, peer, wanted):
         self._note(peer, wanted)
-        return Done(told="stopped")
+        return Done(message="stopped")
 
     resume = revoke = stop
 

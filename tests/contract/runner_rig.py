@@ -20,7 +20,7 @@ import pytest
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import TrainParameters
-from fedfactory.contracts.plans import Delivery, SignedEnding, SignedPlan
+from fedfactory.contracts.plans import SignedOrder, SignedRunEnded, SignedTerms
 from fedfactory.contracts.privacy import PrivacySpent
 from fedfactory.contracts.updates import Payload, Refusal, Reply, Update
 from fedfactory.coordinator.gateway.blobs import BlobStore
@@ -85,13 +85,13 @@ class Sites:
 
     def answer(self, delivery, store):
         """Do an order, or find that it was done; return the Reply and upload the update."""
-        verify(delivery.sending, delivery.signature)
-        order = delivery.sending.order
+        verify(delivery.envelope, delivery.signature)
+        order = delivery.envelope.order
         key = order.key()
         place = (order.round, order.kind, order.site)
-        assert delivery.sending.number > self.numbers.get(place, 0), "a sending's number fell back"
-        assert delivery.sending.expires_at > time.time()
-        self.numbers[place] = delivery.sending.number
+        assert delivery.envelope.number > self.numbers.get(place, 0), "a sending's number fell back"
+        assert delivery.envelope.expires_at > time.time()
+        self.numbers[place] = delivery.envelope.number
         self.deliveries[key.order_digest] += 1
         if code := self.refuse.get((order.site, order.round)):
             return Reply(update=None, refusal=Refusal(work=key, code=code), anchor=None)
@@ -108,17 +108,17 @@ class Sites:
 
     def reply(self, text, store):
         """Return a reply as it travels, and its upload's digest; `hostile` sites send theirs."""
-        if '"ending"' in text:
-            signed = from_json(SignedEnding, text)
-            verify(signed.ending, signed.signature)
-            self.ended.append(signed.ending.site)
+        if '"run_ended"' in text:
+            signed = from_json(SignedRunEnded, text)
+            verify(signed.run_ended, signed.signature)
+            self.ended.append(signed.run_ended.site)
             return "{}", None
-        delivery = from_json(Delivery, text)
+        delivery = from_json(SignedOrder, text)
         found = self.answer(delivery, store)
         payload = found.update and found.update.payload
         text = to_json(found)
-        spoil = self.hostile.get(delivery.sending.order.site)
-        said = text if spoil is None else spoil(delivery.sending.order, json.loads(text))
+        spoil = self.hostile.get(delivery.envelope.order.site)
+        said = text if spoil is None else spoil(delivery.envelope.order, json.loads(text))
         return said, payload and payload.blob.digest
 
     def _work(self, order, base):
@@ -314,7 +314,7 @@ def settings_of(coordinator, sites, **changes):
         }
     )
     signer = Signer((coordinator.home / "signing.key").read_bytes())
-    signed = SignedPlan(terms=plan.terms, signature=signer.sign(plan.terms))
+    signed = SignedTerms(terms=plan.terms, signature=signer.sign(plan.terms))
     return RunSettings(
         plan=replace(plan, signed=signed),
         signing_key=str(coordinator.home / "signing.key"),

@@ -26,30 +26,30 @@ from fedfactory.contracts.errors import (
 from fedfactory.contracts.plans import Signature
 from fedfactory.contracts.questions import (
     Answer,
-    Fitness,
-    LogsWanted,
-    Question,
-    SignedLogsWanted,
-    SignedQuestion,
+    LogsRequest,
+    Preflight,
+    Query,
+    SignedLogsRequest,
+    SignedQuery,
 )
 from fedfactory.contracts.versions import check_versions, own_version
 from fedfactory.coordinator.gateway.doorbells import MAX_QUESTIONS_PER_SITE
 from fedfactory.coordinator.membership.registrar import issued
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.wire.membership import (
-    EnrolWanted,
-    InviteWanted,
-    MembersWanted,
-    RenewWanted,
-    RevokeWanted,
+    EnrolRequest,
+    InviteRequest,
+    MembersRequest,
+    RenewRequest,
+    RevokeRequest,
 )
 from fedfactory.wire.operations import (
     LogsOfSite,
-    ModelWanted,
-    ResumeWanted,
-    RunsWanted,
-    StopWanted,
-    WatchWanted,
+    ModelRequest,
+    ResumeRequest,
+    RunsRequest,
+    StopRequest,
+    WatchRequest,
 )
 from fedfactory.wire.rpc import gateway_pb2 as pb
 from fedfactory.wire.rpc.methods import METHODS
@@ -143,18 +143,18 @@ def test_every_method_of_the_contract_is_in_the_table():
 
 SIGNED = Signature(public_key="k", value="v")
 WISHES = {
-    "list_runs": RunsWanted(limit=3),
-    "stop": StopWanted(run_id="r", mode="now"),
-    "resume": ResumeWanted(run_id="r"),
+    "list_runs": RunsRequest(limit=3),
+    "stop": StopRequest(run_id="r", mode="now"),
+    "resume": ResumeRequest(run_id="r"),
     "logs": LogsOfSite(
-        signed=SignedLogsWanted(
-            wanted=LogsWanted(coordinator="c", run_id="r", site="s", nonce="n", not_after=1.0),
+        signed=SignedLogsRequest(
+            request=LogsRequest(coordinator="c", run_id="r", site="s", nonce="n", not_after=1.0),
             signature=SIGNED,
         )
     ),
-    "find_model": ModelWanted(run_id="r", round=None),
-    "list_members": MembersWanted(),
-    "revoke": RevokeWanted(role="site", name="s", reason="why", signed=None),
+    "find_model": ModelRequest(run_id="r", round=None),
+    "list_members": MembersRequest(),
+    "revoke": RevokeRequest(role="site", name="s", reason="why", signed=None),
 }
 
 
@@ -166,7 +166,7 @@ def test_values_arrive_as_they_were_sent_with_who_sent_them(rig, ana, name):
 
 def test_an_enrolment_comes_with_the_certificate_that_it_is_bound_to(rig):
     identity = rig.enrol(Role.INVITED, "newcomer")
-    wanted = EnrolWanted(csr="csr")
+    wanted = EnrolRequest(csr="csr")
     with open_channel(rig.address, identity) as channel:
         EnrolmentCalls(channel).enrol(wanted, timeout=HANG_S)
     ((peer, facts, value, version),) = rig.registrar.asked
@@ -183,7 +183,7 @@ def test_a_member_renews_by_its_own_certificate(rig):
     client = rig.admit("cesga")
     client.renew("csr")
     assert rig.registrar.asked[0][0] == CESGA
-    assert rig.registrar.asked[0][2] == RenewWanted(csr="csr")
+    assert rig.registrar.asked[0][2] == RenewRequest(csr="csr")
 
 
 # ---- standing --------------------------------------------------------------------------------
@@ -191,9 +191,9 @@ def test_a_member_renews_by_its_own_certificate(rig):
 
 def test_a_revoked_member_is_refused_at_its_next_call_by_name_of_the_reason(rig, ana):
     rig.enrol(Role.OPERATOR, "bob")
-    ana.list_runs(RunsWanted(limit=1), timeout=HANG_S)
+    ana.list_runs(RunsRequest(limit=1), timeout=HANG_S)
     rig.registry.revoke(ANA, by="bob", reason="left the project")
-    error = refused(ana.list_runs, RunsWanted(limit=1))
+    error = refused(ana.list_runs, RunsRequest(limit=1))
     assert error.code() is grpc.StatusCode.PERMISSION_DENIED
     assert len(rig.desk.asked) == 1
 
@@ -243,12 +243,12 @@ def test_who_is_revoked_while_its_call_is_judged_is_cut_too(rig):
 def test_who_is_refused_has_no_call_open(rig, ana):
     rig.enrol(Role.OPERATOR, "bob")
     rig.registry.revoke(ANA, by="bob", reason="left the project")
-    refused(ana.list_runs, RunsWanted(limit=1))
+    refused(ana.list_runs, RunsRequest(limit=1))
     until(lambda: rig.gateway._door.calls.count(ANA) == 0)
 
 
 def test_a_watch_of_a_revoked_operator_ends(rig, ana):
-    stream = ana.watch(WatchWanted(run_id="r", after=0, follow=True))
+    stream = ana.watch(WatchRequest(run_id="r", after=0, follow=True))
     next(stream)
     rig.gateway.cut(ANA)
     with pytest.raises(grpc.RpcError) as cut:
@@ -402,21 +402,21 @@ def test_each_error_has_its_status_and_its_sentence(rig, ana, error, code):
     rig.desk.fails_with = error
     for call, wanted in (
         (ana.stop, WISHES["stop"]),
-        (ana.watch, WatchWanted(run_id="r", after=0, follow=True)),
+        (ana.watch, WatchRequest(run_id="r", after=0, follow=True)),
     ):
         told = refused(call, wanted)
         assert (told.code().name, told.details()) == (code, error.public_message)
 
 
 def test_a_fault_of_ours_tells_nothing_of_it(rig, ana):
-    told = refused(ana.invite, InviteWanted(role="site", name="x", lifetime_s=1.0))
+    told = refused(ana.invite, InviteRequest(role="site", name="x", lifetime_s=1.0))
     assert told.code() is grpc.StatusCode.INTERNAL
     assert "secret" not in told.details()
 
 
 def test_without_its_registry_the_gateway_lets_nobody_in_and_says_no_more(rig, ana):
     rig.registry.close()
-    told = refused(ana.list_runs, RunsWanted(limit=1))
+    told = refused(ana.list_runs, RunsRequest(limit=1))
     assert told.code() is grpc.StatusCode.UNAVAILABLE
     assert "the consortium's registry" in told.details()
     assert ".sqlite" not in told.details()  # nor where it lies
@@ -427,7 +427,7 @@ def test_without_its_registry_the_gateway_lets_nobody_in_and_says_no_more(rig, a
 
 
 def test_enrolment_is_tried_a_few_times_only(rig):
-    wanted = EnrolWanted(csr="guess")
+    wanted = EnrolRequest(csr="guess")
     with open_channel(rig.address, rig.enrol(Role.INVITED, "newcomer")) as channel:
         calls = EnrolmentCalls(channel)
         for _ in range(5):
@@ -442,11 +442,11 @@ def test_a_peer_that_hammers_is_held_back_and_nobody_else(rig, ana):
         codes = set()
         for _ in range(300):
             try:
-                hammering.list_runs(RunsWanted(limit=1), timeout=HANG_S)
+                hammering.list_runs(RunsRequest(limit=1), timeout=HANG_S)
             except grpc.RpcError as error:
                 codes.add(error.code())
     assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-    ana.list_runs(RunsWanted(limit=1), timeout=HANG_S)
+    ana.list_runs(RunsRequest(limit=1), timeout=HANG_S)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.path)
@@ -460,11 +460,11 @@ def test_a_message_beyond_its_methods_size_is_refused(rig, method):
 
 # ---- questions -------------------------------------------------------------------------------
 
-QUESTION = SignedQuestion(
-    question=Question(site="cesga", plan=None, receipt=None, logs=WISHES["logs"].signed),
+QUESTION = SignedQuery(
+    query=Query(site="cesga", signed=None, receipt=None, logs=WISHES["logs"].signed),
     signature=SIGNED,
 )
-FIT = Answer(fitness=Fitness(code="", version="1"), logs=None)
+FIT = Answer(preflight=Preflight(code="", version="1"), logs=None)
 
 
 def in_thread(call):
@@ -493,7 +493,9 @@ def test_no_site_answers_for_another(rig):
     next(bell)
     thread, found = in_thread(lambda: rig.gateway.ask("cesga", QUESTION, 10))
     rung = next(bell)
-    other.answer(rung.question_id, Answer(fitness=Fitness(code="paused", version="1"), logs=None))
+    other.answer(
+        rung.question_id, Answer(preflight=Preflight(code="paused", version="1"), logs=None)
+    )
     client.answer(rung.question_id, FIT)
     thread.join(HANG_S)
     assert found == [FIT]

@@ -70,7 +70,7 @@ def genuine(rig):
         "Arrived": BlobReference(digest=ref.digest, bytes=ref.bytes),
         "Upload": pb.UploadPiece(reference=BlobReference(digest=ref.digest, bytes=ref.bytes)),
         "Listen": pb.ListenRequest(),
-        "Answer": pb.SiteAnswer(question_id="q", answer=b'{"fitness":null,"logs":null}'),
+        "Answer": pb.SiteAnswer(question_id="q", answer=b'{"preflight":null,"logs":null}'),
     }
     made = {m.path: messages[m.name].SerializeToString() for m in METHODS if m.name in messages}
     for name, wish in WISHES.items():

@@ -328,7 +328,7 @@ def test_a_line_that_breaks_resumes_an_upload(rig, tmp_path):
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_a_finished_update_is_sent_again_without_its_bytes(rig, file, restart):
+def test_an_upload_that_no_run_has_claimed_yet_is_sent_again_without_its_bytes(rig, file, restart):
     rig.site.upload(file, REF)
     if restart:
         rig.gateway.stop()
@@ -336,9 +336,17 @@ def test_a_finished_update_is_sent_again_without_its_bytes(rig, file, restart):
         rig.admit("cesga")
     before = rig.gateway.traffic().get("cesga", {"up": 0})
     rig.site.upload(file, REF)
+    assert rig.gateway.traffic().get("cesga", {"up": 0})["up"] == before["up"]
+    assert rig.store.claim(RUN, "cesga", REF.digest)
+
+
+def test_equal_bytes_of_the_next_round_outlive_those_of_the_last(rig, file):
+    rig.site.upload(file, REF)
     assert rig.store.claim(RUN, "cesga", REF.digest)
     rig.site.upload(file, REF)
-    assert rig.gateway.traffic().get("cesga", {"up": 0})["up"] == before["up"]
+    rig.gateway.discard(RUN, REF.digest)  # the run is done with the last round
+    assert rig.store.claim(RUN, "cesga", REF.digest)
+    assert rig.store.path(REF.digest).read_bytes() == DATA
 
 
 def test_a_site_learns_nothing_of_what_another_has_sent(rig, file, calls):

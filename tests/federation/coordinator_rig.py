@@ -22,16 +22,16 @@ import psutil
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import FedfactoryError, ProtocolError
-from fedfactory.contracts.plans import Delivery
-from fedfactory.contracts.questions import Answer, Fitness, SignedQuestion, SiteLogs
+from fedfactory.contracts.plans import SignedOrder
+from fedfactory.contracts.questions import Answer, Preflight, SignedQuery, SiteLogs
 from fedfactory.contracts.updates import Payload, Reply, Update
 from fedfactory.coordinator.membership.founding import make_consortium
 from fedfactory.identity.enrolment import load_identity
 from fedfactory.identity.operators import load_operator
 from fedfactory.wire.arrays import ArrayFile, ArrayWriter
 from fedfactory.wire.enrolling import enrol_identity
-from fedfactory.wire.membership import InviteWanted, MembersWanted
-from fedfactory.wire.operations import RunsWanted
+from fedfactory.wire.membership import InviteRequest, MembersRequest
+from fedfactory.wire.operations import RunsRequest
 from fedfactory.wire.rpc.service import OperationsCalls
 from fedfactory.wire.rpc.transfers import Transfers
 from fedfactory.wire.tls import open_channel
@@ -95,14 +95,14 @@ class StandIn:
             hearing.join()
 
     def _reply_to(self, text: str) -> Answer:
-        asked = from_json(SignedQuestion, text).question
-        if asked.plan is not None:
-            return Answer(fitness=Fitness(code=self.code, version="0"), logs=None)
-        return Answer(fitness=None, logs=SiteLogs(status="withheld", lines=()))
+        asked = from_json(SignedQuery, text).query
+        if asked.signed is not None:
+            return Answer(preflight=Preflight(code=self.code, version="0"), logs=None)
+        return Answer(preflight=None, logs=SiteLogs(status="withheld", lines=()))
 
     def _note(self, text):
         try:
-            order = from_json(Delivery, text).sending.order
+            order = from_json(SignedOrder, text).envelope.order
         except ProtocolError:
             return None
         self.orders.append((time.monotonic(), order.run_id, order.round, order.kind))
@@ -230,7 +230,7 @@ class Rig:
     def invite(self, site: str):
         with self.as_lead() as lead:
             return lead.invite(
-                InviteWanted(role="site", name=site, lifetime_s=600.0), timeout=HANG_S
+                InviteRequest(role="site", name=site, lifetime_s=600.0), timeout=HANG_S
             )
 
     def settle(self, *names: str) -> None:
@@ -243,7 +243,7 @@ class Rig:
 
     def connected(self) -> set[str]:
         with self.as_lead() as lead:
-            members = lead.list_members(MembersWanted(), timeout=HANG_S).members
+            members = lead.list_members(MembersRequest(), timeout=HANG_S).members
         return {member.name for member in members if member.connected}
 
     # ---- runs ------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ class Rig:
 
     def row(self, run_id: str):
         with self.as_lead() as lead:
-            runs = lead.list_runs(RunsWanted(limit=100), timeout=HANG_S).runs
+            runs = lead.list_runs(RunsRequest(limit=100), timeout=HANG_S).runs
         return next(row for row in runs if row.run_id == run_id)
 
     def ended(self, run_id: str) -> bool:

@@ -14,12 +14,12 @@ from fedfactory.contracts.versions import own_version
 from fedfactory.identity.enrolment import load_identity
 from fedfactory.identity.signing import Signer, new_signing_key
 from fedfactory.wire.enrolling import enrol_identity
-from fedfactory.wire.membership import MembersWanted, RevokeWanted
+from fedfactory.wire.membership import MembersRequest, RevokeRequest
 from fedfactory.wire.operations import (
-    ModelWanted,
-    ResumeWanted,
-    StopWanted,
-    WatchWanted,
+    ModelRequest,
+    ResumeRequest,
+    StopRequest,
+    WatchRequest,
 )
 from fedfactory.wire.rpc.methods import GATEWAY
 from fedfactory.wire.rpc.service import VERSION
@@ -104,7 +104,7 @@ def test_a_run_is_taken_followed_and_its_model_fetched(rig, tmp_path):
     assert rig.submit("followed").run_id == "followed"
     with rig.as_lead() as lead:
         pieces = list(
-            lead.watch(WatchWanted(run_id="followed", after=0, follow=True), timeout=HANG_S)
+            lead.watch(WatchRequest(run_id="followed", after=0, follow=True), timeout=HANG_S)
         )
         events = [piece.event for piece in pieces if piece.event is not None]
         assert '"RunStarted"' in events[0]
@@ -112,14 +112,14 @@ def test_a_run_is_taken_followed_and_its_model_fetched(rig, tmp_path):
         assert pieces[-1].status == "completed"
         # From any number on, also when it is over.
         later = list(
-            lead.watch(WatchWanted(run_id="followed", after=3, follow=True), timeout=HANG_S)
+            lead.watch(WatchRequest(run_id="followed", after=3, follow=True), timeout=HANG_S)
         )
         assert [piece.event for piece in later if piece.event is not None] == events[3:]
-        found = lead.find_model(ModelWanted(run_id="followed", round=None), timeout=HANG_S)
+        found = lead.find_model(ModelRequest(run_id="followed", round=None), timeout=HANG_S)
         assert found.round == 2
         assert found.model is not None
         assert set(found.kept) >= {1, 2}
-        pruned = lead.find_model(ModelWanted(run_id="followed", round=9), timeout=HANG_S)
+        pruned = lead.find_model(ModelRequest(run_id="followed", round=9), timeout=HANG_S)
         assert (pruned.model, pruned.kept) == (None, found.kept)
     with open_channel(rig.address, rig.lead.identity) as channel:
         Transfers(channel).download(found.model, tmp_path / "model.safetensors")
@@ -129,10 +129,10 @@ def test_a_run_is_taken_followed_and_its_model_fetched(rig, tmp_path):
 def test_a_run_that_is_not_there_is_said_to_be_none(rig):
     with rig.as_lead() as lead:
         for ask in (
-            lambda: lead.stop(StopWanted(run_id="nowhere", mode="now"), timeout=HANG_S),
-            lambda: lead.resume(ResumeWanted(run_id="nowhere"), timeout=HANG_S),
+            lambda: lead.stop(StopRequest(run_id="nowhere", mode="now"), timeout=HANG_S),
+            lambda: lead.resume(ResumeRequest(run_id="nowhere"), timeout=HANG_S),
             lambda: list(
-                lead.watch(WatchWanted(run_id="nowhere", after=0, follow=True), timeout=HANG_S)
+                lead.watch(WatchRequest(run_id="nowhere", after=0, follow=True), timeout=HANG_S)
             ),
         ):
             with pytest.raises(grpc.RpcError) as refused:
@@ -165,12 +165,12 @@ def _going(rig, began):
 def test_a_stopped_run_ends_and_can_be_resumed(rig):
     begin(rig, "halted")
     with rig.as_lead() as lead:
-        lead.stop(StopWanted(run_id="halted", mode="now"), timeout=HANG_S)
+        lead.stop(StopRequest(run_id="halted", mode="now"), timeout=HANG_S)
         rig.until(lambda: rig.row("halted").status == "stopped")
         with pytest.raises(grpc.RpcError) as refused:
-            lead.stop(StopWanted(run_id="halted", mode="now"), timeout=HANG_S)
+            lead.stop(StopRequest(run_id="halted", mode="now"), timeout=HANG_S)
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-        lead.resume(ResumeWanted(run_id="halted"), timeout=HANG_S)
+        lead.resume(ResumeRequest(run_id="halted"), timeout=HANG_S)
     release(rig)
     rig.until(lambda: rig.row("halted").status == "completed")
 
@@ -229,7 +229,7 @@ def test_a_run_whose_folder_is_damaged_waits_for_its_operator_and_the_others_go_
     assert "runs/torn/stop.json" in rig.row("torn").reason
     complete(rig, "beside")
     with rig.as_lead() as lead:
-        lead.resume(ResumeWanted(run_id="torn"), timeout=HANG_S)
+        lead.resume(ResumeRequest(run_id="torn"), timeout=HANG_S)
     complete(rig, "torn")
     assert rig.told()["pids"]["coordinator"] == pid
 
@@ -245,7 +245,7 @@ def test_a_run_that_dies_again_and_again_waits_for_its_operator(rig):
     rig.until(kill_until_suspended, seconds=90)
     assert "without getting on" in rig.row("dying").reason
     with rig.as_lead() as lead:
-        lead.resume(ResumeWanted(run_id="dying"), timeout=HANG_S)
+        lead.resume(ResumeRequest(run_id="dying"), timeout=HANG_S)
     complete(rig, "dying")
 
 
@@ -346,7 +346,7 @@ def test_sites_that_are_unfit_are_named_and_the_run_begins_without_them_if_it_ca
         )
         assert told.run_id == "fewer"
         assert len(told.findings) == 2
-        lead.stop(StopWanted(run_id="fewer", mode="now"), timeout=HANG_S)
+        lead.stop(StopRequest(run_id="fewer", mode="now"), timeout=HANG_S)
     rig.until(lambda: rig.ended("fewer"))
 
 
@@ -364,7 +364,7 @@ def test_a_site_whose_version_does_not_fit_is_not_merely_offline(rig):
     found = rig.submission("skewed", quorum=2)
     with rig.as_lead() as lead:
         told = lead.submit(found, timeout=HANG_S)
-        members = lead.list_members(MembersWanted(), timeout=HANG_S).members
+        members = lead.list_members(MembersRequest(), timeout=HANG_S).members
     words = f"its fedfactory {far} is too far from the coordinator's {own_version()}"
     (finding,) = told.findings
     assert (finding.site, finding.code) == ("lumi", "offline")
@@ -375,7 +375,7 @@ def test_a_site_whose_version_does_not_fit_is_not_merely_offline(rig):
     rig.sites["lumi"] = StandIn(here.folder, rig)
     rig.until(lambda: "lumi" in rig.connected())
     with rig.as_lead() as lead:
-        members = lead.list_members(MembersWanted(), timeout=HANG_S).members
+        members = lead.list_members(MembersRequest(), timeout=HANG_S).members
     assert not any(member.reason for member in members)
 
 
@@ -391,7 +391,7 @@ def test_runs_wait_in_their_order_and_the_queue_has_an_end(narrow):
     narrow.until(lambda: narrow.row("first").status == "running")
     assert [narrow.row(run_id).status for run_id in ("second", "third")] == ["queued", "queued"]
     with narrow.as_lead() as lead:  # one that has no round under way makes none in order to stop
-        lead.stop(StopWanted(run_id="third", mode="after_round"), timeout=HANG_S)
+        lead.stop(StopRequest(run_id="third", mode="after_round"), timeout=HANG_S)
     narrow.until(lambda: narrow.ended("third"))
     assert (narrow.summary("third")["status"], narrow.row("third").round) == ("stopped", 0)
     assert narrow.row("first").status == "running"
@@ -414,17 +414,17 @@ def test_a_revoked_site_is_cut_off_at_once_and_can_enrol_again(narrow):
     begin(narrow, "cut", quorum=1)
     with narrow.as_lead() as lead:
         lead.revoke(
-            RevokeWanted(role="site", name="lumi", reason="its disk was stolen", signed=None),
+            RevokeRequest(role="site", name="lumi", reason="its disk was stolen", signed=None),
             timeout=HANG_S,
         )
         narrow.until(lambda: "lumi" not in narrow.connected(), 5)
         with pytest.raises(grpc.RpcError) as refused:
             lead.revoke(
-                RevokeWanted(role="operator", name="lead", reason="me", signed=None),
+                RevokeRequest(role="operator", name="lead", reason="me", signed=None),
                 timeout=HANG_S,
             )
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-        found = {m.name: m for m in lead.list_members(MembersWanted(), timeout=HANG_S).members}
+        found = {m.name: m for m in lead.list_members(MembersRequest(), timeout=HANG_S).members}
     assert (found["lumi"].status, found["lumi"].reason) == ("revoked", "its disk was stolen")
     complete(narrow, "cut")
     last = narrow.summary("cut")["rounds"][-1]

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from fedfactory.wire.membership import MembersWanted
+from fedfactory.wire.membership import MembersRequest
 from fedfactory.wire.rpc.service import OperationsCalls
 from fedfactory.wire.rpc.transfers import Transfers
 from fedfactory.wire.tls import open_channel
@@ -72,7 +72,7 @@ def test_operators_and_sites_reach_the_gateway_through_nginx(tmp_path):
         with nginx(tmp_path, int(rig.address.rpartition(":")[2])) as port:
             with open_channel(f"localhost:{port}", rig.lead.identity) as channel:
                 grpc.channel_ready_future(channel).result(HANG_S)
-                members = OperationsCalls(channel).list_members(MembersWanted(), timeout=HANG_S)
+                members = OperationsCalls(channel).list_members(MembersRequest(), timeout=HANG_S)
                 assert members.consortium == rig.lead.consortium
                 ref = forms.model(tmp_path / "model.safetensors")
                 Transfers(channel).upload(tmp_path / "model.safetensors", ref)

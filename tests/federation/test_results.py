@@ -87,5 +87,5 @@ def test_another_seed_gives_another_model_told_quietly(
 ) -> None:
     other = launch("rounds=1", "local_epochs=1", "seed=8", "-q")
     assert other.wait() == 0, other.output()
-    assert other.output() == f"{other.events()[0]['plan']['run_id']}\n"
+    assert other.output() == f"{other.summary()['run_id']}\n"
     assert other.summary()["model"]["digest"] != finished.summary()["model"]["digest"]

@@ -133,7 +133,7 @@ def admission(budget, key, charge, now):
         return None
     return RunAdmitted(
         run=key,
-        plan_digest="plan",
+        terms_digest="plan",
         lineage=LINEAGE,
         unit="row",
         planned=(charge,),
@@ -164,7 +164,7 @@ def again(budget, key, now):
         return None
     return RunAdmitted(
         run=key,
-        plan_digest=run.plan_digest,
+        terms_digest=run.terms_digest,
         lineage=LINEAGE,
         unit=run.unit,
         planned=run.planned,
@@ -370,7 +370,7 @@ def begun(*entries):
     budget.apply(
         RunAdmitted(
             run=run,
-            plan_digest="p",
+            terms_digest="p",
             lineage=LINEAGE,
             unit="row",
             planned=(charge,),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import Order, TrainParameters
-from fedfactory.contracts.plans import RunTerms, Sending, SignedPlan
+from fedfactory.contracts.plans import OrderEnvelope, RunTerms, SignedTerms
 from fedfactory.contracts.privacy import PrivacyPlan
 from fedfactory.contracts.refusals import REFUSALS
 from site_agents.policy import (
@@ -170,7 +170,7 @@ facts = st.builds(
 
 
 @st.composite
-def sendings(draw: st.DrawFn) -> Sending:
+def sendings(draw: st.DrawFn) -> OrderEnvelope:
     """Any order under any plan: often one that fits its plan, but for a few fields."""
     terms = RunTerms(
         coordinator=draw(names),
@@ -204,7 +204,7 @@ def sendings(draw: st.DrawFn) -> Sending:
         "base": draw(blobs),
         "seed": 1,
         "privacy": terms.privacy,
-        "plan_digest": digest_of(terms),
+        "terms_digest": digest_of(terms),
     }
     others = {
         "coordinator": names,
@@ -214,13 +214,13 @@ def sendings(draw: st.DrawFn) -> Sending:
         "task_parameters": parameters,
         "training": st.one_of(st.none(), trainings),
         "privacy": st.one_of(st.none(), privacies),
-        "plan_digest": names,
+        "terms_digest": names,
     }
     for name in draw(st.lists(st.sampled_from(sorted(others)), max_size=2)):
         fitting[name] = draw(others[name])
-    return Sending(
+    return OrderEnvelope(
         order=Order(**fitting),
-        plan=SignedPlan(terms=terms, signature=UNSIGNED),
+        signed=SignedTerms(terms=terms, signature=UNSIGNED),
         number=draw(st.integers()),
         expires_at=draw(st.sampled_from((NOW, NOW + 1000))),
         receipt=None,
@@ -228,10 +228,10 @@ def sendings(draw: st.DrawFn) -> Sending:
 
 
 @st.composite
-def allowed_cases(draw: st.DrawFn) -> tuple[Policy, Sending, Facts]:
+def allowed_cases(draw: st.DrawFn) -> tuple[Policy, OrderEnvelope, Facts]:
     """A policy that was written for the very order, so that it is mostly allowed."""
     sending, policy, known = draw(sendings()), draw(policies()), draw(facts)
-    order, terms = sending.order, sending.plan.terms
+    order, terms = sending.order, sending.signed.terms
     terms = replace(
         terms,
         coordinator="lead",
@@ -260,7 +260,7 @@ def allowed_cases(draw: st.DrawFn) -> tuple[Policy, Sending, Facts]:
         training=terms.training if order.kind == "train" else None,
         privacy=terms.privacy,
         base=draw(st.sampled_from((terms.initial, replace(order.base, bytes=1)))),
-        plan_digest=digest_of(terms),
+        terms_digest=digest_of(terms),
     )
     policy = replace(
         policy,
@@ -285,7 +285,7 @@ def allowed_cases(draw: st.DrawFn) -> tuple[Policy, Sending, Facts]:
     )  # fmt: skip
     return (
         policy,
-        replace(sending, order=order, plan=SignedPlan(terms=terms, signature=UNSIGNED)),
+        replace(sending, order=order, signed=SignedTerms(terms=terms, signature=UNSIGNED)),
         known,
     )
 
@@ -313,14 +313,14 @@ def test_what_is_allowed_is_within_policy_and_plan_whatever_the_coordinator_wrot
     policy, sending, known = case
     if judge(policy, sending, known).code is not None:
         return
-    order, terms = sending.order, sending.plan.terms
+    order, terms = sending.order, sending.signed.terms
     assert policy.coordinators[order.coordinator] == known.coordinator_key
     assert known.operator_key not in known.revoked
     assert any(
         one.key == known.operator_key and day_text(known.now) <= one.until
         for one in policy.operators.values()
     )
-    assert order.plan_digest == digest_of(terms)
+    assert order.terms_digest == digest_of(terms)
     assert known.now <= min(terms.not_after, sending.expires_at)
     assert order.site == known.site
     assert order.site in terms.sites

@@ -7,13 +7,13 @@ import time
 from typing import Any
 
 from fedfactory.contracts.codec import to_json
-from fedfactory.contracts.plans import Anchor, RunTerms, SignedPlan
+from fedfactory.contracts.plans import Anchor, RunTerms, SignedTerms
 from fedfactory.contracts.questions import (
     Answer,
-    LogsWanted,
-    Question,
-    SignedLogsWanted,
-    SignedQuestion,
+    LogsRequest,
+    Query,
+    SignedLogsRequest,
+    SignedQuery,
 )
 from fedfactory.identity.signing import Signer
 from site_agents.questions import Questions
@@ -28,8 +28,8 @@ def questions_of(site: Site, **changes: Any) -> Questions:
     return Questions(**{**values, **changes})
 
 
-def signed(hub: Coordinator, question: Question, key: Signer | None = None) -> str:
-    return to_json(SignedQuestion(question=question, signature=(key or hub.key).sign(question)))
+def signed(hub: Coordinator, question: Query, key: Signer | None = None) -> str:
+    return to_json(SignedQuery(query=question, signature=(key or hub.key).sign(question)))
 
 
 def about_plan(
@@ -43,8 +43,8 @@ def about_plan(
 ) -> str:
     hub = site.coordinator
     terms = terms or hub.terms()
-    plan = SignedPlan(terms=terms, signature=(operator or hub.operator).sign(terms))
-    return signed(hub, Question(site=to, plan=plan, receipt=receipt, logs=None), key)
+    plan = SignedTerms(terms=terms, signature=(operator or hub.operator).sign(terms))
+    return signed(hub, Query(site=to, signed=plan, receipt=receipt, logs=None), key)
 
 
 def about_logs(
@@ -61,13 +61,13 @@ def about_logs(
         "coordinator": HUB, "run_id": "run-1", "site": of, "nonce": secrets.token_hex(8),
         "not_after": time.time() + 60,
     }  # fmt: skip
-    wanted = LogsWanted(**{**values, **changes})
-    wish = SignedLogsWanted(wanted=wanted, signature=(operator or hub.operator).sign(wanted))
-    return signed(hub, Question(site=to, plan=None, receipt=None, logs=wish), key)
+    wanted = LogsRequest(**{**values, **changes})
+    wish = SignedLogsRequest(request=wanted, signature=(operator or hub.operator).sign(wanted))
+    return signed(hub, Query(site=to, signed=None, receipt=None, logs=wish), key)
 
 
 def fitness(site: Site, text: str) -> str:
     answer = questions_of(site).answer(text)
     assert isinstance(answer, Answer)
-    assert answer.fitness is not None
-    return answer.fitness.code
+    assert answer.preflight is not None
+    return answer.preflight.code

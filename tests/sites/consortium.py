@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from fedfactory.contracts.questions import Question, SignedQuestion
+from fedfactory.contracts.questions import Query, SignedQuery
 from fedfactory.coordinator.gateway.blobs import BlobStore
 from fedfactory.coordinator.gateway.gateway import Gateway
 from fedfactory.coordinator.gateway.limits import GatewayLimits
@@ -23,7 +23,7 @@ from fedfactory.identity.facts import CertificateFacts
 from fedfactory.identity.operators import load_operator
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.identity.signing import Signer, fingerprint
-from fedfactory.wire.membership import Invitation, InviteWanted
+from fedfactory.wire.membership import Invitation, InviteRequest
 from site_agents.agent import Agent
 from site_agents.assembly import open_books
 from site_agents.config import load_agent_config
@@ -92,7 +92,7 @@ class Hub:
         self.registry.close()
 
     def invitation(self) -> Invitation:
-        wanted = InviteWanted(role="site", name=SITE, lifetime_s=600.0)
+        wanted = InviteRequest(role="site", name=SITE, lifetime_s=600.0)
         return self.registrar.invite(wanted, by="ana", gateway=self.address)
 
     def revoke(self) -> None:
@@ -104,8 +104,8 @@ class Hub:
         """End the sites' doorbells, as a coordinator does that stops."""
         self.gateway._bells.hang_up_all()
 
-    def ask(self, question: Question) -> Any:
-        asked = SignedQuestion(question=question, signature=self.signer.sign(question))
+    def ask(self, question: Query) -> Any:
+        asked = SignedQuery(query=question, signature=self.signer.sign(question))
         return self.gateway.ask(SITE, asked, HANG_S)
 
     def came(self, site: str) -> None:

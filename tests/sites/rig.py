@@ -21,7 +21,7 @@ import numpy as np
 from fedfactory.contracts.codec import digest_of, to_json
 from fedfactory.contracts.model import BlobRef, ModelSpec
 from fedfactory.contracts.orders import Order, Scalar, TrainParameters
-from fedfactory.contracts.plans import Anchor, Delivery, RunTerms, Sending, SignedPlan
+from fedfactory.contracts.plans import Anchor, OrderEnvelope, RunTerms, SignedOrder, SignedTerms
 from fedfactory.contracts.privacy import PrivacyPlan
 from fedfactory.contracts.updates import Reply
 from fedfactory.identity.signing import Signer, fingerprint, new_signing_key
@@ -83,7 +83,7 @@ class Coordinator:
             "coordinator": terms.coordinator, "run_id": terms.run_id, "round": 1, "kind": kind,
             "site": SITE, "task": terms.task, "task_parameters": terms.task_parameters,
             "training": terms.training if kind == "train" else None, "base": base, "seed": 1,
-            "privacy": terms.privacy, "plan_digest": digest_of(terms),
+            "privacy": terms.privacy, "terms_digest": digest_of(terms),
         }  # fmt: skip
         return Order(**{**values, **changes})
 
@@ -96,14 +96,14 @@ class Coordinator:
         expires_at: float | None = None,
     ) -> str:
         self.number += 1
-        sending = Sending(
+        sending = OrderEnvelope(
             order=order,
-            plan=SignedPlan(terms=terms, signature=self.operator.sign(terms)),
+            signed=SignedTerms(terms=terms, signature=self.operator.sign(terms)),
             number=self.number,
             expires_at=time.time() + 60 if expires_at is None else expires_at,
             receipt=receipt,
         )
-        return to_json(Delivery(sending=sending, signature=self.key.sign(sending)))
+        return to_json(SignedOrder(envelope=sending, signature=self.key.sign(sending)))
 
 
 @dataclass

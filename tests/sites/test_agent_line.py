@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from fedfactory.contracts.errors import ProtocolError
-from fedfactory.contracts.plans import RunTerms, SignedPlan
+from fedfactory.contracts.plans import RunTerms, SignedTerms
 from fedfactory.contracts.privacy import PrivacyPlan
-from fedfactory.contracts.questions import LogsWanted, Question, SignedLogsWanted
+from fedfactory.contracts.questions import LogsRequest, Query, SignedLogsRequest
 from fedfactory.contracts.versions import own_version
 from fedfactory.identity.enrolment import load_identity
 from site_agents.enrolling import enrol
@@ -102,15 +102,15 @@ def test_it_answers_questions(make_hub, start) -> None:
     start(hub).until("connected")
     until(lambda: hub.gateway.connected() == [SITE])
     signed = terms()
-    plan = SignedPlan(terms=signed, signature=hub.operator.signer.sign(signed))
-    answer = hub.ask(Question(site=SITE, plan=plan, receipt=None, logs=None))
+    plan = SignedTerms(terms=signed, signature=hub.operator.signer.sign(signed))
+    answer = hub.ask(Query(site=SITE, signed=plan, receipt=None, logs=None))
     assert answer is not None
-    assert (answer.fitness.code, answer.fitness.version) == ("", own_version())
-    wanted = LogsWanted(
+    assert (answer.preflight.code, answer.preflight.version) == ("", own_version())
+    wanted = LogsRequest(
         coordinator="hub", run_id="run-1", site=SITE, nonce="once", not_after=time.time() + 60
     )
-    wish = SignedLogsWanted(wanted=wanted, signature=hub.operator.signer.sign(wanted))
-    answer = hub.ask(Question(site=SITE, plan=None, receipt=None, logs=wish))
+    wish = SignedLogsRequest(request=wanted, signature=hub.operator.signer.sign(wanted))
+    answer = hub.ask(Query(site=SITE, signed=None, receipt=None, logs=wish))
     assert answer.logs.status == "let_out"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fedfactory.contracts.codec import digest_of, to_json
-from fedfactory.contracts.plans import Anchor, Ending, SignedEnding
+from fedfactory.contracts.plans import Anchor, RunEnded, SignedRunEnded
 from fedfactory.identity.signing import Signer, new_signing_key
 from tests.sites.rig import HUB, LINEAGE, SITE, Coordinator, Site
 
@@ -16,11 +16,11 @@ def ending(hub: Coordinator, *, key: Signer | None = None, **changes: Any) -> st
     values = {
         "coordinator": HUB,
         "run_id": "run-1",
-        "plan_digest": digest_of(hub.terms()),
+        "terms_digest": digest_of(hub.terms()),
         "site": SITE,
     }
-    word = Ending(**{**values, **changes})
-    return to_json(SignedEnding(ending=word, signature=(key or hub.key).sign(word)))
+    word = RunEnded(**{**values, **changes})
+    return to_json(SignedRunEnded(run_ended=word, signature=(key or hub.key).sign(word)))
 
 
 def held(site: Site) -> int:
@@ -50,7 +50,7 @@ def test_a_failed_run_leaves_room_for_the_next(site: Site, coordinator: Coordina
             break
     assert blocked is not None
     plan = digest_of(coordinator.terms())
-    assert isinstance(site.answer(ending(coordinator, plan_digest=plan)), Anchor)
+    assert isinstance(site.answer(ending(coordinator, terms_digest=plan)), Anchor)
     assert site.code(blocked) is None
 
 
@@ -68,7 +68,7 @@ def test_a_word_that_is_not_believed(
     assert held(site) == before
 
 
-@pytest.mark.parametrize("changes", [{"run_id": "run-9"}, {"plan_digest": "sha256:" + "1" * 64}])
+@pytest.mark.parametrize("changes", [{"run_id": "run-9"}, {"terms_digest": "sha256:" + "1" * 64}])
 def test_a_run_that_is_not_known_changes_nothing(
     site: Site, coordinator: Coordinator, changes: dict[str, Any]
 ) -> None:

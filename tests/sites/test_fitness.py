@@ -30,8 +30,8 @@ BEFORE_DATA = {
 def test_a_site_that_would_take_part_says_so_and_does_nothing(site: Site) -> None:
     before = site.books.anchor()
     answer = questions_of(site).answer(about_plan(site))
-    assert answer.fitness.code == ""
-    assert answer.fitness.version == own_version()
+    assert answer.preflight.code == ""
+    assert answer.preflight.version == own_version()
     assert (site.executions(), site.executor.described, site.steps_spent()) == (0, 0, 0)
     after = site.books.anchor()
     assert after.ledger_sequence == before.ledger_sequence  # nothing is held
@@ -116,7 +116,7 @@ def test_a_source_that_agent_yaml_does_not_name_costs_nothing(site: Site) -> Non
     agent.write_text(agent.read_text().replace("cohort:", "other:"))
     site.restart()
     answer = questions_of(site, sources=frozenset({"other"})).answer(about_plan(site))
-    assert answer.fitness.code == "no_data"
+    assert answer.preflight.code == "no_data"
     assert site.code() == "no_data"
     assert (site.executions(), site.steps_spent()) == (0, 0)
 
@@ -176,7 +176,7 @@ def test_a_count_that_takes_long_is_not_waited_for_and_not_begun_twice(
     brief = BriefCount(site.executor, patience_s=0.05)
     questions._ground = dataclasses.replace(questions._ground, worker=brief)
     text = about_plan(site, coordinator.terms(privacy=None))
-    assert [questions.answer(text).fitness.code for _ in range(3)] == ["", "", ""]
+    assert [questions.answer(text).preflight.code for _ in range(3)] == ["", "", ""]
     assert len(begun) == 1
     release.set()
 

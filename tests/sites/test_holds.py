@@ -64,8 +64,8 @@ def test_a_plan_of_years_is_refused_before_anything_is_held(site, coordinator, d
     terms = plan(coordinator, "long", days=days)
     answer = questions_of(site).answer(about_plan(site, terms))
     assert answer is not None
-    assert answer.fitness is not None
-    assert answer.fitness.code == "plan_too_long"
+    assert answer.preflight is not None
+    assert answer.preflight.code == "plan_too_long"
     assert site.code(terms) == "plan_too_long"
     assert held(site) == 0.0
     assert site.code(plan(coordinator, "short", days=30.9)) is None

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from fedfactory.contracts.codec import from_json
 from fedfactory.contracts.errors import ProtocolError, UsageError
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.plans import Delivery
+from fedfactory.contracts.plans import SignedOrder
 from fedfactory.contracts.updates import Reply
 from fedfactory.identity.signing import Signer, new_signing_key
 from tests.sites.rig import OPEN, PRIVACY, TRAINING, Coordinator, Site, changed
@@ -56,7 +56,7 @@ ORDERS = {
     "more epsilon": ({"privacy": dataclasses.replace(PRIVACY, target_epsilon=9.0)}, "outside_plan"),
     "another site's work": ({"site": "lumi"}, "outside_plan"),
     "another run's plan": ({"run_id": "run-9"}, "outside_plan"),
-    "a plan that it does not show": ({"plan_digest": "sha256:" + "1" * 64}, "outside_plan"),
+    "a plan that it does not show": ({"terms_digest": "sha256:" + "1" * 64}, "outside_plan"),
     "another coordinator's name": ({"coordinator": "other"}, "not_authorised"),
 }
 
@@ -137,13 +137,13 @@ def _altered(text: str, *path: str, to: object) -> str:
 @pytest.mark.parametrize(
     ("path", "to"),
     [
-        (("sending", "order", "round"), 2),
-        (("sending", "order", "seed"), 7),
-        (("sending", "order", "training", "lr"), 0.5),
-        (("sending", "number"), 99),
-        (("sending", "expires_at"), 9e9),
-        (("sending", "plan", "terms", "rounds"), 500),
-        (("sending", "plan", "terms", "privacy", "target_epsilon"), 500.0),
+        (("envelope", "order", "round"), 2),
+        (("envelope", "order", "seed"), 7),
+        (("envelope", "order", "training", "lr"), 0.5),
+        (("envelope", "number"), 99),
+        (("envelope", "expires_at"), 9e9),
+        (("envelope", "signed", "terms", "rounds"), 500),
+        (("envelope", "signed", "terms", "privacy", "target_epsilon"), 500.0),
         (("signature", "value"), "AAAA"),
         (("signature", "value"), "no base64 \u2603"),
         (("signature", "public_key"), "no key"),
@@ -162,10 +162,10 @@ def test_an_altered_delivery(site: Site, path: tuple[str, ...], to: object) -> N
         "{}",
         "null",
         "[" * 100_000,
-        '{"sending":' * 20_000,
-        json.dumps({"sending": {}, "signature": {}}),
+        '{"envelope":' * 20_000,
+        json.dumps({"envelope": {}, "signature": {}}),
         "\ud800".encode("utf-8", "surrogatepass").decode("utf-8", "replace"),
-        '{"sending": NaN}',
+        '{"envelope": NaN}',
         json.dumps({"x": "y" * 10_000_000}),
     ],
     ids=["empty", "object", "null", "nested", "nested objects", "hollow", "text", "nan", "10 MB"],
@@ -176,11 +176,11 @@ def test_what_is_no_order_gets_no_answer(site: Site, text: str) -> None:
 
 def test_a_number_that_is_none_or_a_text_too_many(site: Site) -> None:
     for path, to in (
-        (("sending", "order", "round"), True),
-        (("sending", "order", "round"), 1.5),
-        (("sending", "order", "extra"), 1),
-        (("sending", "order", "kind"), "steal"),
-        (("sending", "order", "base", "digest"), "../../etc/passwd"),
+        (("envelope", "order", "round"), True),
+        (("envelope", "order", "round"), 1.5),
+        (("envelope", "order", "extra"), 1),
+        (("envelope", "order", "kind"), "steal"),
+        (("envelope", "order", "base", "digest"), "../../etc/passwd"),
     ):
         reply = site.answer(_altered(site.delivery(), *path, to=to))
         assert reply is None or reply.refusal.code == "not_authorised"
@@ -331,16 +331,16 @@ def test_no_mutation_of_a_delivery_gets_more_than_a_refusal(
         place = place[name]
     place[path[-1]] = data.draw(st.one_of(*values))
     mutated = json.dumps(raw)
-    assume(_read(mutated) != from_json(Delivery, text))  # 1 for 1.0 is the same order
+    assume(_read(mutated) != from_json(SignedOrder, text))  # 1 for 1.0 is the same order
     before = site.executions()
     reply = site.answer(mutated)
     assert reply is None or reply.refusal.code in {"not_authorised", "outside_plan"}
     assert site.executions() == before
 
 
-def _read(text: str) -> Delivery | None:
+def _read(text: str) -> SignedOrder | None:
     try:
-        return from_json(Delivery, text)
+        return from_json(SignedOrder, text)
     except (ProtocolError, UsageError):
         return None
 

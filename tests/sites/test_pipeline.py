@@ -299,4 +299,4 @@ def test_a_strategy_that_the_policy_does_not_name_is_refused(site: Site) -> None
 def test_refused_deliveries_are_kept_to_be_explained(site: Site) -> None:
     site.code(task="tabular")
     (kept,) = (site.home / "refused").iterdir()
-    assert json.loads(kept.read_text())["sending"]["order"]["task"] == "tabular"
+    assert json.loads(kept.read_text())["envelope"]["order"]["task"] == "tabular"

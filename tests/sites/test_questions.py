@@ -11,8 +11,8 @@ import pytest
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.plans import SignedPlan
-from fedfactory.contracts.questions import Answer, Question, SignedQuestion, SiteLogs
+from fedfactory.contracts.plans import SignedTerms
+from fedfactory.contracts.questions import Answer, Query, SignedQuery, SiteLogs
 from fedfactory.identity.signing import Signer, new_signing_key
 from site_agents.questions import LONGEST_WISH_S, MAX_QUESTION_CHARS
 from site_agents.rate import BURST, EVERY_S
@@ -45,15 +45,15 @@ def test_a_plan_that_is_not_believed(site: Site, lie: dict[str, Any], code: str)
 
 
 def test_a_signature_over_another_question_does_not_count(site: Site) -> None:
-    first = from_json(SignedQuestion, about_plan(site))
+    first = from_json(SignedQuery, about_plan(site))
     terms = site.coordinator.terms(rounds=6)
-    plan = SignedPlan(terms=terms, signature=site.coordinator.operator.sign(terms))
-    other = Question(site=SITE, plan=plan, receipt=None, logs=None)
-    forged = SignedQuestion(question=other, signature=first.signature)
+    plan = SignedTerms(terms=terms, signature=site.coordinator.operator.sign(terms))
+    other = Query(site=SITE, signed=plan, receipt=None, logs=None)
+    forged = SignedQuery(query=other, signature=first.signature)
     assert fitness(site, to_json(forged)) == "not_authorised"
     # Nor does one over the same terms that the operator did not sign.
-    plan = SignedPlan(terms=terms, signature=first.question.plan.signature)
-    asked = Question(site=SITE, plan=plan, receipt=None, logs=None)
+    plan = SignedTerms(terms=terms, signature=first.query.signed.signature)
+    asked = Query(site=SITE, signed=plan, receipt=None, logs=None)
     assert fitness(site, signed(site.coordinator, asked)) == "not_authorised"
 
 
@@ -65,7 +65,7 @@ def test_an_order_is_no_question_and_a_question_is_no_order(site: Site) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{}", "[]", "null", "\x00", '{"question":{}}', "[" * 5000, "x" * (MAX_QUESTION_CHARS + 1)],
+    ["", "{}", "[]", "null", "\x00", '{"query":{}}', "[" * 5000, "x" * (MAX_QUESTION_CHARS + 1)],
     ids=["nothing", "empty", "list", "null", "nul", "half", "deep", "oversized"],
 )
 def test_what_is_no_question_is_not_answered(site: Site, text: str) -> None:
@@ -79,21 +79,21 @@ def test_what_is_no_question_is_not_answered(site: Site, text: str) -> None:
     [
         {"model_bytes": 500},
         {"logs": {}},
-        {"plan": None},
+        {"signed": None},
         {"extra": 1},
     ],
 )
 def test_a_question_of_another_form_is_not_answered(site: Site, change: dict[str, Any]) -> None:
     value = json.loads(about_plan(site))
-    value["question"] |= change
+    value["query"] |= change
     assert questions_of(site).answer(json.dumps(value)) in (None, _unsigned())
 
 
 def _unsigned() -> Answer:
-    from fedfactory.contracts.questions import Fitness
+    from fedfactory.contracts.questions import Preflight
     from fedfactory.contracts.versions import own_version
 
-    return Answer(fitness=Fitness(code="not_authorised", version=own_version()), logs=None)
+    return Answer(preflight=Preflight(code="not_authorised", version=own_version()), logs=None)
 
 
 def test_more_questions_than_a_person_asks_are_not_answered(site: Site) -> None:

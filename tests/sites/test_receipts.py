@@ -50,12 +50,12 @@ def test_a_coordinator_that_never_sent_one_needs_none(site: Site) -> None:
 def test_the_question_before_a_run_is_answered_as_its_first_order_would_be(known: Site) -> None:
     answer = questions_of(known).answer(about_plan(known))
     assert answer is not None
-    assert answer.fitness is not None
-    assert answer.fitness.code == "no_receipt"
+    assert answer.preflight is not None
+    assert answer.preflight.code == "no_receipt"
     answer = questions_of(known).answer(about_plan(known, receipt=known.books.anchor()))
     assert answer is not None
-    assert answer.fitness is not None
-    assert answer.fitness.code == ""
+    assert answer.preflight is not None
+    assert answer.preflight.code == ""
 
 
 def test_the_administrator_accepts_it_and_the_books_say_so(

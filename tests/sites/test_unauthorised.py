@@ -12,7 +12,7 @@ import pytest
 
 from fedfactory.contracts.codec import digest_of, to_json
 from fedfactory.contracts.errors import EnvironmentFailedError
-from fedfactory.contracts.plans import Ending, SignedEnding
+from fedfactory.contracts.plans import RunEnded, SignedRunEnded
 from fedfactory.contracts.updates import Reply
 from fedfactory.identity.signing import Signer, new_signing_key
 from site_agents.unauthorised import Unauthorised
@@ -29,10 +29,10 @@ def chain(site: Site) -> list[dict[str, Any]]:
 
 
 def ending(site: Site) -> str:
-    wanted = Ending(
-        coordinator=HUB, run_id="run-1", plan_digest=digest_of(site.coordinator.terms()), site=SITE
+    wanted = RunEnded(
+        coordinator=HUB, run_id="run-1", terms_digest=digest_of(site.coordinator.terms()), site=SITE
     )
-    return to_json(SignedEnding(ending=wanted, signature=STRANGER.sign(wanted)))
+    return to_json(SignedRunEnded(run_ended=wanted, signature=STRANGER.sign(wanted)))
 
 
 def order(site: Site, number: int) -> str:

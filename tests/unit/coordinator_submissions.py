@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.plans import SignedPlan
+from fedfactory.contracts.plans import SignedTerms
 from fedfactory.identity.signing import Signer, new_signing_key
 from fedfactory.wire.arrays import write_arrays
 from tests.run_plans import SITES, run_plan
@@ -40,7 +40,7 @@ def plan_of(run_id="run-1", initial=INITIAL, *, signer=SIGNER, **changes):
 
 
 def signed_by(terms, signer=SIGNER):
-    return SignedPlan(terms=terms, signature=signer.sign(terms))
+    return SignedTerms(terms=terms, signature=signer.sign(terms))
 
 
 def model(path):

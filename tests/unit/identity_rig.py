@@ -16,7 +16,7 @@ from fedfactory.coordinator.gateway.limits import GatewayLimits
 from fedfactory.coordinator.membership.consortium import Consortium, coordinator_identity
 from fedfactory.coordinator.membership.founding import make_consortium
 from fedfactory.coordinator.membership.registrar import Registrar
-from fedfactory.wire.membership import Invitation, InviteWanted
+from fedfactory.wire.membership import Invitation, InviteRequest
 
 PASSPHRASE = b"correct horse battery"
 MONTH = timedelta(days=30)
@@ -64,7 +64,7 @@ class Seat:
         self.address = f"127.0.0.1:{self.gateway.start('127.0.0.1', 0)}"
 
     def invite(self, name: str, role: str = "site", lifetime_s: float = 600) -> Invitation:
-        wanted = InviteWanted(role=role, name=name, lifetime_s=lifetime_s)
+        wanted = InviteRequest(role=role, name=name, lifetime_s=lifetime_s)
         return self.registrar.invite(wanted, by="ana", gateway=self.address)
 
     def invitation_file(self, path: Path, name: str, role: str = "site") -> Path:

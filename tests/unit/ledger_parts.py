@@ -39,7 +39,7 @@ def charge(steps=1, cost=COST):
 def admitted(run="run-1", *, steps=10, cost=COST, lineage=LINEAGE, expires_at=None):
     return RunAdmitted(
         run=run_key(run),
-        plan_digest="plan",
+        terms_digest="plan",
         lineage=lineage,
         unit="row",
         planned=(Charge(cost=cost, steps=steps),),

@@ -142,15 +142,15 @@ class PlayedDesk:
 
     def stop(self, peer: Peer, wanted) -> Done:
         self.asked.append(("stop", wanted.run_id, wanted.mode))
-        return Done(told=f"the run {wanted.run_id} stops")
+        return Done(message=f"the run {wanted.run_id} stops")
 
     def resume(self, peer: Peer, wanted) -> Done:
         if self.rows[0].status == "completed":
             raise RefusedError("the run is completed: only failed and stopped ones resume")
-        return Done(told=f"the run {wanted.run_id} goes on")
+        return Done(message=f"the run {wanted.run_id} goes on")
 
     def logs(self, peer: Peer, wanted) -> LogsGiven:
-        verify(wanted.signed.wanted, wanted.signed.signature)
+        verify(wanted.signed.request, wanted.signed.signature)
         return LogsGiven(logs=self.logs_given)
 
     def find_model(self, peer: Peer, wanted) -> ModelFound:
@@ -178,7 +178,7 @@ class PlayedDesk:
 
     def revoke(self, peer: Peer, wanted) -> Done:
         self.asked.append(("revoke", wanted.role, wanted.name, wanted.reason))
-        return Done(told=f"{wanted.role} '{wanted.name}' is cut off")
+        return Done(message=f"{wanted.role} '{wanted.name}' is cut off")
 
 
 class DeskServer:

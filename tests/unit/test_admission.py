@@ -63,7 +63,7 @@ def order(run="run-1", number=1, *, privacy=PLAN, training=TRAINING):
         base=BlobRef(digest="sha256:" + "0" * 64, bytes=1),
         seed=1,
         privacy=privacy,
-        plan_digest="plan",
+        terms_digest="plan",
     )
 
 
@@ -127,7 +127,7 @@ def test_a_run_is_admitted_with_all_its_rounds_and_the_least_noise(budget):
     assert training.cost.sample_rate == pytest.approx(0.1)
     assert evaluations == Charge(cost=Cost(noise_multiplier=30.0, sample_rate=1.0), steps=10)
     assert 1.98 < epsilon(found.planned) <= 2.0
-    assert (found.lineage, found.plan_digest, found.expires_at) == (LINEAGE, "plan", LATER)
+    assert (found.lineage, found.terms_digest, found.expires_at) == (LINEAGE, "plan", LATER)
 
 
 @pytest.mark.rule("6")

@@ -16,8 +16,8 @@ from fedfactory.contracts.bounds import MOST, Count, Metrics, Range, Seconds, ch
 from fedfactory.contracts.codec import decode, from_json, to_json
 from fedfactory.contracts.errors import FieldError, IntegrityError, ProtocolError
 from fedfactory.contracts.model import BlobRef, TensorSpec
-from fedfactory.contracts.plans import Delivery, SignedEnding
-from fedfactory.contracts.questions import Answer, SignedQuestion
+from fedfactory.contracts.plans import SignedOrder, SignedRunEnded
+from fedfactory.contracts.questions import Answer, SignedQuery
 from fedfactory.contracts.updates import Reply
 from fedfactory.coordinator.run_settings import RunSettings
 from fedfactory.rounds.events import Event
@@ -26,7 +26,7 @@ from fedfactory.wire.arrays import ArrayFile, write_arrays
 from site_agents.jobs.job import Job, JobResult
 
 WIRE = (
-    *(Reply, Delivery, SignedEnding, SignedQuestion, Answer, RunSettings, Job, JobResult),
+    *(Reply, SignedOrder, SignedRunEnded, SignedQuery, Answer, RunSettings, Job, JobResult),
     *get_args(Event),
     *(
         value

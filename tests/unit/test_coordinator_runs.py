@@ -6,9 +6,10 @@ import pytest
 
 from fedfactory.contracts.errors import UnknownNameError
 from fedfactory.coordinator.desk.watching import watch
+from fedfactory.coordinator.run_facts import Taken
 from fedfactory.coordinator.running.journal import JOURNAL, Journal
 from fedfactory.coordinator.running.run_files import SUMMARY
-from fedfactory.coordinator.runs import REOPEN, STOP, SUBMISSION, Runs, StopWish, Taken, status_of
+from fedfactory.coordinator.runs import REOPEN, STOP, SUBMISSION, Runs, StopWish, status_of
 from fedfactory.coordinator.schedule import to_start
 from fedfactory.lease import Lease, LeaseHeldError
 from fedfactory.rounds.events import RunStarted, SiteConnected

@@ -11,7 +11,7 @@ import pytest
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import EnvironmentFailedError, ProtocolError
-from fedfactory.contracts.plans import Anchor, Delivery
+from fedfactory.contracts.plans import Anchor, SignedOrder
 from fedfactory.contracts.updates import Payload, Refusal, Reply, Update
 from site_agents import dispatch
 from site_agents.approvals import Pending
@@ -25,7 +25,7 @@ from tests.policy_orders import BASE, UNSIGNED, sending_of
 
 def message_of(run_id: str) -> Fetched:
     """An order of a run whose id is the message's, too; "no order" is none."""
-    text = to_json(Delivery(sending=sending_of(run_id=run_id), signature=UNSIGNED))
+    text = to_json(SignedOrder(envelope=sending_of(run_id=run_id), signature=UNSIGNED))
     return Fetched(message_id=run_id, text="{" if run_id == "no-order" else text, more=False)
 
 

@@ -35,7 +35,7 @@ from fedfactory.identity.facts import facts_of
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.wire.enrolling import enrol_identity, is_under_way
 from fedfactory.wire.invitations import invitation_identity, parse_invitation, read_invitation
-from fedfactory.wire.membership import Certified, EnrolWanted, Invitation, RenewWanted
+from fedfactory.wire.membership import Certified, EnrolRequest, Invitation, RenewRequest
 from fedfactory.wire.renewal import Renewal
 from tests.patience import stretched
 from tests.unit.identity_rig import Seat, seat
@@ -216,7 +216,7 @@ def test_a_member_renews_and_an_ended_one_does_not(tmp_path: Path) -> None:
         assert renewal.due_in_s() <= lifetime.total_seconds()
 
         def ask(request: str) -> Certified:
-            return short.registrar.renew(peer, facts, RenewWanted(csr=request), "0.1.0")
+            return short.registrar.renew(peer, facts, RenewRequest(csr=request), "0.1.0")
 
         after = renewal.renew(ask)
         assert after.key_pem == before.key_pem
@@ -235,7 +235,7 @@ def test_a_renewal_is_for_the_key_in_use(here: Seat, tmp_path: Path) -> None:
     other = request_text(ec.generate_private_key(ec.SECP256R1()), "efra")
     with pytest.raises(IdentityError, match="key in use"):
         here.registrar.renew(
-            Peer(role=Role.SITE, name="efra"), facts, RenewWanted(csr=other), "0.1.0"
+            Peer(role=Role.SITE, name="efra"), facts, RenewRequest(csr=other), "0.1.0"
         )
 
 
@@ -248,7 +248,7 @@ def test_what_comes_back_from_a_renewal_is_checked(here: Seat, tmp_path: Path) -
         facts = facts_of(invitation.certificate.encode())
 
         def theirs(request: str) -> Certified:
-            wanted = EnrolWanted(csr=request)
+            wanted = EnrolRequest(csr=request)
             peer = Peer(role=Role.INVITED, name="fama")
             return elsewhere.registrar.enrol(peer, facts, wanted, "0.1.0")
 
@@ -270,7 +270,7 @@ def test_the_tokens_own_key_cannot_be_certified(here: Seat) -> None:
     csr = request_text(bootstrap_key(invitation.token), "hera")
     with pytest.raises(IdentityError):
         here.registrar.enrol(
-            Peer(role=Role.INVITED, name="hera"), facts, EnrolWanted(csr=csr), "0.1.0"
+            Peer(role=Role.INVITED, name="hera"), facts, EnrolRequest(csr=csr), "0.1.0"
         )
 
 

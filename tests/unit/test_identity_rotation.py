@@ -238,10 +238,10 @@ def renew(folder: Path, address: str) -> None:
 
 
 def asking(channel: grpc.Channel) -> Callable[..., object]:
-    from fedfactory.wire.membership import RenewWanted
+    from fedfactory.wire.membership import RenewRequest
 
     calls = EnrolmentCalls(channel)
-    return lambda request: calls.renew(RenewWanted(csr=request), timeout=HANG_S)
+    return lambda request: calls.renew(RenewRequest(csr=request), timeout=HANG_S)
 
 
 # ---- the root's file -----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from ledger_parts import LINEAGE, admitted, charge, epsilon, make, make_used, run_key, update, work
 
+from fedfactory.contracts.codec import to_json
 from site_agents import ledger as ledger_module
 from site_agents import ledger_file
 from site_agents.ledger import Ledger, LedgerError
@@ -346,4 +348,21 @@ def test_a_clock_that_had_been_ahead_is_set_right_by_a_person(tmp_path, monkeypa
     ledger = Ledger.open(tmp_path)
     assert epsilon(ledger) == spent
     ledger.reserve(work(5), LINEAGE, charge())
+    ledger.close()
+
+
+def test_entries_that_an_older_version_wrote_are_read(tmp_path, monkeypatch):
+    with monkeypatch.context() as older:
+        older.setattr(
+            ledger_module,
+            "to_json",
+            lambda entry: to_json(entry).replace('"terms_digest":', '"plan_digest":'),
+        )
+        make_used(tmp_path)
+    ledger = Ledger.open(tmp_path)
+    with sqlite3.connect(tmp_path / ledger_file.FILE) as database:
+        (body,) = database.execute("SELECT body FROM entry WHERE kind = 'RunAdmitted'").fetchone()
+    assert '"plan_digest":"plan"' in body
+    assert ledger.budget.runs[run_key()].terms_digest == "plan"
+    ledger.reserve(work(50), LINEAGE, charge())
     ledger.close()

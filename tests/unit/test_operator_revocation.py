@@ -23,7 +23,7 @@ from fedfactory.coordinator.membership.registry_schema import SCHEMA_VERSION
 from fedfactory.identity.facts import CertificateFacts
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.identity.signing import Signer, fingerprint, new_signing_key
-from fedfactory.wire.membership import RevokeWanted
+from fedfactory.wire.membership import RevokeRequest
 from tests.unit.test_registry import OF_VERSION_2
 
 SIGNERS = {name: Signer(new_signing_key()) for name in ("ana", "bob", "cy")}
@@ -75,7 +75,7 @@ class Hub:
 
     def revoke(self, by: str, name: str, proof: SignedRevocation | None, /, **changed: str) -> str:
         wanted = {"role": "operator", "name": name, "reason": "left", **changed}
-        return self.desk.revoke(PEERS[by], RevokeWanted(**wanted, signed=proof)).told
+        return self.desk.revoke(PEERS[by], RevokeRequest(**wanted, signed=proof)).message
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def test_another_update_under_the_same_work_is_not_approved(asked, digit_and_los
     approvals.request(name, other)
     assert approvals.decision(name, other.update) is None
     # What was approved never left, so it opens no door for the rest of the run either.
-    assert not approvals.approved_before(shown.plan_digest, "train")
+    assert not approvals.approved_before(shown.terms_digest, "train")
     assert [one.leaving for one in approvals.waiting()] == [other]
     with pytest.raises(UsageError, match="unknown id"):
         approvals.find(shown.id)
@@ -133,13 +133,13 @@ def test_asked_twice_it_waits_since_the_first_time(asked):
 
 def test_an_approval_counts_for_its_plan_and_kind_alone(asked):
     approvals, _, shown = asked
-    assert not approvals.approved_before(shown.plan_digest, "train")
+    assert not approvals.approved_before(shown.terms_digest, "train")
     approvals.decide(approvals.waiting()[0], approved=True, by="ada", reason="")
-    assert approvals.approved_before(shown.plan_digest, "train")
-    assert not approvals.approved_before(shown.plan_digest, "evaluate")
+    assert approvals.approved_before(shown.terms_digest, "train")
+    assert not approvals.approved_before(shown.terms_digest, "evaluate")
     assert not approvals.approved_before(digest_of(TERMS), "train")
     approvals.decide(approvals.waiting()[0], approved=False, by="bob", reason="no")
-    assert not approvals.approved_before(shown.plan_digest, "train")
+    assert not approvals.approved_before(shown.terms_digest, "train")
 
 
 def test_what_left_waits_no_more_and_its_decision_stays(asked):
@@ -176,7 +176,7 @@ def test_a_damaged_decision_approves_nothing(home, asked, damage, capsys):
     (path,) = (home / "control" / "approvals").glob(f"*{DECISION}")
     path.write_bytes(damage(path.read_bytes()))
     assert approvals.decision(name, shown.update) is None
-    assert not approvals.approved_before(shown.plan_digest, "train")
+    assert not approvals.approved_before(shown.terms_digest, "train")
     assert approvals.damaged() == (path,)
     assert main(["approvals"]) == 0
     assert "does not hold" in capsys.readouterr().err
@@ -277,7 +277,7 @@ def test_the_list_the_one_and_the_same_for_a_program(asked, capsys):
     assert "1 of 5" in listed
     assert main(["approvals", shown.id]) == 0
     one = capsys.readouterr().out
-    for said in (shown.update, shown.plan_digest, "a.weight", "10 x 64 f4", "at most 4", "3.5"):
+    for said in (shown.update, shown.terms_digest, "a.weight", "10 x 64 f4", "at most 4", "3.5"):
         assert said in one
     assert "all of it is as planned" in one
     assert main(["approvals", "--json"]) == 0
@@ -314,7 +314,7 @@ def test_a_decision_is_in_the_audit_chain(home, asked):
     _, name, shown = asked
     assert main(["approve", shown.id]) == 0
     (line,) = (home / "audit" / "chain.jsonl").read_text().splitlines()
-    for said in ("approved", name, shown.update, shown.plan_digest):
+    for said in ("approved", name, shown.update, shown.terms_digest):
         assert said in line
 
 
@@ -341,4 +341,4 @@ def test_an_evaluation_waits_like_an_update(home, capsys):
     assert "metric loss" in out
     assert "all of it is as planned" in out
     assert main(["approve", shown.id]) == 0
-    assert approvals.approved_before(shown.plan_digest, "evaluate")
+    assert approvals.approved_before(shown.terms_digest, "evaluate")

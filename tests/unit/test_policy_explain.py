@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.plans import Anchor, Delivery, SignedPlan
+from fedfactory.contracts.plans import Anchor, SignedOrder, SignedTerms
 from fedfactory.contracts.privacy import PrivacyPlan
 from fedfactory.identity.signing import Signer, fingerprint
 from site_agents import control
@@ -78,10 +78,12 @@ def deliver(
     now = time.time()
     parameters = task_parameters or {"model": "mlp"}
     terms = replace(terms or TERMS, task_parameters=parameters, not_after=now + 100)
-    plan = SignedPlan(terms=terms, signature=operator.sign(terms))
-    sending = replace(sending_of(terms, **changes), plan=plan, expires_at=now + 50, receipt=receipt)
+    plan = SignedTerms(terms=terms, signature=operator.sign(terms))
+    sending = replace(
+        sending_of(terms, **changes), signed=plan, expires_at=now + 50, receipt=receipt
+    )
     path = folder / "order.json"
-    path.write_text(to_json(Delivery(sending=sending, signature=lead.sign(sending))))
+    path.write_text(to_json(SignedOrder(envelope=sending, signature=lead.sign(sending))))
     return path
 
 

@@ -10,7 +10,7 @@ import pytest
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.model import BlobRef
-from fedfactory.contracts.plans import Delivery, RunTerms, Sending
+from fedfactory.contracts.plans import OrderEnvelope, RunTerms, SignedOrder
 from fedfactory.contracts.refusals import REFUSALS
 from site_agents.policy import Facts, Hours, OneOf, Policy, Range, needs_approval
 from site_agents.policy.holds import DAY_S
@@ -71,7 +71,7 @@ def clause_of(key: str) -> str:
 OTHER_BASE = BlobRef(digest="sha256:" + "d" * 64, bytes=400_000)
 # key of the deciding clause -> (policy, sending, facts) that differ in one thing from what is
 # allowed. Every clause has at least one; a test holds the two lists together.
-CASES: list[tuple[str, Policy, Sending, Facts]] = [
+CASES: list[tuple[str, Policy, OrderEnvelope, Facts]] = [
     ("coordinators", changed(POLICY, coordinators={}), sending_of(), FACTS),
     ("coordinators", POLICY, sending_of(coordinator="other"), FACTS),
     ("coordinators", POLICY, sending_of(), changed(FACTS, coordinator_key=OPERATOR_KEY)),
@@ -91,7 +91,7 @@ CASES: list[tuple[str, Policy, Sending, Facts]] = [
         FACTS,
     ),
     ("sending.expires_at", POLICY, replace(sending_of(), expires_at=NOW - 0.5), FACTS),
-    ("plan.digest", POLICY, sending_of(plan_digest="sha256:" + "a" * 64), FACTS),
+    ("plan.digest", POLICY, sending_of(terms_digest="sha256:" + "a" * 64), FACTS),
     ("plan.not_after", POLICY, sending_of(planned(not_after=NOW - 1)), FACTS),
     (
         "plan.coordinator",
@@ -344,13 +344,13 @@ def test_a_finding_shows_a_coordinators_text_cut_and_escaped():
 
 
 def test_a_field_that_nobody_knows_is_no_order():
-    delivery = Delivery(sending=sending_of(), signature=UNSIGNED)
+    delivery = SignedOrder(envelope=sending_of(), signature=UNSIGNED)
     text = to_json(delivery)
-    assert from_json(Delivery, text) == delivery
+    assert from_json(SignedOrder, text) == delivery
     with pytest.raises(ProtocolError, match="unknown sudo"):
-        from_json(Delivery, text.replace('"seed":7', '"seed":7,"sudo":true'))
+        from_json(SignedOrder, text.replace('"seed":7', '"seed":7,"sudo":true'))
     with pytest.raises(ProtocolError, match=r"local_epochs: expected a number from 1"):
-        from_json(Delivery, text.replace('"local_epochs":2', '"local_epochs":0'))
+        from_json(SignedOrder, text.replace('"local_epochs":2', '"local_epochs":0'))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.errors import IdentityError, RefusedError, UsageError
-from fedfactory.contracts.questions import Question, SignedQuestion
+from fedfactory.contracts.questions import Query, SignedQuery
 from fedfactory.contracts.revocations import SignedRevocation
 from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.coordinator.anchors import Anchors
@@ -33,11 +33,11 @@ from fedfactory.identity.signing import Signer, verify
 from fedfactory.wire import operations
 from fedfactory.wire.membership import (
     Invitation,
-    InviteWanted,
+    InviteRequest,
     Member,
     Members,
-    MembersWanted,
-    RevokeWanted,
+    MembersRequest,
+    RevokeRequest,
 )
 from fedfactory.wire.operations import (
     Done,
@@ -45,13 +45,13 @@ from fedfactory.wire.operations import (
     LogsGiven,
     LogsOfSite,
     ModelFound,
-    ModelWanted,
-    ResumeWanted,
-    RunsWanted,
-    StopWanted,
+    ModelRequest,
+    ResumeRequest,
+    RunsRequest,
+    StopRequest,
     Submitted,
     Watched,
-    WatchWanted,
+    WatchRequest,
 )
 
 if TYPE_CHECKING:
@@ -118,16 +118,17 @@ class Desk:
             self._wake.set()
         return told
 
-    def list_runs(self, peer: Peer, wanted: RunsWanted) -> operations.Runs:
+    def list_runs(self, peer: Peer, wanted: RunsRequest) -> operations.Runs:
         """Return the newest runs first."""
         del peer
         newest = self._runs.all()[::-1][: max(0, min(wanted.limit, MOST_ROWS))]
         return operations.Runs(runs=tuple(self._schedule.row(run) for run in newest))
 
-    def watch(self, peer: Peer, wanted: WatchWanted) -> Iterator[Watched]:
+    def watch(self, peer: Peer, wanted: WatchRequest) -> Iterator[Watched]:
         """Return a run's events as they come, then its summary; see watching.py."""
         del peer
         run = self._runs.find(wanted.run_id)
+        run.check_form()
         return watch(
             run,
             min(max(0, wanted.after), MOST_EVENTS),
@@ -135,20 +136,21 @@ class Desk:
             status=lambda: self._schedule.status(run),
         )
 
-    def stop(self, peer: Peer, wanted: StopWanted) -> Done:
+    def stop(self, peer: Peer, wanted: StopRequest) -> Done:
         """Let a run end, after the round under way or now; one that waits begins none for it."""
         run = self._runs.find(wanted.run_id)
         if run.ended:
             raise RefusedError(f"the run {run.run_id} is over: {run.summary()['status']}")
+        run.check_form()
         under_way = self._schedule.status(run) == "running"
         after_round = under_way and wanted.mode == "after_round"
         run.wish_stop(StopWish(reason=f"stopped by {peer.name}", after_round=after_round))
         self._wake.set()
         log.info("%s stops run %s (%s)", peer.name, run.run_id, wanted.mode)
         when = "after the round under way" if after_round else "now"
-        return Done(told=f"the run {run.run_id} stops {when}; its last finished model is kept")
+        return Done(message=f"the run {run.run_id} stops {when}; its last finished model is kept")
 
-    def resume(self, peer: Peer, wanted: ResumeWanted) -> Done:
+    def resume(self, peer: Peer, wanted: ResumeRequest) -> Done:
         """Let a suspended, failed or stopped run go on from its last finished round."""
         run = self._runs.find(wanted.run_id)
         status = self._schedule.status(run)
@@ -157,11 +159,11 @@ class Desk:
         run.let_go_on(peer.name)
         self._wake.set()
         log.info("%s resumes run %s", peer.name, run.run_id)
-        return Done(told=f"the run {run.run_id} goes on from its last finished round")
+        return Done(message=f"the run {run.run_id} goes on from its last finished round")
 
     def logs(self, peer: Peer, wanted: LogsOfSite) -> LogsGiven:
         """Ask a site what it lets out of its record of a run."""
-        wish = wanted.signed.wanted
+        wish = wanted.signed.request
         run = self._runs.find(wish.run_id)
         if verify(wish, wanted.signed.signature) != self._key_of(peer):
             raise IdentityError(f"the wish is not signed by the key of '{peer.name}', who sent it")
@@ -169,12 +171,12 @@ class Desk:
             raise UsageError(f"'{wish.site}' is no site of {run.run_id} at {self._config.name}")
         if not time.time() < wish.not_after <= time.time() + LONGEST_WISH_S:
             raise UsageError(f"the wish must be good for at most {LONGEST_WISH_S:.0f} s from now")
-        question = Question(site=wish.site, plan=None, receipt=None, logs=wanted.signed)
-        asked = SignedQuestion(question=question, signature=self._signer.sign(question))
+        question = Query(site=wish.site, signed=None, receipt=None, logs=wanted.signed)
+        asked = SignedQuery(query=question, signature=self._signer.sign(question))
         answer = self.gateway.ask(wish.site, asked, LOGS_TIMEOUT_S)
         return LogsGiven(logs=None if answer is None else answer.logs)
 
-    def find_model(self, peer: Peer, wanted: ModelWanted) -> ModelFound:
+    def find_model(self, peer: Peer, wanted: ModelRequest) -> ModelFound:
         """Say which models of a run are kept; offer the wanted one to the caller for download."""
         run = self._runs.find(wanted.run_id)
         kept = tuple(kept_models(run))
@@ -187,11 +189,11 @@ class Desk:
 
     # ---- members ---------------------------------------------------------------------------
 
-    def invite(self, peer: Peer, wanted: InviteWanted) -> Invitation:
+    def invite(self, peer: Peer, wanted: InviteRequest) -> Invitation:
         """Invite somebody; the address in the invitation is the one that is listened on."""
         return self._registrar.invite(wanted, by=peer.name, gateway=self.address)
 
-    def list_members(self, peer: Peer, wanted: MembersWanted) -> Members:
+    def list_members(self, peer: Peer, wanted: MembersRequest) -> Members:
         """Return everybody who was invited or enrolled."""
         del peer, wanted
         members = self._registry.members(connected=self.gateway.connected())
@@ -199,7 +201,7 @@ class Desk:
         shown = tuple(turned_away(member, skewed) for member in members)
         return Members(consortium=self._config.name, members=shown)
 
-    def revoke(self, peer: Peer, wanted: RevokeWanted) -> Done:
+    def revoke(self, peer: Peer, wanted: RevokeRequest) -> Done:
         """Cut a member off at once: its open calls, and its part in every run."""
         role = _role(wanted.role)
         if (role, wanted.name) == (peer.role, peer.name):
@@ -222,11 +224,11 @@ class Desk:
         if wanted.signed is not None:
             count = self.gateway.tell_revocation(to_json(wanted.signed))
             told += f"; {count} connected sites are told, the others when they connect"
-        return Done(told=told)
+        return Done(message=told)
 
     # ---- within ----------------------------------------------------------------------------
 
-    def _check_signed(self, peer: Peer, wanted: RevokeWanted, signed: SignedRevocation) -> None:
+    def _check_signed(self, peer: Peer, wanted: RevokeRequest, signed: SignedRevocation) -> None:
         """Check that what sites are to be told says what is wanted, by the key of who wants it."""
         told = signed.revocation
         if verify(told, signed.signature) != self._key_of(peer):

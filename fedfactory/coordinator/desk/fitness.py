@@ -8,8 +8,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
-from fedfactory.contracts.plans import SignedPlan
-from fedfactory.contracts.questions import Answer, Question, SignedQuestion
+from fedfactory.contracts.plans import SignedTerms
+from fedfactory.contracts.questions import Answer, Query, SignedQuery
 from fedfactory.contracts.refusals import REFUSALS
 from fedfactory.contracts.versions import own_version
 from fedfactory.identity.roles import Role
@@ -35,12 +35,12 @@ class Asker(Protocol):
     def connected(self) -> list[str]:
         """Sites whose doorbell is open."""
 
-    def ask(self, site: str, question: SignedQuestion, timeout_s: float) -> Answer | None:
+    def ask(self, site: str, question: SignedQuery, timeout_s: float) -> Answer | None:
         """Ask a site; None if it did not answer in time."""
 
 
 def unfit_sites(
-    signed: SignedPlan,
+    signed: SignedTerms,
     members: Mapping[str, Member],
     anchors: Anchors,
     gateway: Asker,
@@ -58,12 +58,12 @@ def unfit_sites(
             return code
         if site not in connected:
             return "offline"
-        question = Question(site=site, plan=signed, receipt=anchors.of(site), logs=None)
-        asked = SignedQuestion(question=question, signature=signer.sign(question))
+        question = Query(site=site, signed=signed, receipt=anchors.of(site), logs=None)
+        asked = SignedQuery(query=question, signature=signer.sign(question))
         answer = gateway.ask(site, asked, ASK_TIMEOUT_S)
-        if answer is None or answer.fitness is None:
+        if answer is None or answer.preflight is None:
             return "no_answer"
-        return answer.fitness.code
+        return answer.preflight.code
 
     sites = signed.terms.sites
     with ThreadPoolExecutor(min(ASK_AT_ONCE, len(sites)), thread_name_prefix="fit") as pool:

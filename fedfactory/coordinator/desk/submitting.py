@@ -30,9 +30,10 @@ from fedfactory.coordinator.desk.agreement import Limits, can_begin, check_agree
 from fedfactory.coordinator.desk.watching import kept_models
 from fedfactory.coordinator.gateway.blobs import blob_path
 from fedfactory.coordinator.membership.consortium import IDENTITY
+from fedfactory.coordinator.run_facts import Taken
 from fedfactory.coordinator.run_settings import CENTRAL, RunSettings
 from fedfactory.coordinator.running.checkpoints import MODELS
-from fedfactory.coordinator.runs import SETTINGS, Run, Runs, Taken
+from fedfactory.coordinator.runs import SETTINGS, Run, Runs
 from fedfactory.identity.enrolment import TLS_KEY
 from fedfactory.identity.roles import Peer
 from fedfactory.identity.signing import verify
@@ -99,8 +100,7 @@ class Submitting:
         """Refuse a plan that was given before, also one that is being looked at just now."""
         terms = plan.terms
         with self._lock:
-            told = [run.taken.plan.terms for run in self._runs.all()]
-            seen = {(t.run_id, t.nonce) for t in told}
+            seen = {(run.run_id, run.facts.nonce) for run in self._runs.all()}
             ids, nonces = {i for i, _ in seen}, {n for _, n in seen}
             if terms.run_id in ids | self._under_way or self._runs.home_of(terms.run_id).exists():
                 raise RefusedError(f"the run {terms.run_id} was submitted before")
@@ -212,5 +212,5 @@ class Submitting:
 
 def _models(run: Run) -> set[str]:
     """Return the digests of a run's models: the one it begins with, and those it made."""
-    initial = run.taken.plan.terms.initial
+    initial = run.facts.initial
     return {initial.digest, *(ref.digest for ref in kept_models(run).values())}

@@ -14,7 +14,7 @@ from fedfactory.coordinator.running.checkpoints import MODELS
 from fedfactory.coordinator.running.journal import JOURNAL, read_events
 from fedfactory.coordinator.running.run_files import SUMMARY
 from fedfactory.coordinator.runs import Run
-from fedfactory.rounds.events import ModelAggregated, RunStarted
+from fedfactory.rounds.events import ModelAggregated
 from fedfactory.rounds.log import decode_event
 from fedfactory.wire.operations import RunStatus, Watched
 
@@ -56,12 +56,11 @@ def kept_models(run: Run) -> dict[int, BlobRef]:
     """Return the models whose files are kept, by round (0: the initial one), oldest first."""
     found: dict[int, BlobRef] = {}
     for _, line in read_events(run.folder / JOURNAL):
-        if '"ModelAggregated"' not in line and '"RunStarted"' not in line:
-            continue
-        _, event = decode_event(line)
-        if isinstance(event, RunStarted):
-            found = {0: event.plan.terms.initial}
-        elif isinstance(event, ModelAggregated):
+        if '"RunStarted"' in line:
+            found = {0: run.facts.initial}
+        elif '"ModelAggregated"' in line:  # the same in every form
+            _, event = decode_event(line)
+            assert isinstance(event, ModelAggregated)
             found[event.round] = event.model
     return {number: ref for number, ref in found.items() if _path(run, ref).exists()}
 

@@ -19,7 +19,6 @@ from fedfactory.contracts.errors import IntegrityError
 from fedfactory.contracts.model import BlobRef, check_digest
 from fedfactory.coordinator.gateway.arrivals import Arrivals
 from fedfactory.coordinator.gateway.holds import Holds
-from fedfactory.durable_file import sync_folder
 from fedfactory.identity.roles import Peer, Role
 
 _ARRIVING: Final = "arriving"
@@ -46,23 +45,18 @@ class BlobStore:
     # ---- what members upload ---------------------------------------------------------------
 
     def arrived(self, peer: Peer, ref: BlobRef) -> int:
-        """Return how many bytes of a blob this member has sent already."""
-        with self._lock:
-            if self._is_claimed(peer, ref.digest):
-                return ref.bytes
+        """Return how many bytes of a blob this member has sent that no run has claimed yet.
+
+        A claimed upload is not counted: its run may give it up before the next claim, as a run does
+        with the update of the last round when a site sends equal bytes in this one.
+        """
         return self._arrivals.length(peer, ref)
 
     def receive(
         self, peer: Peer, ref: BlobRef, offset: int, pieces: Iterable[bytes | memoryview]
     ) -> None:
-        """Take a member's upload of `ref` from `offset` on; see Arrivals.receive.
-
-        Nothing is read of one that a run holds already.
-        """
-        with self._lock:
-            here = self._is_claimed(peer, ref.digest)
-        if not here:
-            self._arrivals.receive(peer, ref, offset, pieces)
+        """Take a member's upload of `ref` from `offset` on; see Arrivals.receive."""
+        self._arrivals.receive(peer, ref, offset, pieces)
 
     def find_upload(self, peer: Peer, digest: str) -> Path | None:
         """Return where a member's whole upload lies, to be read until the member sends more.
@@ -81,19 +75,23 @@ class BlobStore:
     # ---- what runs hold --------------------------------------------------------------------
 
     def claim(self, run: str, site: str, digest: str) -> bool:
-        """Hold a site's upload for a run, durably; False if the site has sent no such blob."""
+        """Hold a site's upload for a run; False if the site has sent no such blob.
+
+        What is held of this site already counts as sent: one reply may come twice. The bytes are on
+        disk then. The name is once the folder is synced, which the run's process does before its
+        journal speaks of it: once for many. Until then a crash may leave the file where it arrived,
+        and `restore` finds it there.
+        """
         with self._lock:
-            here = self._is_claimed(_site(site), digest)
+            held = self._holds.claimed(site, digest) and self.path(digest).exists()
             self._holds.claim(run, site, digest)  # before its file is there, so that it may stay
-        taken = here
+        taken = False
         try:
-            taken = here or self._arrivals.take(_site(site), digest, self.path(digest))
+            taken = self._arrivals.take(_site(site), digest, self.path(digest)) or held
         finally:
             if not taken:
                 with self._lock:
                     self._holds.unclaim(run, site, digest)
-        if taken:
-            sync_folder(self.root)
         return taken
 
     def unclaim(self, run: str, site: str, digest: str) -> None:
@@ -153,10 +151,6 @@ class BlobStore:
                 if path.is_file() and not self._holds.is_held(f"sha256:{path.name}"):
                     with contextlib.suppress(FileNotFoundError):
                         path.unlink()
-
-    def _is_claimed(self, peer: Peer, digest: str) -> bool:
-        claimed = peer.role is Role.SITE and self._holds.claimed(peer.name, digest)
-        return claimed and self.path(digest).exists()
 
 
 def blob_path(root: Path, digest: str) -> Path:

@@ -17,7 +17,7 @@ from typing import Final
 
 from fedfactory.contracts.codec import from_json, to_json
 from fedfactory.contracts.errors import EnvironmentFailedError
-from fedfactory.contracts.questions import Answer, SignedQuestion
+from fedfactory.contracts.questions import Answer, SignedQuery
 from fedfactory.wire.rpc import gateway_pb2 as pb
 
 MAX_QUESTIONS_PER_SITE: Final = 8
@@ -143,7 +143,7 @@ class Questions:
         self._pending: dict[str, _Pending] = {}
 
     def ask(
-        self, bell: Doorbell, site: str, question: SignedQuestion, timeout_s: float
+        self, bell: Doorbell, site: str, question: SignedQuery, timeout_s: float
     ) -> Answer | None:
         """Ask a site at its open bell; None if no readable answer came in time.
 

@@ -17,7 +17,7 @@ import grpc
 
 from fedfactory.contracts.errors import EnvironmentFailedError, IdentityError, ProtocolError
 from fedfactory.contracts.model import BlobRef, check_digest
-from fedfactory.contracts.questions import Answer, SignedQuestion
+from fedfactory.contracts.questions import Answer, SignedQuery
 from fedfactory.coordinator.gateway.blob_calls import BlobCalls, Traffic
 from fedfactory.coordinator.gateway.blobs import BlobStore
 from fedfactory.coordinator.gateway.doorbells import Doorbells, Questions
@@ -186,7 +186,7 @@ class Gateway:
         if bell is not None:
             bell.ring()
 
-    def ask(self, site: str, question: SignedQuestion, timeout_s: float) -> Answer | None:
+    def ask(self, site: str, question: SignedQuery, timeout_s: float) -> Answer | None:
         """Ask a site; None if it is not connected, goes, or gives no readable answer in time."""
         bell = self._bells.find(site)
         return None if bell is None else self._questions.ask(bell, site, question, timeout_s)

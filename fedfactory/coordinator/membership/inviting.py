@@ -17,7 +17,7 @@ from fedfactory.identity.facts import facts_of, public_key_text
 from fedfactory.identity.issuer import Issuer
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.identity.signing import fingerprint
-from fedfactory.wire.membership import Invitation, InviteWanted
+from fedfactory.wire.membership import Invitation, InviteRequest
 
 log = logging.getLogger("fedfactory.coordinator.membership.inviting")
 
@@ -29,7 +29,7 @@ def invite(
     consortium: Consortium,
     registry: Registry,
     issuer: Issuer,
-    wanted: InviteWanted,
+    wanted: InviteRequest,
     *,
     by: str,
     gateway: str | None = None,

@@ -17,10 +17,10 @@ from fedfactory.identity.roles import Peer, Role
 from fedfactory.identity.signing import fingerprint
 from fedfactory.wire.membership import (
     Certified,
-    EnrolWanted,
+    EnrolRequest,
     Invitation,
-    InviteWanted,
-    RenewWanted,
+    InviteRequest,
+    RenewRequest,
 )
 
 log = logging.getLogger("fedfactory.coordinator.membership.registrar")
@@ -41,14 +41,14 @@ class Registrar:
         self._issuer = issuer
         self._lifetime = lifetime
 
-    def invite(self, wanted: InviteWanted, *, by: str, gateway: str | None = None) -> Invitation:
+    def invite(self, wanted: InviteRequest, *, by: str, gateway: str | None = None) -> Invitation:
         """Make an invitation; see `inviting.invite`."""
         return invite(
             self._consortium, self._registry, self._issuer, wanted, by=by, gateway=gateway
         )
 
     def enrol(
-        self, peer: Peer, facts: CertificateFacts, wanted: EnrolWanted, version: str
+        self, peer: Peer, facts: CertificateFacts, wanted: EnrolRequest, version: str
     ) -> Certified:
         """Certify the key of an invited peer; `facts` are of its connection's certificate.
 
@@ -77,7 +77,7 @@ class Registrar:
         return self._certified(chain)
 
     def renew(
-        self, peer: Peer, facts: CertificateFacts, wanted: RenewWanted, version: str
+        self, peer: Peer, facts: CertificateFacts, wanted: RenewRequest, version: str
     ) -> Certified:
         """Certify a member's key anew; `facts` are of the certificate in use.
 

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD, Order
-from fedfactory.contracts.plans import Delivery, SignedEnding
+from fedfactory.contracts.plans import SignedOrder, SignedRunEnded
 from fedfactory.contracts.update_norms import Base
 from fedfactory.coordinator.aggregating.site_plan import SitePlan
 from fedfactory.coordinator.running.run_parts import RunParts
@@ -107,7 +107,7 @@ def _batches(present: Sequence[tuple[str, Order]]) -> Iterator[Sequence[tuple[st
 
 
 def message(
-    node: int, kind: str, content: Delivery | SignedEnding, *, group: int, ttl: float
+    node: int, kind: str, content: SignedOrder | SignedRunEnded, *, group: int, ttl: float
 ) -> Message:
     """Return the Flower message that carries `content` to a node; `ttl` in seconds."""
     return Message(

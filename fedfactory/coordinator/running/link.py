@@ -23,6 +23,7 @@ from fedfactory.contracts.errors import EnvironmentFailedError
 from fedfactory.contracts.model import BlobRef
 from fedfactory.coordinator.gateway.blobs import blob_path
 from fedfactory.coordinator.unix_socket import hang_up
+from fedfactory.durable_file import sync_folder
 
 log = logging.getLogger("fedfactory.link")
 
@@ -117,6 +118,10 @@ class Link:
     def blob_path(self, digest: str) -> Path:
         """Where a blob lies."""
         return blob_path(self._blobs, digest)
+
+    def sync_blobs(self) -> None:
+        """Make the names of all claimed uploads durable; their bytes are. Raises OSError."""
+        sync_folder(self._blobs)
 
     def restore(self, claims: Iterable[tuple[str, str]], own: Iterable[str]) -> None:
         """Hold again what an earlier process of the run held: sites' uploads, and our own.

@@ -6,7 +6,7 @@ from collections import Counter
 
 from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.orders import Order, WorkKind
-from fedfactory.contracts.plans import Delivery, Ending, Sending, SignedEnding
+from fedfactory.contracts.plans import OrderEnvelope, RunEnded, SignedOrder, SignedRunEnded
 from fedfactory.coordinator.aggregating.site_plan import SitePlan
 from fedfactory.coordinator.anchors import Anchors
 from fedfactory.coordinator.run_settings import RunSettings
@@ -19,7 +19,7 @@ class Orders:
 
     def __init__(self, settings: RunSettings, signer: Signer, anchors: Anchors) -> None:
         self._signed = settings.plan.signed
-        self._plan_digest = digest_of(settings.plan.terms)
+        self._terms_digest = digest_of(settings.plan.terms)
         self._seed = settings.plan.seed
         self._signer = signer
         self._anchors = anchors
@@ -40,32 +40,32 @@ class Orders:
             base=plan.base,
             seed=self._seed,
             privacy=terms.privacy,
-            plan_digest=self._plan_digest,
+            terms_digest=self._terms_digest,
         )
 
-    def ending(self, site: str) -> SignedEnding:
+    def ending(self, site: str) -> SignedRunEnded:
         """Return the word for one site that the run is over."""
         terms = self._signed.terms
-        ending = Ending(
+        ending = RunEnded(
             coordinator=terms.coordinator,
             run_id=terms.run_id,
-            plan_digest=self._plan_digest,
+            terms_digest=self._terms_digest,
             site=site,
         )
-        return SignedEnding(ending=ending, signature=self._signer.sign(ending))
+        return SignedRunEnded(run_ended=ending, signature=self._signer.sign(ending))
 
     def count(self, event: OrdersSent) -> None:
         """Count sendings that were journalled, so that their numbers rise across restarts."""
         for site in event.sites:
             self._sendings[event.round, event.kind, site] += 1
 
-    def delivery(self, order: Order, expires_at: float) -> Delivery:
+    def delivery(self, order: Order, expires_at: float) -> SignedOrder:
         """Return the sending counted last, good until `expires_at` (Unix seconds)."""
-        sending = Sending(
+        sending = OrderEnvelope(
             order=order,
-            plan=self._signed,
+            signed=self._signed,
             number=self._sendings[order.round, order.kind, order.site],
             expires_at=expires_at,
             receipt=self._anchors.of(order.site),
         )
-        return Delivery(sending=sending, signature=self._signer.sign(sending))
+        return SignedOrder(envelope=sending, signature=self._signer.sign(sending))

@@ -39,6 +39,7 @@ from fedfactory.rounds.events import (
     MeasureCentrally,
     OrdersSent,
     RecordRound,
+    ReplyAccepted,
     RunFailed,
     RunStarted,
     SendOrders,
@@ -154,10 +155,13 @@ class Runner:
                 self._note(event)
 
     def _write(self) -> None:
-        """Journal what is not journalled yet, all at once and durably."""
-        if self._unwritten:
-            self._parts.journal.append(self._unwritten)
-            self._unwritten.clear()
+        """Journal what is not journalled yet, all at once and durably; updates come before it."""
+        if not self._unwritten:
+            return
+        if any(map(_has_upload, self._unwritten)):
+            self._parts.link.sync_blobs()
+        self._parts.journal.append(self._unwritten)
+        self._unwritten.clear()
 
     def _settle(self) -> None:
         """Write, then tidy up after finished rounds: nobody waits for that."""
@@ -290,3 +294,7 @@ class Runner:
         self._settle()
         self._closing.finish(command)
         self._finished = True
+
+
+def _has_upload(event: Event) -> bool:
+    return isinstance(event, ReplyAccepted) and event.update.payload is not None

@@ -20,27 +20,27 @@ from fedfactory.identity.facts import CertificateFacts
 from fedfactory.identity.roles import Peer
 from fedfactory.wire.membership import (
     Certified,
-    EnrolWanted,
+    EnrolRequest,
     Invitation,
-    InviteWanted,
+    InviteRequest,
     Members,
-    MembersWanted,
-    RenewWanted,
-    RevokeWanted,
+    MembersRequest,
+    RenewRequest,
+    RevokeRequest,
 )
 from fedfactory.wire.operations import (
     Done,
     LogsGiven,
     LogsOfSite,
     ModelFound,
-    ModelWanted,
-    ResumeWanted,
+    ModelRequest,
+    ResumeRequest,
     Runs,
-    RunsWanted,
-    StopWanted,
+    RunsRequest,
+    StopRequest,
     Submitted,
     Watched,
-    WatchWanted,
+    WatchRequest,
 )
 from fedfactory.wire.rpc import gateway_pb2 as pb
 from fedfactory.wire.rpc.methods import (
@@ -68,12 +68,12 @@ class EnrolmentService(Protocol):
     """What serves Enrolment. `version` is the caller's; a FedfactoryError refuses."""
 
     def enrol(
-        self, peer: Peer, facts: CertificateFacts, wanted: EnrolWanted, version: str
+        self, peer: Peer, facts: CertificateFacts, wanted: EnrolRequest, version: str
     ) -> Certified:
         """Certify an invited peer; `facts` are of the invitation's certificate."""
 
     def renew(
-        self, peer: Peer, facts: CertificateFacts, wanted: RenewWanted, version: str
+        self, peer: Peer, facts: CertificateFacts, wanted: RenewRequest, version: str
     ) -> Certified:
         """Certify a member's key anew."""
 
@@ -84,31 +84,31 @@ class OperationsService(Protocol):
     def submit(self, peer: Peer, plan: RunPlan) -> Submitted:
         """Take a run, or say why not."""
 
-    def list_runs(self, peer: Peer, wanted: RunsWanted) -> Runs:
+    def list_runs(self, peer: Peer, wanted: RunsRequest) -> Runs:
         """List the runs."""
 
-    def watch(self, peer: Peer, wanted: WatchWanted) -> Iterator[Watched]:
+    def watch(self, peer: Peer, wanted: WatchRequest) -> Iterator[Watched]:
         """Yield a run's events. Must yield every few seconds: only then is a cut stream left."""
 
-    def stop(self, peer: Peer, wanted: StopWanted) -> Done:
+    def stop(self, peer: Peer, wanted: StopRequest) -> Done:
         """Stop a run."""
 
-    def resume(self, peer: Peer, wanted: ResumeWanted) -> Done:
+    def resume(self, peer: Peer, wanted: ResumeRequest) -> Done:
         """Let a run go on."""
 
     def logs(self, peer: Peer, wanted: LogsOfSite) -> LogsGiven:
         """Ask a site for what it lets out."""
 
-    def find_model(self, peer: Peer, wanted: ModelWanted) -> ModelFound:
+    def find_model(self, peer: Peer, wanted: ModelRequest) -> ModelFound:
         """Find a model, and lend it to the caller (Gateway.lend)."""
 
-    def invite(self, peer: Peer, wanted: InviteWanted) -> Invitation:
+    def invite(self, peer: Peer, wanted: InviteRequest) -> Invitation:
         """Invite somebody."""
 
-    def list_members(self, peer: Peer, wanted: MembersWanted) -> Members:
+    def list_members(self, peer: Peer, wanted: MembersRequest) -> Members:
         """List the members."""
 
-    def revoke(self, peer: Peer, wanted: RevokeWanted) -> Done:
+    def revoke(self, peer: Peer, wanted: RevokeRequest) -> Done:
         """Cut a member off."""
 
 
