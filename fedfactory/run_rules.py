@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, get_args
 
 from fedfactory.contracts.errors import DataError, UnknownNameError, UsageError, ValueRangeError
 from fedfactory.contracts.plans import Mode
-from fedfactory.contracts.run_plan import EvaluationRules, RoundRules, Selection, number_of_sites
+from fedfactory.contracts.run_plan import EvaluationRules, RoundRules, number_of_sites
 
 LOWER_IS_BETTER: Final = ("loss", "mae", "mse", "rmse", "error")
-KEEPS: Final = ("last", "best")
 
 
 def run_mode(values: Mapping[str, Any]) -> Mode:
     """Return `rounds.mode`. Raises UnknownNameError."""
-    mode: Mode = _one_of("rounds.mode", values["mode"], get_args(Mode))
+    mode: Mode = values["mode"]
+    if mode not in get_args(Mode):
+        raise UnknownNameError("rounds.mode", str(mode), get_args(Mode))
     return mode
 
 
@@ -35,17 +37,14 @@ def round_rules(values: Mapping[str, Any], sites: Sequence[str]) -> RoundRules:
     wanted = count if per_round is None else per_round
     quorum = _sites("rounds.quorum", values["quorum"], wanted)
     buffer = values["buffer"]
-    return RoundRules(
-        quorum=(1 if asynchronous else wanted) if quorum is None else quorum,
-        required=tuple(sorted(set(values["required"]))),
-        deadline_s=float(values["deadline_s"]),
-        lateness_s=float(values["lateness_s"]),
-        retries=values["retries"],
-        select=_one_of("rounds.select", values["select"], get_args(Selection)),
-        per_round=per_round,
-        extra=values["extra"],
-        buffer=math.ceil(count / 2) if asynchronous and buffer is None else buffer,
-    )
+    converted = {
+        "quorum": (1 if asynchronous else wanted) if quorum is None else quorum,
+        "required": tuple(sorted(set(values["required"]))),
+        "per_round": per_round,
+        "buffer": math.ceil(count / 2) if asynchronous and buffer is None else buffer,
+    }
+    plain = {field.name: values[field.name] for field in fields(RoundRules)}
+    return RoundRules(**{**plain, **converted})
 
 
 def evaluation_rules(values: Mapping[str, Any], metrics: Sequence[str]) -> EvaluationRules:
@@ -62,7 +61,7 @@ def evaluation_rules(values: Mapping[str, Any], metrics: Sequence[str]) -> Evalu
         higher_is_better=not metric.endswith(LOWER_IS_BETTER),
         patience=values["patience"],
         min_delta=float(values["min_delta"]),
-        keep=_one_of("evaluation.keep", values["keep"], KEEPS),
+        keep=values["keep"],
     )
     if rules.judges and not metrics:
         raise UsageError(f"{rules.judges}: this task reports no metric to judge models by")
@@ -82,12 +81,6 @@ def central_file(name: str | None) -> Path | None:
             f"evaluation.central={name}: there is no such file; expected an NPZ with x and y"
         )
     return Path(name)
-
-
-def _one_of(key: str, value: Any, known: Sequence[str]) -> Any:
-    if value not in known:
-        raise UnknownNameError(key, str(value), known)
-    return value
 
 
 def _sites(key: str, value: Any, count: int) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from fedfactory.contracts.bounds import MOST, Count, Ordinal, Real, Seconds, Seed
 from fedfactory.contracts.errors import UnknownNameError, UsageError, ValueRangeError
@@ -17,6 +17,7 @@ from fedfactory.contracts.plans import Mode, RunTerms, SignedTerms
 
 Selection = Literal["all", "random", "size", "availability", "round_robin"]
 
+Keep = Literal["last", "best"]
 MAX_ROUNDS: Final = 1_000_000
 MAX_CHECKPOINTS: Final = 1_000_000
 MAX_RETRIES: Final = 100
@@ -48,6 +49,7 @@ class RoundRules:
     buffer: Ordinal | None
 
     def __post_init__(self) -> None:
+        _one_of("rounds.select", self.select, get_args(Selection))
         _seconds("rounds.deadline_s", self.deadline_s, "above")
         _seconds("rounds.lateness_s", self.lateness_s, "from")
         _within("rounds.retries", self.retries, 0, MAX_RETRIES)
@@ -111,9 +113,10 @@ class EvaluationRules:
     higher_is_better: bool
     patience: Ordinal | None
     min_delta: Real
-    keep: Literal["last", "best"]
+    keep: Keep
 
     def __post_init__(self) -> None:
+        _one_of("evaluation.keep", self.keep, get_args(Keep))
         if self.patience is not None:
             _within("evaluation.patience", self.patience, 1, MAX_CHECKPOINTS)
         if not (math.isfinite(self.min_delta) and self.min_delta >= 0):
@@ -204,6 +207,11 @@ class RunPlan:
 def number_of_sites(most: int) -> str:
     """Return what is expected of an option that counts sites."""
     return f"a whole number from 1 to {most} (sites), a fraction between 0 and 1, or null"
+
+
+def _one_of(key: str, found: str, known: tuple[str, ...]) -> None:
+    if found not in known:
+        raise UnknownNameError(key, str(found), known)
 
 
 def _within(key: str, found: int, least: int, most: int) -> None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import fields, make_dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
-from fedfactory.contracts.codec import from_json, to_json
+from fedfactory import run_rules
+from fedfactory.contracts.codec import encode, from_json, to_json
 from fedfactory.contracts.errors import FieldError, UsageError
-from fedfactory.contracts.run_plan import RunPlan
+from fedfactory.contracts.run_plan import RoundRules, RunPlan
+from fedfactory.run_schema import RoundsSchema
 from tests.run_plans import PLAN, blob, run_plan
 
+ROOT = Path(__file__).parents[2]
 ASYNC = {"mode": "async", "quorum": 1}
 RANDOM = {"select": "random", "per_round": 2}
 BROKEN: list[tuple[dict[str, Any], str]] = [
@@ -79,3 +86,32 @@ def test_what_can_be_kept_is_taken() -> None:
     run_plan(**RANDOM, extra=1, required=("lumi",))
     run_plan(**ASYNC, buffer=3, keep="best", central=blob(5))
     run_plan(patience=2)
+
+
+# ---- docs/contributing.md: a new rounds.* option ----------------------------------------------
+
+
+def test_a_new_option_touches_the_files_that_are_named_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The group's reader and the codec know no option by name, but those it converts."""
+    wider = make_dataclass(
+        "Wider", [("patience_s", float)], bases=(RoundRules,), frozen=True, kw_only=True
+    )
+    monkeypatch.setattr(run_rules, "RoundRules", wider)
+    values = {**OmegaConf.load(ROOT / "conf" / "run.yaml")["rounds"], "patience_s": 2.5}
+    found = run_rules.round_rules(values, ("a", "b", "c"))
+    assert found.patience_s == 2.5  # type: ignore[attr-defined]
+    assert encode(found)["patience_s"] == 2.5
+
+
+def test_every_option_stands_in_the_files_that_are_named() -> None:
+    text = (ROOT / "docs" / "contributing.md").read_text()
+    section = text.split("## A new rounds.* option\n")[1].split("\n## ")[0]
+    named = re.findall(r"^\| [^|]*?`([\w/.]+)`", section, re.MULTILINE)
+    assert len(named) == 4
+    assert all((ROOT / name).exists() for name in named)
+    options = {field.name for field in fields(RoundRules)}
+    beside = {"number", "mode"}  # of the signed terms
+    assert {field.name for field in fields(RoundsSchema)} == options | beside
+    assert OmegaConf.load(ROOT / "conf" / "run.yaml")["rounds"].keys() == options | beside
