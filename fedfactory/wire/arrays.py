@@ -105,9 +105,10 @@ class ArrayWriter:
         self._given_to_disk = self._written
 
     def write(self, piece: Array) -> None:
-        """Append a piece of the current tensor (any shape; elements in C order)."""
+        """Append a piece of the current tensor (any shape and byte order; elements in C order)."""
         if piece.size:  # an empty array has no buffer to view
-            self._put(_bytes_of(np.ascontiguousarray(piece)))
+            little = piece.dtype.newbyteorder("<")
+            self._put(_bytes_of(np.ascontiguousarray(piece, dtype=little)))
 
     def commit(self) -> BlobRef:
         """Put the whole file in place, atomically, and return its reference.
