@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+from site_agents.enrolling import enrol
 from site_agents.status import read_status
 from tests.patience import HANG_S, until
 from tests.sites.consortium import SITE, Hub, make_site
@@ -15,11 +17,22 @@ NEVER = {"flwr", "httpx", "torch", "opacus", "sklearn", "pandas", "hydra"}
 IDLE_MB = 75  # of 10^6 bytes
 
 
-def test_a_real_agent_has_imported_no_flower_and_stays_small(tmp_path: Path) -> None:
+def as_of_an_older_version(home: Path) -> None:
+    """Give a home what a site had for Flower's SuperLink: a node's key, and its id."""
+    request = home / "identity" / "request.json"
+    request.write_text(json.dumps(json.loads(request.read_text()) | {"node_public_key": "PEM"}))
+    (home / "identity" / "node.key").write_text("PEM")
+    (home / "identity" / "node.key").chmod(0o600)
+    (home / "node-id").write_text("17")
+
+
+def test_a_real_agent_of_an_old_home_has_imported_no_flower_and_stays_small(tmp_path: Path) -> None:
     hub = Hub(tmp_path)
     hub.start()
     home, modules = tmp_path / "site", tmp_path / "modules"
     make_site(hub, home, hub.invitation(), hub.address)
+    enrol(home)
+    as_of_an_older_version(home)
     environment = os.environ | {
         "PYTHONPATH": str(Path(__file__).with_name("modules")),
         "MODULES": str(modules),
