@@ -12,7 +12,6 @@ import pytest
 from fedfactory.contracts.errors import EnvironmentFailedError, IdentityError, ProtocolError
 from fedfactory.coordinator import flower_seam
 from fedfactory.coordinator.flower_seam import Fetched
-from fedfactory.coordinator.gateway import blobs
 from fedfactory.coordinator.gateway.holds import Holds
 from fedfactory.coordinator.gateway.mail import Mail
 from fedfactory.coordinator.running.link import LinkRing
@@ -404,25 +403,6 @@ def test_a_claim_that_fails_leaves_the_order_to_be_answered(rig, run, tmp_path, 
     came(run, (sent, "done", REF.digest))
     assert rig.store.path(REF.digest).read_bytes() == DATA
     run.link.discard([REF.digest])
-    assert not rig.store.path(REF.digest).exists()
-
-
-def test_a_claim_that_is_not_on_disk_yet_is_claimed_again(rig, run, tmp_path, monkeypatch):
-    sent = fetched(run, "cesga", rig.cesga)
-    upload(rig.cesga, tmp_path)
-
-    def fails(*_):
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(blobs, "sync_folder", fails)
-        with pytest.raises(EnvironmentFailedError):
-            rig.cesga.send(sent, "done", REF.digest)
-    assert run.replies == []
-    assert rig.cesga.send(sent, "done", REF.digest)
-    came(run, (sent, "done", REF.digest))
-    assert rig.store.path(REF.digest).read_bytes() == DATA
-    rig.store.forget(RUN)
     assert not rig.store.path(REF.digest).exists()
 
 
