@@ -165,6 +165,20 @@ ROWS = (
     ),
 )
 
+LIGHT_ROWS: Mapping[str, Callable[[Found], str]] = {
+    "doorbell to order, median (95 %), ms": lambda told: " ".join(
+        form.format(1e3 * seconds)
+        for form, seconds in zip(("{:.0f}", "({:.0f})"), told["doorbell_s"], strict=False)
+    ),
+    "coordinator: CPU an agent and round, ms": lambda told: f"{told['coordinator_ms']:.1f}",
+    "the light agents themselves, ms": lambda told: f"{told['stand_in_ms']:.1f}",
+    "daemon: memory, MB; threads": lambda told: (
+        f"{told['daemon_mb']:.0f}; {told['daemon_threads']}"
+    ),
+    "took part, of each round": lambda told: str(sorted(set(told["took_part"])))[1:-1],
+    "refusals": lambda told: ", ".join(f"{n} {code}" for code, n in told["refused"].items()) or "0",
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.engine", description=__doc__)
@@ -182,6 +196,8 @@ def main() -> None:
     if options.quick:
         print(f"A trial: few rounds, and {QUICK_COUNT} light agents where the table says more.")
     _show(found)
+    for who, told in found.items():
+        _show_light(who, told)
 
 
 def _probes(works: Sequence[str], *, quick: bool) -> list[tuple[str, str, dict[str, Any]]]:
@@ -242,10 +258,21 @@ def _show(found: Mapping[str, Found]) -> None:
         print(f"| {row.name} | " + " | ".join(cells) + " |")
 
 
+def _show_light(who: str, found: Found) -> None:
+    """Print what else is known of the light agents' runs."""
+    names = [f"light {count}" for count in COUNTS if found.get(f"light {count}")]
+    if not names:
+        return
+    print(f"\n| {who}: light agents | " + " | ".join(name.split()[1] for name in names) + " |")
+    print("|---" * (len(names) + 1) + "|")
+    for title, cell in LIGHT_ROWS.items():
+        print(f"| {title} | " + " | ".join(cell(found[name]) for name in names) + " |")
+
+
 def _number(row: Row, found: Found) -> float | None:
     try:
         return row.take(found)
-    except (KeyError, TypeError, statistics.StatisticsError):  # not measured, or the probe failed
+    except (KeyError, statistics.StatisticsError):  # not measured, or the probe failed
         return None
 
 
@@ -254,7 +281,7 @@ def _cell(row: Row, number: float | None, found: Found) -> str:
         return "not measured"
     try:
         return f"{number:.{row.digits}f}{row.more(found)}"
-    except (KeyError, TypeError):  # of what it says besides
+    except KeyError:  # of what it says besides
         return f"{number:.{row.digits}f}"
 
 

@@ -231,16 +231,18 @@ def _light_rounds(
     folder = consortium.home / "runs" / run_id
     metrics, end = folder / "metrics.jsonl", time.monotonic() + limit_s
     (daemon,) = consortium.find(*COORDINATOR)
-    seen: list[tuple[int, float, float]] = []  # rounds over, CPU of the coordinator, of the agents
-    while not consortium.ended(run_id) and (time.monotonic() < end or not seen):
+    stand_ins = [psutil.Process(agents.pid)]
+    # Rounds that are over, CPU of the coordinator, CPU of the agents.
+    seen = [(0, _tree_cpu(daemon), _cpu(stand_ins))]
+    while not consortium.ended(run_id) and (time.monotonic() < end or len(seen) == 1):
         assert time.monotonic() < end + 4 * limit_s, "not even a first round came"
-        if (over := _lines(metrics)) > (seen[-1][0] if seen else 0):
+        if (over := _lines(metrics)) > seen[-1][0]:
             with suppress(psutil.Error):  # the run's own process goes with the run
-                seen.append((over, _tree_cpu(daemon), _cpu([psutil.Process(agents.pid)])))
+                seen.append((over, _tree_cpu(daemon), _cpu(stand_ins)))
         time.sleep(LOOK_S)
     found = [json.loads(line) for line in metrics.read_text().splitlines()]
-    first, last = seen[0], seen[-1]
-    done = (last[0] - first[0]) * count  # 0: cut before there was a second
+    first, last = seen[len(seen) > 2], seen[-1]  # cut after one round, that one must do
+    done = (last[0] - first[0]) * count
     events = (json.loads(line) for _, line in read_events(folder / JOURNAL, 0))
     refused = Counter(e["code"] for e in events if e["event"] == "ReplyRefused")
     return {
@@ -248,8 +250,8 @@ def _light_rounds(
         "cut": not consortium.ended(run_id),
         "took_part": [_took_part(entry) for entry in found],
         "refused": dict(refused),
-        "coordinator_ms": 1e3 * (last[1] - first[1]) / done if done else None,
-        "stand_in_ms": 1e3 * (last[2] - first[2]) / done if done else None,
+        "coordinator_ms": 1e3 * (last[1] - first[1]) / done,
+        "stand_in_ms": 1e3 * (last[2] - first[2]) / done,
         "daemon_mb": daemon.memory_info().rss / 1e6,
         "daemon_threads": daemon.num_threads(),
         "doorbell_s": _doorbells(consortium.folder / "agents.jsonl"),

@@ -50,8 +50,8 @@ class Scene:
 
 
 BRIEF = Scene(sites=("cesga", "cyfronet", "lumi"), rounds=40, deeds=6)
-SMALL = Scene(sites=("cesga", "cyfronet", "lumi"), rounds=60, deeds=20)
-FULL = Scene(sites=("cesga", "cyfronet", "hlrs", "lumi", "mimer"), rounds=60, deeds=30)
+SMALL = Scene(sites=("cesga", "cyfronet", "lumi"), rounds=80, deeds=20)
+FULL = Scene(sites=("cesga", "cyfronet", "hlrs", "lumi", "mimer"), rounds=120, deeds=30)
 STRATEGIES = {
     "fedavg": (),
     "fedadam": ("strategy=custom", "strategy._target_=flwr.serverapp.strategy.FedAdam"),
@@ -163,6 +163,7 @@ def _disturb(folder: Path, scene: Scene, *words: str, seed: int) -> tuple[Consor
         events = [decode_event(line)[1] for _, line in _journal(consortium, run_id)]
         model = check_models(events, witness.arrays())
         assert (summary["model"]["digest"], len(summary["rounds"])) == (model.digest, scene.rounds)
+        assert len(deeds) >= scene.deeds // 3, "the run was over before it was disturbed"
         for site in scene.sites:
             check_books(consortium, site, events, witness.updates(site))
     return consortium, run_id
