@@ -191,7 +191,9 @@ class World:
     def lose_update(self) -> None:
         """An accepted update turns out to be unreadable after a crash."""
         keys = [(answer.site, answer.round) for answer in self.state.answers("train")]
-        keys += [(waiting.answer.site, waiting.answer.round) for waiting in self.state.waiting]
+        keys += [
+            (waiting.answer.site, waiting.answer.round) for waiting in self.state.async_.waiting
+        ]
         self.todo = []
         if keys:
             site, number = self.chance.choice(keys)

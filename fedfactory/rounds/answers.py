@@ -41,8 +41,8 @@ def orders_sent(state: RunState, event: OrdersSent) -> Step:
         return orders_sent_for_closed_phase(state, event)
     if strangers := set(event.sites) - set(plan_of(state).terms.sites):
         raise MachineError(state, event, f"not sites of the plan: {sorted(strangers)}")
-    first = not state.reached
-    state = replace(state, reached=state.reached | set(event.sites))
+    first = not state.sync.reached
+    state = state.with_sync(reached=state.sync.reached | set(event.sites))
     if not first:
         return state, ()
     left_out = set(state.sites(kind, "asked")) - set(event.sites)
@@ -83,7 +83,7 @@ def noted(state: RunState, event: Answer, why: Literal["duplicate", "late"]) -> 
 
 
 def _is_in(state: RunState, event: ReplyAccepted) -> bool:
-    waiting = (update.answer for update in state.waiting)
+    waiting = (update.answer for update in state.async_.waiting)
     known = (*state.answers("train"), *state.answers("evaluate"), *waiting)
     return any(found.site == event.site and replace(found, at=event.at) == event for found in known)
 
@@ -148,10 +148,10 @@ def deadline_passed(state: RunState, event: DeadlinePassed) -> Step:
     if has_quorum(state):
         return _aggregate(_give_up(state, kind, event.at, "no_answer"))
     rules = plan_of(state).rules
-    if not state.overtime and rules.lateness_s > 0 and state.sites(kind, "asked"):
-        state = replace(state, overtime=True)
+    if not state.sync.overtime and rules.lateness_s > 0 and state.sites(kind, "asked"):
+        state = state.with_sync(overtime=True)
         return state, (bound(state, kind),)
-    if state.attempt < rules.retries:
+    if state.sync.attempt < rules.retries:
         return _begin_anew(state)
     state = _give_up(state, kind, event.at, "no_answer")
     return finish(state, "failed", why_no_quorum(state) or "")
@@ -161,12 +161,12 @@ def _begin_anew(state: RunState) -> Step:
     """Ask once more those who are silent and those whose failure passes; what is in stays in."""
     revived = {
         site: replace(record, status="asked", tries=0)
-        for site, record in state.train.items()
+        for site, record in state.sync.train.items()
         if may_recover(state, site)
     }
     state = with_records(state, "train", revived)
-    state = replace(state, attempt=state.attempt + 1, overtime=False)
-    sites = [site for site in state.sites("train", "asked") if site in state.reached]
+    state = state.with_sync(attempt=state.sync.attempt + 1, overtime=False)
+    sites = [site for site in state.sites("train", "asked") if site in state.sync.reached]
     return state, (*again(state, "train", sites), bound(state, "train"))
 
 
@@ -198,7 +198,7 @@ def _close_training(state: RunState, at: float) -> Step:
     per_round = plan_of(state).rules.per_round
     if per_round is not None and len(state.sites("train", "accepted")) >= per_round:
         return _aggregate(_give_up(state, "train", at, "not_needed"))
-    if state.overtime or not set(state.sites("train", "asked")) - state.away:
+    if state.sync.overtime or not set(state.sites("train", "asked")) - state.sync.away:
         return _aggregate(_give_up(state, "train", at, "no_answer"))
     return state, ()
 
@@ -217,7 +217,7 @@ def _give_up(state: RunState, kind: WorkKind, at: float, status: SiteStatus) -> 
 def _aggregate(state: RunState) -> Step:
     accepted = state.sites("train", "accepted")
     missed = dict(state.missed)
-    for site, record in state.train.items():
+    for site, record in state.sync.train.items():
         if record.status in ("refused", "no_answer"):
             missed[site] = missed.get(site, 0) + 1
     taking = tuple(Taken(site=s, order_round=state.round, staleness=0) for s in accepted)

@@ -45,8 +45,8 @@ def open_kind(state: RunState) -> WorkKind:
 def begin_round(state: RunState, number: int) -> Step:
     """Open the training phase of a round, or end the run if its quorum is out of reach."""
     cleared = replace(
-        state, phase="training", round=number, train={}, evaluate={}, late=(), metrics={},
-        central={}, awaits_metrics=False, awaits_central=False, attempt=0, taking=(),
+        state.with_sync(train={}, evaluate={}, attempt=0), phase="training", round=number,
+        late=(), metrics={}, central={}, awaits_metrics=False, awaits_central=False, taking=(),
     )  # fmt: skip
     state, commands = ask(cleared, "train", select(cleared, number))
     if reason := why_no_quorum(state):
@@ -63,11 +63,9 @@ def ask(state: RunState, kind: WorkKind, chosen: tuple[str, ...]) -> Step:
     state = replace(
         state,
         phase="training" if kind == "train" else "evaluating",
-        reached=frozenset(),
-        away=state.offline & set(chosen),
-        overtime=False,
         planned=(*state.planned, sending),
     )
+    state = state.with_sync(reached=frozenset(), away=state.offline & set(chosen), overtime=False)
     return with_records(state, kind, records), (sending, bound(state, kind))
 
 
@@ -87,14 +85,14 @@ def ask_evaluation(state: RunState) -> Step:
 def with_records(state: RunState, kind: WorkKind, records: Mapping[str, SiteRecord]) -> RunState:
     """Return the state with these records of the current round changed."""
     if kind == "train":
-        return replace(state, train={**state.train, **records})
-    return replace(state, evaluate={**state.evaluate, **records})
+        return state.with_sync(train={**state.sync.train, **records})
+    return state.with_sync(evaluate={**state.sync.evaluate, **records})
 
 
 def bound(state: RunState, kind: WorkKind) -> SetDeadline:
     """Return the deadline of the open phase."""
     rules = plan_of(state).rules
-    after_s = rules.lateness_s if state.overtime else rules.deadline_s
+    after_s = rules.lateness_s if state.sync.overtime else rules.deadline_s
     return SetDeadline(round=state.round, kind=kind, after_s=after_s)
 
 
@@ -129,9 +127,9 @@ def site_left(state: RunState, event: SiteLeft) -> Step:
 def site_connected_while_asked(state: RunState, event: SiteConnected) -> Step:
     """Ask again a site whose order went out before: a message that it missed is not kept for it."""
     state, _ = site_connected(state, event)
-    state = replace(state, away=state.away - {event.site})
+    state = state.with_sync(away=state.sync.away - {event.site})
     kind = open_kind(state)
-    if event.site not in state.reached or not state.awaits(state.round, kind, event.site):
+    if event.site not in state.sync.reached or not state.awaits(state.round, kind, event.site):
         return state, ()
     return state, again(state, kind, (event.site,))
 
@@ -148,8 +146,12 @@ def check_past(state: RunState, event: Event, round: int, kind: WorkKind) -> Non
 
 def may_recover(state: RunState, site: str) -> bool:
     """Whether a site that gave nothing in this training phase can be asked again in it."""
-    plan, record = plan_of(state), state.train[site]
-    if site in state.left or site not in state.reached or state.attempt >= plan.rules.retries:
+    plan, record = plan_of(state), state.sync.train[site]
+    if (
+        site in state.left
+        or site not in state.sync.reached
+        or state.sync.attempt >= plan.rules.retries
+    ):
         return False
     return record.status == "refused" and passes(record.code, plan.terms.privacy)
 
@@ -165,7 +167,7 @@ def why_no_quorum(state: RunState) -> str | None:
     rules = plan_of(state).rules
     possible = {
         site
-        for site, record in state.train.items()
+        for site, record in state.sync.train.items()
         if record.status in ("asked", "accepted") or may_recover(state, site)
     }
     if len(possible) >= rules.quorum and set(rules.required) <= possible:
@@ -173,17 +175,17 @@ def why_no_quorum(state: RunState) -> str | None:
     accepted = state.sites("train", "accepted")
     missing = [
         f"{site}: {record.code or record.status}"
-        for site, record in sorted(state.train.items())
+        for site, record in sorted(state.sync.train.items())
         if record.status not in ("accepted", "asked")
     ]
     absent = [f"'{site}'" for site in rules.required if site not in possible]
-    left_out = state.reached and state.sites("train", "not_selected")
+    left_out = state.sync.reached and state.sites("train", "not_selected")
     hint = ""
-    if left_out and rules.select == "all" and len(state.train) - len(left_out) < rules.quorum:
+    if left_out and rules.select == "all" and len(state.sync.train) - len(left_out) < rules.quorum:
         hint = "; the strategy chose fewer sites than that: lower rounds.quorum"
     required = f"; the required site {', '.join(absent)} gave none" if absent else ""
     return (
-        f"round {state.round}: {len(accepted)} of {len(state.train)} sites gave an update,"
+        f"round {state.round}: {len(accepted)} of {len(state.sync.train)} sites gave an update,"
         f" {len(state.sites('train', 'asked'))} were still awaited, the quorum is {rules.quorum}"
         f"{hint}{required} ({', '.join(missing)})"
     )

@@ -33,7 +33,7 @@ def model_aggregated(state: RunState, event: ModelAggregated) -> Step:
     last = state.round == plan.terms.rounds
     taken = {update.site for update in state.taking}
     keys = {(update.site, update.order_round) for update in state.taking}
-    entered = tuple(w for w in state.waiting if (w.answer.site, w.answer.round) in keys)
+    entered = tuple(w for w in state.async_.waiting if (w.answer.site, w.answer.round) in keys)
     state = replace(
         state,
         model=event.model,
@@ -41,12 +41,13 @@ def model_aggregated(state: RunState, event: ModelAggregated) -> Step:
         strategy_state=event.state,
         stored=with_stored(state.stored, event.model, event.state),
         took_part=state.took_part | taken,
-        waiting=tuple(w for w in state.waiting if w not in entered),
-        entered=entered,
-        under_way=() if last else state.under_way,
         planned=(),
         evaluated=(),
         awaits_central=plan.central is not None,
+    ).with_async(
+        waiting=tuple(w for w in state.async_.waiting if w not in entered),
+        entered=entered,
+        under_way=() if last else state.async_.under_way,
     )
     commands: tuple[Command, ...] = ()
     by_sites = plan.terms.evaluate and (last or not plan.is_async)
@@ -72,12 +73,12 @@ def close_evaluation(state: RunState, at: float) -> Step:
     """Sum up once nobody is awaited; sites that are away are not, if others have answered."""
     awaited = set(state.sites("evaluate", "asked"))
     accepted = state.sites("evaluate", "accepted")
-    if awaited - state.away or (awaited and not accepted):
+    if awaited - state.sync.away or (awaited and not accepted):
         return state, ()
     if awaited:
-        from_away = {s: replace(state.evaluate[s], status="no_answer", code="offline", at=at)
+        from_away = {s: replace(state.sync.evaluate[s], status="no_answer", code="offline", at=at)
                      for s in awaited}  # fmt: skip
-        state = replace(state, evaluate={**state.evaluate, **from_away})
+        state = state.with_sync(evaluate={**state.sync.evaluate, **from_away})
     if accepted:
         command = AggregateMetrics(round=state.round, sites=accepted)
         return replace(state, phase="summing", awaits_metrics=True), (command,)
@@ -137,11 +138,11 @@ def finish_round(state: RunState, at: float) -> Step:
 def _closed(state: RunState) -> Closed:
     return Closed(
         round=state.round,
-        train=state.train,
-        evaluate=state.evaluate,
+        train=state.sync.train,
+        evaluate=state.sync.evaluate,
         metrics=state.metrics,
         central=state.central,
-        entered=state.entered,
+        entered=state.async_.entered,
     )
 
 
@@ -161,7 +162,7 @@ def _with_finished(state: RunState) -> tuple[Finished, ...]:
         took_part=state.took_part,
         planned=state.planned,
         evaluated=state.evaluated,
-        entered=state.entered,
+        entered=state.async_.entered,
     )
     return (*state.finished, found)[-plan.checkpoints :]
 

@@ -217,14 +217,14 @@ def _with_current(history: History, before: RunState, event: Event) -> History:
     trained = isinstance(event, ModelAggregated) and event.round == state.round
     parts = current.parts
     if not state.plan.is_async:
-        parts = parts_of(state.train, before.train, current.parts)
+        parts = parts_of(state.sync.train, before.sync.train, current.parts)
     elif trained:
-        parts = async_parts(state, state.round, state.entered)
+        parts = async_parts(state, state.round, state.async_.entered)
     elif current.trained_at is None:
         parts = _async_so_far(state)
     evaluations = current.evaluations
-    if state.evaluate:
-        evaluations = parts_of(state.evaluate, before.evaluate, evaluations or {})
+    if state.sync.evaluate:
+        evaluations = parts_of(state.sync.evaluate, before.sync.evaluate, evaluations or {})
     current = replace(
         current,
         parts=parts,
@@ -238,8 +238,8 @@ def _with_current(history: History, before: RunState, event: Event) -> History:
 
 def _async_so_far(state: RunState) -> dict[str, Part]:
     """Return the parts in the model under way: who has an order out is asked."""
-    found = async_parts(state, state.round, state.waiting)
-    busy = {order.site for order in state.under_way}
+    found = async_parts(state, state.round, state.async_.waiting)
+    busy = {order.site for order in state.async_.under_way}
     return {
         site: Part(status="asked") if part.status == "under_way" and site in busy else part
         for site, part in found.items()

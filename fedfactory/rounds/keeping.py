@@ -15,8 +15,8 @@ def needed(state: RunState) -> frozenset[str]:
     refs: list[BlobRef | None] = [state.model, state.strategy_state]
     for finished in state.finished:
         refs += [finished.model, finished.state, finished.judgement.best_model]
-    refs += [order.model for order in state.under_way]
-    refs += [update.model for update in state.waiting]
+    refs += [order.model for order in state.async_.under_way]
+    refs += [update.model for update in state.async_.waiting]
     refs += [state.ended.model] if state.ended is not None else []
     return frozenset(ref.digest for ref in refs if ref is not None)
 

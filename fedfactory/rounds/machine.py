@@ -86,9 +86,7 @@ def _rows(phase: Phase, rows: Mapping[type[Event], tuple[Callable[..., Step], st
     }
 
 
-PHASES: Final[tuple[Phase, ...]] = (
-    "new", "training", "aggregating", "evaluating", "summing", "serving", "merging", "done",
-)  # fmt: skip
+PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
 _NAMED: Final[Mapping[str, Phase]] = {phase: phase for phase in PHASES}
 _TRAINED: Final = "training aggregating done"
 _EVALUATED: Final = "evaluating summing training done"

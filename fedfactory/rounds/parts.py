@@ -104,7 +104,7 @@ def norm_ratios(parts: Mapping[str, Part]) -> dict[str, float]:
 def async_parts(state: RunState, number: int, entered: tuple[Waiting, ...]) -> dict[str, Part]:
     """Return every site's part in model `number` of an async run: `entered` are its updates."""
     assert state.plan is not None
-    busy = {order.site for order in state.under_way}
+    busy = {order.site for order in state.async_.under_way}
     found: dict[str, Part] = {}
     for site in state.plan.terms.sites:
         own = [update for update in entered if update.answer.site == site]
@@ -113,10 +113,12 @@ def async_parts(state: RunState, number: int, entered: tuple[Waiting, ...]) -> d
             found[site] = _given(tuple(update.answer for update in own), staleness)
         elif site in state.left:
             found[site] = _missing("refused", state.left[site])
-        elif site in state.out:
-            silent = state.out[site] in ("offline", "no_answer")
+        elif site in state.async_.out:
+            silent = state.async_.out[site] in ("offline", "no_answer")
             status: PartStatus = "no_answer" if silent else "refused"
-            found[site] = _missing(status, state.out[site], state.out_detail.get(site, ""))
+            found[site] = _missing(
+                status, state.async_.out[site], state.async_.out_detail.get(site, "")
+            )
         elif site in state.offline and site not in busy:
             found[site] = _missing("no_answer", "offline")
         else:

@@ -95,10 +95,10 @@ def _resume_asking(state: RunState) -> Step:
     """Send orders again to all who are awaited; the first sending again if it was never told of."""
     kind = open_kind(state)
     awaited = state.sites(kind, "asked")
-    state = replace(state, away=state.away & state.offline)
+    state = state.with_sync(away=state.sync.away & state.offline)
     orders: tuple[Command, ...]
-    if state.reached:
-        orders = again(state, kind, (site for site in awaited if site in state.reached))
+    if state.sync.reached:
+        orders = again(state, kind, (site for site in awaited if site in state.sync.reached))
     else:
         orders = (state.planned[-1],)
     central = (measure(state),) if state.awaits_central else ()
@@ -106,9 +106,9 @@ def _resume_asking(state: RunState) -> Step:
 
 
 def _resume_async(state: RunState, at: float) -> Step:
-    unsent = tuple(order for order in state.under_way if not order.sent)
-    sent = tuple(order for order in state.under_way if order.sent)
-    state = replace(state, armed_for=None, idle_until=None, out={})
+    unsent = tuple(order for order in state.async_.under_way if not order.sent)
+    sent = tuple(order for order in state.async_.under_way if order.sent)
+    state = state.with_async(armed_for=None, idle_until=None, out={})
     state, commands = send_again(state, sent, at)
     commands = (*sendings(unsent, again=False), *commands)
     if state.phase == "merging":
@@ -123,11 +123,12 @@ def reopen(state: RunState, event: RunReopened) -> Step:
     if state.ended.status == "completed":
         raise MachineError(state, event, "the run is completed")
     last = state.finished[-1]
-    state = replace(state, ended=None, stopping=None, left={}, out={})
+    state = replace(state.with_async(out={}), ended=None, stopping=None, left={})
     if last.round == plan_of(state).terms.rounds:
         return complete(_fallen_back(state, last), "every round is finished")
     if plan_of(state).is_async:
-        state = replace(_with_asked_anew(state, last, state.waiting, event.at), waiting=())
+        state = _with_asked_anew(state, last, state.async_.waiting, event.at)
+        state = state.with_async(waiting=())
     state = _fallen_back(state, last)
     return next_round(state, event.at)
 
@@ -155,9 +156,9 @@ def checkpoint_lost(state: RunState, event: CheckpointLost) -> Step:
     if not plan_of(state).is_async:
         return begin_round(_fallen_back(state, found), event.round + 1)
     state = _fallen_back(_with_asked_anew(state, found, (), event.at), found)
-    waiting = tuple(w for w in state.waiting if w.version <= event.round)
-    sent = [order for order in state.under_way if order.sent]
-    state, commands = send_again(replace(state, waiting=waiting), sent, event.at)
+    waiting = tuple(w for w in state.async_.waiting if w.version <= event.round)
+    sent = [order for order in state.async_.under_way if order.sent]
+    state, commands = send_again(state.with_async(waiting=waiting), sent, event.at)
     state, more = serve(state, event.round + 1, event.at)
     return state, (*commands, *more)
 
@@ -170,19 +171,18 @@ def _with_asked_anew(state: RunState, to: Finished, lost: Iterable[Waiting], at:
     `lost`. An order from a model that is given up is in vain, and used up if it went out.
     """
     given_up = (f.entered for f in state.finished if f.round > to.round)
-    lost = (*lost, *state.entered, *(update for entered in given_up for update in entered))
+    lost = (*lost, *state.async_.entered, *(update for entered in given_up for update in entered))
     stored = {ref.digest for ref in state.stored}
     again = {
         (update.answer.site, update.answer.round): _order_again(update, at)
         for update in lost
         if update not in to.entered and update.model.digest in stored
     }
-    orders = (*state.under_way, *again.values())
+    orders = (*state.async_.under_way, *again.values())
     in_vain = [o for o in orders if o.version > to.round or o.site in state.left]
     unused = {order.site: order.number - 1 for order in in_vain if not order.sent}
-    return replace(
-        state,
-        given={**state.given, **unused},
+    return state.with_async(
+        given={**state.async_.given, **unused},
         under_way=tuple(order for order in orders if order not in in_vain),
         entered=to.entered,
         armed_for=None,
@@ -200,10 +200,11 @@ def _order_again(lost: Waiting, at: float) -> UnderWay:
 
 def update_lost(state: RunState, event: UpdateLost) -> Step:
     """Ask a site again for an update that the round under way needs and can no longer read."""
-    record = state.train.get(event.site)
+    record = state.sync.train.get(event.site)
     if event.round != state.round or record is None or record.status != "accepted":
         return replace(state, outcome="ignored"), ()
-    state = replace(state, phase="training", taking=(), reached=state.reached | {event.site})
+    state = state.with_sync(reached=state.sync.reached | {event.site})
+    state = replace(state, phase="training", taking=())
     if code := state.left.get(event.site):
         gone = SiteRecord(status="refused", code=code, at=event.at)
         return close_if_answered(with_records(state, "train", {event.site: gone}), event.at)
@@ -213,7 +214,7 @@ def update_lost(state: RunState, event: UpdateLost) -> Step:
 
 def update_refused(state: RunState, event: UpdateRefused) -> Step:
     """Turn an accepted update that could not be folded into its site's refusal, and close anew."""
-    record = state.train.get(event.site)
+    record = state.sync.train.get(event.site)
     if event.round != state.round or record is None or record.status != "accepted":
         return replace(state, outcome="ignored"), ()
     state = replace(state, phase="training", taking=())
@@ -228,20 +229,21 @@ def update_refused(state: RunState, event: UpdateRefused) -> Step:
 def update_lost_async(state: RunState, event: UpdateLost) -> Step:
     """Ask a site again for an update that was in no model yet and can no longer be read."""
     key = (event.site, event.round)
-    lost = next((w for w in state.waiting if (w.answer.site, w.answer.round) == key), None)
+    lost = next((w for w in state.async_.waiting if (w.answer.site, w.answer.round) == key), None)
     if lost is None:
         return replace(state, outcome="ignored"), ()
     order = _order_again(lost, event.at)
     retaken = any((taken.site, taken.order_round) == key for taken in state.taking)
     state = replace(
-        state,
-        waiting=tuple(w for w in state.waiting if w is not lost),
-        under_way=(*state.under_way, order),
+        state.with_async(
+            waiting=tuple(w for w in state.async_.waiting if w is not lost),
+            under_way=(*state.async_.under_way, order),
+        ),
         phase="serving" if retaken else state.phase,
         taking=() if retaken else state.taking,
     )
     if event.site in state.left:
-        return go_on(replace(state, under_way=state.under_way[:-1]), event.at)
+        return go_on(state.with_async(under_way=state.async_.under_way[:-1]), event.at)
     state, commands = send_again(state, (order,), event.at)
     state, more = go_on(state, event.at)
     return state, (*commands, *more)
@@ -250,16 +252,17 @@ def update_lost_async(state: RunState, event: UpdateLost) -> Step:
 def update_refused_async(state: RunState, event: UpdateRefused) -> Step:
     """Drop an update that could not be folded; its site is left alone until it reconnects."""
     key = (event.site, event.round)
-    found = next((w for w in state.waiting if (w.answer.site, w.answer.round) == key), None)
+    found = next((w for w in state.async_.waiting if (w.answer.site, w.answer.round) == key), None)
     if found is None:
         return replace(state, outcome="ignored"), ()
     retaken = any((taken.site, taken.order_round) == key for taken in state.taking)
     state = replace(
-        state,
-        waiting=tuple(w for w in state.waiting if w is not found),
+        state.with_async(
+            waiting=tuple(w for w in state.async_.waiting if w is not found),
+            out={**state.async_.out, event.site: event.code},
+            out_detail={**state.async_.out_detail, event.site: event.detail},
+        ),
         missed={**state.missed, event.site: state.missed.get(event.site, 0) + 1},
-        out={**state.out, event.site: event.code},
-        out_detail={**state.out_detail, event.site: event.detail},
         phase="serving" if retaken else state.phase,
         taking=() if retaken else state.taking,
     )

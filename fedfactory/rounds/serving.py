@@ -30,7 +30,7 @@ def go_on(state: RunState, at: float) -> Step:
     if state.phase != "serving":
         return state, ()
     buffer = buffer_of(state)
-    if len(state.waiting) >= buffer:
+    if len(state.async_.waiting) >= buffer:
         state = replace(state, phase="merging", taking=_taken(state, buffer))
         return state, (aggregate(state),)
     if reason := _why_in_vain(state):
@@ -55,7 +55,7 @@ def _taken(state: RunState, count: int) -> tuple[Taken, ...]:
             order_round=update.answer.round,
             staleness=state.version - update.version,
         )
-        for update in state.waiting[:count]
+        for update in state.async_.waiting[:count]
     )
     return tuple(sorted(found, key=lambda taken: (taken.site, taken.order_round)))
 
@@ -71,14 +71,14 @@ def aggregate(state: RunState) -> Aggregate:
 def _give_orders(state: RunState, at: float) -> Step:
     """Give an order from the newest model to every site that is here and has none."""
     plan, model = plan_of(state), model_of(state)
-    busy = {order.site for order in state.under_way}
+    busy = {order.site for order in state.async_.under_way}
     idle = [
         site
         for site in sorted(plan.terms.sites)
-        if site not in state.left and site not in state.out and site not in state.offline
-        and site not in busy and state.given.get(site, 0) < plan.terms.rounds
+        if site not in state.left and site not in state.async_.out and site not in state.offline
+        and site not in busy and state.async_.given.get(site, 0) < plan.terms.rounds
     ]  # fmt: skip
-    given = {site: state.given.get(site, 0) + 1 for site in idle}
+    given = {site: state.async_.given.get(site, 0) + 1 for site in idle}
     fresh = tuple(
         UnderWay(
             site=site,
@@ -91,7 +91,9 @@ def _give_orders(state: RunState, at: float) -> Step:
         )
         for site in idle
     )
-    state = replace(state, given={**state.given, **given}, under_way=(*state.under_way, *fresh))
+    state = state.with_async(
+        given={**state.async_.given, **given}, under_way=(*state.async_.under_way, *fresh)
+    )
     return state, sendings(fresh, again=False)
 
 
@@ -116,8 +118,8 @@ def send_again(state: RunState, orders: Iterable[UnderWay], at: float) -> Step:
     """Send orders once more to those who are here; the time to answer begins anew."""
     due_at = at + plan_of(state).rules.deadline_s
     renewed = {id(order): replace(order, due_at=due_at) for order in orders}
-    state = replace(
-        state, under_way=tuple(renewed.get(id(order), order) for order in state.under_way)
+    state = state.with_async(
+        under_way=tuple(renewed.get(id(order), order) for order in state.async_.under_way)
     )
     here = [order for order in renewed.values() if order.site not in state.offline]
     return state, sendings(here, again=True)
@@ -130,13 +132,13 @@ def arm(state: RunState, at: float) -> Step:
     """Set the timer to the first order that falls due, or to the end of patience with nobody."""
     rules = plan_of(state).rules
     idle_until = None
-    if not state.under_way:
-        idle_until = state.idle_until or at + rules.deadline_s + rules.lateness_s
-    due_at = idle_until or min(order.due_at for order in state.under_way)
-    state = replace(state, idle_until=idle_until)
-    if due_at == state.armed_for:
+    if not state.async_.under_way:
+        idle_until = state.async_.idle_until or at + rules.deadline_s + rules.lateness_s
+    due_at = idle_until or min(order.due_at for order in state.async_.under_way)
+    state = state.with_async(idle_until=idle_until)
+    if due_at == state.async_.armed_for:
         return state, ()
-    state = replace(state, armed_for=due_at)
+    state = state.with_async(armed_for=due_at)
     after_s = max(0.001, due_at - at)
     return state, (SetDeadline(round=state.round, kind="train", after_s=after_s),)
 
@@ -145,8 +147,8 @@ def _why_in_vain(state: RunState) -> str | None:
     """Return why no further model can come about, None while one can."""
     plan = plan_of(state)
     there = [site for site in plan.terms.sites if not gone(state, site)]
-    possible = len(state.waiting) + len(state.under_way)
-    possible += sum(plan.terms.rounds - state.given.get(site, 0) for site in there)
+    possible = len(state.async_.waiting) + len(state.async_.under_way)
+    possible += sum(plan.terms.rounds - state.async_.given.get(site, 0) for site in there)
     absent = [s for s in plan.rules.required if s in state.never_took_part and s not in there]
     if possible >= buffer_of(state) and not absent:
         return None
@@ -155,19 +157,20 @@ def _why_in_vain(state: RunState) -> str | None:
 
 def why_stuck(state: RunState, absent: Iterable[str] = ()) -> str:
     """Return the sentence that says that no model comes about, and which sites are to blame."""
-    missing = {**state.out, **dict.fromkeys(sorted(state.offline), "offline"), **state.left}
+    missing = {**state.async_.out, **dict.fromkeys(sorted(state.offline), "offline"), **state.left}
     named = ", ".join(f"{site}: {code}" for site, code in sorted(missing.items()))
     who = ", ".join(absent)
     required = f"; the required site {who} never took part" if who else ""
+    count = len(state.async_.waiting)
     return (
-        f"model {state.round}: {len(state.waiting)} updates are in, and the sites left do not fill"
+        f"model {state.round}: {count} updates are in, and the sites left do not fill"
         f" a buffer of {buffer_of(state)}{required} ({named or 'every order was used up'})"
     )
 
 
 def gone(state: RunState, site: str) -> bool:
     """Whether nothing is to be expected of a site, unless its agent reconnects."""
-    code = state.out.get(site)
+    code = state.async_.out.get(site)
     if site in state.left:
         return True
     silent = ("offline", "no_answer")

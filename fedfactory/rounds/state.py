@@ -7,8 +7,8 @@ memory and the calls made since, the accepted answers, the orders that are out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 from fedfactory.contracts.model import BlobRef
 from fedfactory.contracts.orders import WorkKind
@@ -23,7 +23,16 @@ from fedfactory.rounds.events import (
 )
 
 Phase = Literal[
-    "new", "training", "aggregating", "evaluating", "summing", "serving", "merging", "done"
+    "new",  # nothing has happened
+    # Sync rounds: training -> aggregating -> evaluating -> summing, then the next round's training.
+    "training",  # the chosen sites are asked for updates
+    "aggregating",  # the strategy makes the round's model from the updates that are in
+    "evaluating",  # sites are asked to evaluate the new model (async: the last model only)
+    "summing",  # metrics are combined, or the central measurement is awaited
+    # Async models: serving -> merging -> serving, each model from a buffer of updates.
+    "serving",  # each site works on an order of its own; updates are collected in the buffer
+    "merging",  # the buffer is full: the strategy makes a model, and its measurement is awaited
+    "done",  # the run has ended; reopened, it begins its next round
 ]
 # What an event came to. Callers act on it and do not derive it again from the state before.
 Outcome = Literal[
@@ -145,30 +154,58 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SyncState:
+    """The phases in which all chosen sites are asked at once: training, and any evaluation.
+
+    In async mode only the evaluation of the last model is one. `train` and `evaluate` are the
+    current round's records by site; `reached` are those to which the open phase's orders went,
+    `away` those asked that were not connected and have not been since; `attempt` counts the
+    training phase's new beginnings, `overtime` says that it is past its deadline.
+    """
+
+    train: Mapping[str, SiteRecord] = field(default_factory=dict)
+    evaluate: Mapping[str, SiteRecord] = field(default_factory=dict)
+    reached: frozenset[str] = frozenset()
+    away: frozenset[str] = frozenset()
+    attempt: int = 0
+    overtime: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AsyncState:
+    """The orders and updates of an async run; empty in sync mode.
+
+    `under_way` are the orders that are out, `given` counts each site's. `waiting` are the updates
+    in no model, by arrival, `entered` those in the newest. `out` are sites left alone until they
+    reconnect, and why (`out_detail`: what the coordinator found). `armed_for` is when the timer
+    rings, `idle_until` how long the run waits while no order is out (Unix seconds).
+    """
+
+    under_way: tuple[UnderWay, ...] = ()
+    given: Mapping[str, int] = field(default_factory=dict)
+    waiting: tuple[Waiting, ...] = ()
+    entered: tuple[Waiting, ...] = ()
+    out: Mapping[str, str] = field(default_factory=dict)
+    out_detail: Mapping[str, str] = field(default_factory=dict)
+    armed_for: float | None = None
+    idle_until: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """A run between two events.
+    """A run between two events: what both modes have, and what is of one alone.
 
-    Everywhere: `outcome` is what the last event came to. `model` is the newest shared model,
-    `version` its number (0: the initial one) and `strategy_state` what the strategy remembers with
-    it; `finished` the rounds that can be fallen back to, newest last; `stored` every model and
-    memory that was made and not dropped. `planned` are the first sendings (again=False) since the
-    last ModelAggregated, which is when the strategy was asked to plan; `evaluated` the evaluations
-    it was given since then. `offline` sites are not connected; `left` ones will not come back
-    (why: a key of REFUSALS); `took_part` have an update in a model. `examples`, `gave` and `missed`
-    tell of each site its last known size and its record. `recorded` is the last RecordRound,
-    `closed` the round that it ended.
-    `late` holds the answers since the round began that counted for nothing. `stopping` is the
-    reason of a stop after the round. `story` tells the last few events; `ended` is the Finish.
-
-    In sync mode `train` and `evaluate` are the current round's records by site; `reached` are those
-    to which the open phase's orders went, `away` those asked that were not here and have not been
-    since; `attempt` counts the training phase's new beginnings, `overtime` says that it is past its
-    deadline. In async mode (`evaluate` apart) `under_way` are the orders that are out, `given`
-    counts each site's, `waiting` are the updates in no model, by arrival; `out` are sites left
-    alone until they reconnect, and why (`out_detail`: what the coordinator found); `armed_for` is
-    when the timer rings, `idle_until` how long the run waits while no order is out (Unix seconds).
-    `taking` are the updates that the aggregate under way is made from, `entered` those in an async
-    run's newest model.
+    `outcome` is what the last event came to. `model` is the newest shared model, `version` its
+    number (0: the initial one) and `strategy_state` what the strategy remembers with it; `finished`
+    the rounds that can be fallen back to, newest last; `stored` every model and memory that was
+    made and not dropped. `planned` are the first sendings (again=False) since the last
+    ModelAggregated, which is when the strategy was asked to plan; `evaluated` the evaluations it
+    was given since then. `offline` sites are not connected; `left` ones will not come back (why: a
+    key of REFUSALS); `took_part` have an update in a model. `examples`, `gave` and `missed` are
+    each site's last known size and its record. `recorded` is the last RecordRound, `closed` the
+    round that it ended. `late` holds the answers since the round began that counted for nothing.
+    `taking` are the updates that the aggregate under way is made from. `stopping` is the reason of
+    a stop after the round. `story` names the last few events; `ended` is the Finish.
     """
 
     phase: Phase = "new"
@@ -183,48 +220,41 @@ class RunState:
     planned: tuple[SendOrders, ...] = ()
     evaluated: tuple[ReplyAccepted, ...] = ()
     offline: frozenset[str] = frozenset()
-    left: Mapping[str, str]
+    left: Mapping[str, str] = field(default_factory=dict)
     took_part: frozenset[str] = frozenset()
-    examples: Mapping[str, int]
-    gave: Mapping[str, int]
-    missed: Mapping[str, int]
+    examples: Mapping[str, int] = field(default_factory=dict)
+    gave: Mapping[str, int] = field(default_factory=dict)
+    missed: Mapping[str, int] = field(default_factory=dict)
     recorded: RecordRound | None = None
     closed: Closed | None = None
     late: tuple[LateAnswer, ...] = ()
-    stopping: str | None = None
-    ended: Finish | None = None
-    story: tuple[str, ...] = ()
-    train: Mapping[str, SiteRecord]
-    evaluate: Mapping[str, SiteRecord]
-    reached: frozenset[str] = frozenset()
-    away: frozenset[str] = frozenset()
-    attempt: int = 0
-    overtime: bool = False
     taking: tuple[Taken, ...] = ()
     awaits_metrics: bool = False
     awaits_central: bool = False
-    metrics: Mapping[str, float]
-    central: Mapping[str, float]
-    under_way: tuple[UnderWay, ...] = ()
-    waiting: tuple[Waiting, ...] = ()
-    entered: tuple[Waiting, ...] = ()
-    given: Mapping[str, int]
-    out: Mapping[str, str]
-    out_detail: Mapping[str, str]
-    armed_for: float | None = None
-    idle_until: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    central: Mapping[str, float] = field(default_factory=dict)
+    stopping: str | None = None
+    ended: Finish | None = None
+    story: tuple[str, ...] = ()
+    sync: SyncState = field(default_factory=SyncState)
+    async_: AsyncState = field(default_factory=AsyncState)
 
     @classmethod
     def new(cls) -> Self:
         """Return the state before the first event."""
-        return cls(
-            train={}, evaluate={}, left={}, examples={}, gave={}, missed={}, metrics={},
-            central={}, given={}, out={}, out_detail={},
-        )  # fmt: skip
+        return cls()
+
+    def with_sync(self, **changes: Any) -> Self:
+        """Return the state with fields of `sync` changed."""
+        return replace(self, sync=replace(self.sync, **changes))
+
+    def with_async(self, **changes: Any) -> Self:
+        """Return the state with fields of `async_` changed."""
+        return replace(self, async_=replace(self.async_, **changes))
 
     def records(self, kind: WorkKind) -> Mapping[str, SiteRecord]:
         """The current round's records of one kind of work, by site."""
-        return self.train if kind == "train" else self.evaluate
+        return self.sync.train if kind == "train" else self.sync.evaluate
 
     def sites(self, kind: WorkKind, status: SiteStatus) -> tuple[str, ...]:
         """The sites whose record of this kind has this status, sorted."""
@@ -239,7 +269,7 @@ class RunState:
     def awaits(self, round: int, kind: WorkKind, site: str) -> bool:  # noqa: A002
         """Whether an answer of `site` to its order of (round, kind) would count."""
         if kind == "train" and self.phase in ("serving", "merging"):
-            return any((o.site, o.number) == (site, round) for o in self.under_way)
+            return any((o.site, o.number) == (site, round) for o in self.async_.under_way)
         record = self.records(kind).get(site)
         return (
             self.phase == ("training" if kind == "train" else "evaluating")
@@ -252,7 +282,7 @@ class RunState:
     def never_took_part(self) -> tuple[str, ...]:
         """The plan's sites that gave no accepted update in any round so far, sorted."""
         sites = set(self.plan.terms.sites) if self.plan is not None else set()
-        waiting = {update.answer.site for update in self.waiting}
+        waiting = {update.answer.site for update in self.async_.waiting}
         return tuple(sorted(sites - self.took_part - waiting - {*self.sites("train", "accepted")}))
 
 

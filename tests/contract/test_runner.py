@@ -177,7 +177,7 @@ def recomputed(coordinator):
     for event in events:
         if isinstance(event, ModelAggregated):
             taken = state.taking
-            answers = {(w.answer.site, w.answer.round): w for w in state.waiting}
+            answers = {(w.answer.site, w.answer.round): w for w in state.async_.waiting}
             aggregation = StreamingAggregation(strategy, training=TRAINING)
             aggregation.restore(None)
             aggregation.open_round(event.round, base, ())

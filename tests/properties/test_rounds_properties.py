@@ -101,7 +101,10 @@ class Life(RuleBasedStateMachine):
             if isinstance(event, ReplyAccepted):
                 self.counted.add(key)
         else:
-            assert (self.state.train, self.state.evaluate) == (before.train, before.evaluate)
+            assert (self.state.sync.train, self.state.sync.evaluate) == (
+                before.sync.train,
+                before.sync.evaluate,
+            )
 
     @initialize(
         rounds=st.integers(1, 3),
@@ -226,8 +229,8 @@ class Life(RuleBasedStateMachine):
     def the_parts_are_those_of_the_records(self) -> None:
         current = self.history.current
         if current is not None and not self.plan.is_async:
-            assert current.parts == parts_of(self.state.train)
-            assert (current.evaluations or {}) == parts_of(self.state.evaluate)
+            assert current.parts == parts_of(self.state.sync.train)
+            assert (current.evaluations or {}) == parts_of(self.state.sync.evaluate)
 
     def teardown(self) -> None:
         """With every message lost from here on, deadlines alone bring the run to its end."""

@@ -181,7 +181,9 @@ def check_async_counts(world: World) -> None:
         for command in commands:
             if isinstance(command, Aggregate):
                 assert len(command.updates) == world.plan.rules.buffer
-                versions = {(w.answer.site, w.answer.round): w.version for w in state.waiting}
+                versions = {
+                    (w.answer.site, w.answer.round): w.version for w in state.async_.waiting
+                }
                 for taken in command.updates:
                     version = versions[taken.site, taken.order_round]
                     assert taken.staleness == state.round - 1 - version >= 0
@@ -190,7 +192,7 @@ def check_async_counts(world: World) -> None:
             keys = {(t.site, t.order_round) for taking in counted.values() for t in taking}
             assert not keys & {(t.site, t.order_round) for t in before.taking}
             counted[event.round] = before.taking
-    assert all(count <= world.plan.terms.rounds for count in state.given.values())
+    assert all(count <= world.plan.terms.rounds for count in state.async_.given.values())
 
 
 @settings(max_examples=25, deadline=None)

@@ -53,7 +53,7 @@ def test_everyone_begins_at_once_and_the_first_due_order_sets_the_timer() -> Non
 def test_a_site_that_is_done_goes_on_at_once() -> None:
     run = running()
     assert run.feed(accepted("lumi")) == (order("lumi", 2, 0),)
-    assert run.state.given == {"cesga": 1, "cyfronet": 1, "lumi": 2}
+    assert run.state.async_.given == {"cesga": 1, "cyfronet": 1, "lumi": 2}
 
 
 def test_a_full_buffer_makes_a_model_and_updates_know_their_age() -> None:
@@ -101,7 +101,7 @@ def test_the_sites_measure_the_last_model_only() -> None:
     run.feed(sent("cesga", "lumi", round=2))
     run.feed(accepted("lumi", round=2), accepted("cesga", round=2), made(2))
     assert run.only(SendOrders).kind == "evaluate"
-    assert run.state.under_way == ()
+    assert run.state.async_.under_way == ()
     run.feed(sent(*SITES, kind="evaluate", round=2), accepted("cyfronet"))  # late, of round 1
     assert run.state.late[-1].site == "cyfronet"
     run.feed(*(accepted(site, "evaluate", round=2) for site in SITES))
@@ -122,7 +122,7 @@ def test_a_failure_that_passes_is_tried_again_and_not_for_ever() -> None:
     run = running()
     assert run.feed(refused("lumi", "transfer_failed"))[0] == order("lumi", 1, 0, again=True)
     run.feed(refused("lumi", "transfer_failed"))
-    assert run.state.out == {"lumi": "transfer_failed"}
+    assert run.state.async_.out == {"lumi": "transfer_failed"}
     assert not [c for c in run.last if isinstance(c, SendOrders)]
     run.feed(SiteConnected(at=5.0, site="lumi"))
     assert run.only(SendOrders) == order("lumi", 2, 0)
@@ -152,15 +152,15 @@ def test_an_overdue_order_is_sent_again_and_then_left_alone() -> None:
     assert run.only(SetDeadline).after_s == 20.0  # the others' orders are of 20
     run.feed(accepted("cesga", round=2, at=45.0), accepted("cyfronet", round=2, at=45.0))
     run.feed(made(2, at=45.0), timer(60.0))
-    assert run.state.out == {"lumi": "no_answer"}
-    assert "lumi" not in {order.site for order in run.state.under_way}
+    assert run.state.async_.out == {"lumi": "no_answer"}
+    assert "lumi" not in {order.site for order in run.state.async_.under_way}
 
 
 def test_a_site_that_is_away_when_its_order_is_due_is_awaited_no_more() -> None:
     run = running(rounds=9)
     run.feed(SiteLost(at=2.0, site="lumi"))
     run.feed(timer(30.0))
-    assert run.state.out["lumi"] == "offline"
+    assert run.state.async_.out["lumi"] == "offline"
     run.feed(SiteConnected(at=40.0, site="lumi"))
     assert run.only(SendOrders) == order("lumi", 2, 0)
 
@@ -201,7 +201,7 @@ def test_a_stop_after_the_round_waits_for_the_model() -> None:
 def test_a_second_answer_is_noted_and_changes_nothing(again: Event) -> None:
     run = running()
     run.feed(accepted("lumi"))
-    waiting = run.state.waiting
+    waiting = run.state.async_.waiting
     assert run.feed(again) == ()
-    assert run.state.waiting == waiting
+    assert run.state.async_.waiting == waiting
     assert run.state.late[-1].why == "duplicate"

@@ -76,7 +76,7 @@ def test_a_second_answer_is_noted_and_changes_nothing() -> None:
     run.feed(accepted("lumi"))
     before = run.state
     assert run.feed(accepted("lumi", examples=999), refused("lumi")) == ()
-    assert run.state.train == before.train
+    assert run.state.sync.train == before.sync.train
     assert [(late.site, late.why) for late in run.state.late] == [("lumi", "duplicate")] * 2
 
 
@@ -88,7 +88,7 @@ def test_an_answer_after_its_phase_is_late() -> None:
     )
     assert run.feed(accepted("cyfronet")) == ()
     assert [late.why for late in run.state.late] == ["late"]
-    assert run.state.train["cyfronet"].status == "no_answer"
+    assert run.state.sync.train["cyfronet"].status == "no_answer"
     assert run.state.never_took_part == ("cyfronet",)
 
 
@@ -98,7 +98,7 @@ def test_an_answer_for_a_past_round_is_late() -> None:
     run.feed(made(1, at=2.0))
     before = run.state
     assert run.feed(accepted("lumi", round=1)) == ()
-    assert run.state.train == before.train
+    assert run.state.sync.train == before.sync.train
     assert run.state.awaits(2, "train", "lumi")
 
 
@@ -151,7 +151,7 @@ def test_sites_the_strategy_left_out_are_not_awaited() -> None:
     run = Run()
     run.feed(sent("cesga", "lumi"), accepted("lumi"))
     assert run.feed(accepted("cesga")) == (Aggregate(round=1, updates=taken("cesga", "lumi")),)
-    assert run.state.train["cyfronet"].status == "not_selected"
+    assert run.state.sync.train["cyfronet"].status == "not_selected"
     (finish,) = Run().feed(sent("lumi"))
     assert isinstance(finish, Finish)
     assert "cesga: not_selected" in finish.reason

@@ -221,10 +221,10 @@ def order_again(number: int, *sites: str) -> SendOrders:
 def test_async_a_lost_checkpoint_asks_again_for_what_was_in_it() -> None:
     run = full_buffer(central=blob(77))
     run.feed(*(accepted(site) for site in SITES), made(1))
-    given = run.state.given
+    given = run.state.async_.given
     run.feed(CheckpointLost(at=9.0, round=0, reason="its digest is wrong"))
     assert order_again(1, *SITES) in resumed(run)
-    assert run.state.given == given
+    assert run.state.async_.given == given
     run.feed(*(accepted(site) for site in SITES))
     assert run.only(Aggregate).updates == taken(*SITES)
 
@@ -234,17 +234,17 @@ def test_async_what_is_in_the_model_fallen_back_to_is_not_asked_again() -> None:
     run.feed(*(accepted(site) for site in SITES), made(1))
     run.feed(sent(*SITES, round=2))
     run.feed(CheckpointLost(at=9.0, round=1, reason="its digest is wrong"))
-    assert {order.number for order in run.state.under_way} == {2}
+    assert {order.number for order in run.state.async_.under_way} == {2}
 
 
 @pytest.mark.parametrize("answers", [0, 1, 3])
 def test_async_a_reopened_run_wastes_no_order(answers: int) -> None:
     run = full_buffer()
     run.feed(*(accepted(site) for site in SITES[:answers]))
-    given = run.state.given
+    given = run.state.async_.given
     run.feed(RunFailed(at=5.0, reason="disk full"), RunReopened(at=9.0, by="ana"))
     assert order_again(1, *SITES) in resumed(run)
-    assert run.state.given == given
+    assert run.state.async_.given == given
     run.feed(*(accepted(site) for site in SITES))
     assert run.only(Aggregate).updates == taken(*SITES)
 
@@ -253,9 +253,9 @@ def test_async_a_reopened_run_wastes_no_order(answers: int) -> None:
 def test_async_an_order_is_used_up_once_it_went_out(*, went_out: bool) -> None:
     run = full_buffer()
     run.feed(*(accepted(site) for site in SITES), made(1))
-    given = run.state.given
+    given = run.state.async_.given
     assert (run.only(SendOrders).sites, given["lumi"]) == (("lumi",), 2)  # from the new model
     if went_out:
         run.feed(sent("lumi", round=2))
     run.feed(CheckpointLost(at=9.0, round=0, reason="its digest is wrong"))
-    assert run.state.given == {**given, "lumi": 2 if went_out else 1}
+    assert run.state.async_.given == {**given, "lumi": 2 if went_out else 1}

@@ -108,7 +108,7 @@ def test_a_site_that_left_is_never_asked() -> None:
     run.feed(SiteLeft(at=1.0, site="b", code="revoked"))
     run.finish_round(1)
     assert chosen(run) == ("a", "c", "d", "e")
-    assert run.state.train["b"].code == "revoked"
+    assert run.state.sync.train["b"].code == "revoked"
 
 
 # ---- over-selection -------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_with_extra_sites_the_round_closes_when_enough_are_in() -> None:
     assert len(sites) == 3
     run.feed(sent(*sites), accepted(sites[2]))
     assert run.feed(accepted(sites[0])) == (Aggregate(round=1, updates=taken(sites[0], sites[2])),)
-    spare = run.state.train[sites[1]]
+    spare = run.state.sync.train[sites[1]]
     assert (spare.status, spare.code) == ("not_needed", "not_needed")
 
 
@@ -140,7 +140,7 @@ def test_the_deadline_closes_a_round_that_has_its_quorum() -> None:
     run = Run()
     run.feed(sent(*SITES), accepted("cesga"), accepted("lumi"))
     assert run.feed(late()) == (Aggregate(round=1, updates=taken("cesga", "lumi")),)
-    assert run.state.train["cyfronet"].code == "no_answer"
+    assert run.state.sync.train["cyfronet"].code == "no_answer"
 
 
 def test_without_a_quorum_it_waits_longer_and_closes_as_soon_as_it_holds() -> None:
@@ -185,7 +185,7 @@ def test_a_site_that_was_not_here_is_not_waited_for_if_the_others_suffice() -> N
     run.feed(late(), made(1))
     run.train(2, "cesga", "cyfronet")
     assert run.only(Aggregate).updates == taken("cesga", "cyfronet", round=2)
-    assert run.state.train["lumi"].code == "offline"
+    assert run.state.sync.train["lumi"].code == "offline"
 
 
 def test_a_site_that_joins_an_open_phase_is_asked_and_then_waited_for() -> None:
@@ -213,7 +213,7 @@ def test_a_failure_that_passes_is_followed_by_another_try() -> None:
         round=1, kind="train", sites=("lumi",), model=blob(0), again=True
     )
     assert run.feed(refused("lumi", "transfer_failed")) == ()
-    assert run.state.train["lumi"].status == "refused"
+    assert run.state.sync.train["lumi"].status == "refused"
 
 
 @pytest.mark.parametrize(

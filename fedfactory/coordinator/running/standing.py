@@ -66,7 +66,9 @@ class Standing:
         """Give the strategy a counted update."""
         payload = answer.update.payload
         assert payload is not None
-        started_from = (waiting.version for waiting in state.waiting if waiting.answer is answer)
+        started_from = (
+            waiting.version for waiting in state.async_.waiting if waiting.answer is answer
+        )
         self._aggregation.offer(
             answer.site,
             answer.update,
@@ -84,7 +86,7 @@ class Standing:
         assert state.model is not None
         path = self._model_path(state.model)
         self._aggregation.open_round(state.version + 1, path, ())
-        for waiting in state.waiting:
+        for waiting in state.async_.waiting:
             self.offer(waiting.answer, state)
 
     def open_again(self, state: RunState) -> None:
@@ -142,7 +144,7 @@ def is_async(state: RunState) -> bool:
 def waiting_updates(state: RunState) -> tuple[ReplyAccepted, ...]:
     """Return the accepted updates that are in no model yet."""
     if is_async(state):
-        return tuple(waiting.answer for waiting in state.waiting)
+        return tuple(waiting.answer for waiting in state.async_.waiting)
     return state.answers("train") if state.phase in ("training", "aggregating") else ()
 
 
@@ -152,7 +154,7 @@ def _planned(state: RunState, kind: WorkKind) -> tuple[SendOrders, ...]:
     The open phase's is performed still if its orders were never told of.
     """
     open_phase = state.phase in ("training", "evaluating")
-    known = state.planned[:-1] if open_phase and not state.reached else state.planned
+    known = state.planned[:-1] if open_phase and not state.sync.reached else state.planned
     return tuple(command for command in known if command.kind == kind)
 
 
@@ -164,7 +166,7 @@ def claims_of(answers: Iterable[ReplyAccepted]) -> set[Claim]:
 
 def bases(state: RunState) -> Mapping[str, BlobRef]:
     """Return, by digest, the models that orders start from: those under way, and the newest."""
-    found = [order.model for order in state.under_way]
+    found = [order.model for order in state.async_.under_way]
     found += [] if state.model is None else [state.model]
     return {ref.digest: ref for ref in found}
 
