@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fedfactory.link")
 
 _BEAT: Final = "beat"
+_DISCARD: Final = "discard"  # nobody waits for it to be done
 Outbox = queue.SimpleQueue[Mapping[str, Any] | None]
 
 
@@ -179,7 +180,8 @@ class LinkServer:
         answer = self._answer(call)
         with self._lock:
             self._busy, self._alive_at = False, time.monotonic()
-            self._outbox.put(answer)
+            if call["call"] != _DISCARD:
+                self._outbox.put(answer)
             if call["call"] == "hello":
                 self._greeted = True
                 for ring in self._first:

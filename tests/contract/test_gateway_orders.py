@@ -289,6 +289,7 @@ def test_a_late_reply_takes_nothing_from_an_update_of_the_same_bytes(rig, run, t
     came(run, (sent, "done", REF.digest))
     assert rig.store.path(REF.digest).read_bytes() == DATA
     run.link.discard([REF.digest])
+    run.link.traffic()  # answered after it
     assert not rig.store.path(REF.digest).exists()
 
 
@@ -299,6 +300,7 @@ def test_a_reply_that_is_sent_again_is_awaited_and_comes_once(rig, run, tmp_path
         assert rig.cesga.send(sent, text, REF.digest)
     came(run, (sent, "first", REF.digest))
     run.link.discard([REF.digest])  # one claim, however often it was sent
+    run.link.traffic()  # answered after it
     assert not rig.store.path(REF.digest).exists()
 
 
@@ -379,8 +381,10 @@ def test_equal_bytes_of_two_sites_are_claimed_for_each(rig, run, tmp_path):
         assert client.send(sent, "done", REF.digest)
     came(run, (mine, "done", REF.digest), (theirs, "done", REF.digest))
     run.link.discard([REF.digest])
+    run.link.traffic()  # answered after it
     assert rig.store.path(REF.digest).exists()
     run.link.discard([REF.digest])
+    run.link.traffic()  # answered after it
     assert not rig.store.path(REF.digest).exists()
 
 
@@ -403,6 +407,7 @@ def test_a_claim_that_fails_leaves_the_order_to_be_answered(rig, run, tmp_path, 
     came(run, (sent, "done", REF.digest))
     assert rig.store.path(REF.digest).read_bytes() == DATA
     run.link.discard([REF.digest])
+    run.link.traffic()  # answered after it
     assert not rig.store.path(REF.digest).exists()
 
 
@@ -503,6 +508,7 @@ def test_what_is_no_digest_is_refused_and_the_order_left(rig, run, tmp_path, dig
         rig.cesga.send(sent, "done", digest)
     came(run, (sent, "done", REF.digest))
     run.link.discard([REF.digest])
+    run.link.traffic()  # answered after it
     assert rig.store._holds == Holds()
 
 
@@ -632,6 +638,7 @@ def test_a_reply_that_outlives_its_process_takes_nothing_from_the_next(
     assert rig.store.path(REF.digest).read_bytes() == DATA
     assert not rig.store._holds.claimed("cesga", REF.digest)
     runs[-1].link.discard([REF.digest])
+    runs[-1].link.traffic()  # answered after it
     assert rig.store._holds == Holds()
     assert not rig.store.path(REF.digest).exists()
 

@@ -153,6 +153,7 @@ def test_calls_reach_the_gateway(link, gateway, model):
     gateway.moved = {"cesga": 11, "lumi": 3, "vega": 15}
     assert link.traffic() == {"cesga": {"down": 1, "up": 2}, "lumi": {"down": 3, "up": 6}}
     link.discard([REF.digest])
+    link.traffic()  # answered after it
     assert not link.blob_path(REF.digest).exists()
     assert model.read_bytes() == b"hello"
 

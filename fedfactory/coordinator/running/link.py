@@ -1,8 +1,9 @@
 """The socket between the daemon and a run's process: the daemon owns blobs, the process the run.
 
-JSON lines. The process calls (hello, restore, offer, push, adopt, discard, traffic) and is answered
-in order; it also beats, so that a frozen one is found. The daemon pushes rings (a site that came,
-went or left for good, a stop) and replies, each with its upload claimed.
+JSON lines. The process calls (hello, restore, offer, push, adopt, traffic) and is answered in
+order; it gives up blobs (discard) and beats, so that a frozen one is found, without an answer. The
+daemon pushes rings (a site that came, went or left for good, a stop) and replies, each with its
+upload claimed.
 """
 
 from __future__ import annotations
@@ -140,8 +141,14 @@ class Link:
         self._call({"call": "adopt", "path": str(path), "digest": ref.digest, "bytes": ref.bytes})
 
     def discard(self, digests: Iterable[str]) -> None:
-        """Give up one hold on a blob each time it is named: a site's upload before our own."""
-        self._call({"call": "discard", "digests": sorted(digests)})
+        """Give up one hold on a blob each time it is named: a site's upload before our own.
+
+        Nobody waits for it: deleting the updates of 200 sites takes a while.
+        """
+        try:
+            self._send({"call": "discard", "digests": sorted(digests)})
+        except OSError as error:
+            raise LinkClosedError from error
 
     def traffic(self) -> dict[str, dict[str, int]]:
         """Bytes down to and up from each of the run's sites since the run has its place."""
