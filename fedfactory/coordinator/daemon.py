@@ -44,7 +44,7 @@ from fedfactory.wire.arenas import limit_arenas
 
 log = logging.getLogger("fedfactory.coordinator")
 
-TICK_S: Final = 0.1
+TICK_S: Final = 0.5  # what hurries wakes us
 RENEW_EVERY_S: Final = 60.0
 GATEWAY_FILE: Final = "gateway.json"
 

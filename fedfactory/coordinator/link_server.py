@@ -82,6 +82,12 @@ class LinkServer:
             return self._greeted
 
     @property
+    def ended(self) -> bool:
+        """Whether either side has hung up."""
+        with self._lock:
+            return self._client.fileno() < 0
+
+    @property
     def alive_at(self) -> float:
         """When the process last gave a sign of life (time.monotonic() seconds).
 

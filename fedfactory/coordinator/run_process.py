@@ -32,6 +32,8 @@ log = logging.getLogger("fedfactory.coordinator")
 
 # A process that wrote the run's results has nothing left to do but to end.
 END_GRACE_S: Final = 10.0
+# Linux closes a dying process's sockets a moment before it can be waited for.
+ENDING_S: Final = 0.1
 LONGEST_WORD: Final = 300
 HEADER_ROOM_BYTES: Final = 64 * 1024
 # What a process says before its log is open, and when the interpreter itself breaks.
@@ -164,7 +166,7 @@ class RunProcess:
 
     def _note_death(self, now: float) -> None:
         """See whether the process ended, and whether the run had got on since one last did."""
-        if self._process is None or self._process.poll() is None:
+        if self._process is None or not self._has_ended(self._process):
             return
         code = self._process.returncode
         self._drop_process()
@@ -175,6 +177,12 @@ class RunProcess:
         log.warning(
             "run %s: its process ended (%d) with code %s", self.run.run_id, self._deaths, code
         )
+
+    def _has_ended(self, process: subprocess.Popen[bytes]) -> bool:
+        """Whether the process ended; one that has hung up is about to."""
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(ENDING_S if self._link is not None and self._link.ended else 0)
+        return process.returncode is not None
 
     def _last_words(self) -> str:
         """Return the end of the run's log, or what a process said that never opened it."""
