@@ -56,10 +56,7 @@ class Forger(Signer):
 
     def __init__(self, signer: Signer) -> None:
         self._signer = signer
-
-    @property
-    def public_key(self) -> str:
-        return self._signer.public_key
+        self.public_key = signer.public_key
 
     def sign(self, value: Any) -> Signature:
         return self._signer.sign({"another": "value"})
@@ -333,9 +330,7 @@ FAULTS: dict[str, Fault] = {
         policy=lambda site: {"gpu_hours_per_run": 0.0004},
         order=lambda mode: {"round": 2},
     ),
-    "ledger and audit chain": Fault(
-        before=_finish, order=lambda mode: {"round": 2}, then=cut_chain
-    ),
+    "ledger and audit chain": Fault(before=_be_asked, then=cut_chain),
     "one order for a round": Fault(
         before=_begin, order=lambda mode: {"round": 4, "seed": 2}, question=None
     ),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
+from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.refusals import REFUSALS
 from fedfactory.contracts.updates import Reply
 from site_agents import gates
@@ -17,7 +20,16 @@ from site_agents.failures import read_failures
 from site_agents.gates import BEFORE_A_RUN, GATES, WHO, Gate
 from site_agents.unauthorised import CODES
 from tests.sites.asking import about_plan, questions_of
-from tests.sites.gate_faults import FAULTS, MODES, PLACE, Asking, Mode, can_be_together, spoiled
+from tests.sites.gate_faults import (
+    FAULTS,
+    MODES,
+    PLACE,
+    Asking,
+    Fault,
+    Mode,
+    can_be_together,
+    spoiled,
+)
 from tests.sites.rig import Site
 
 Said = tuple[str, str] | None  # gate and code
@@ -74,8 +86,8 @@ def by_question(asking: Asking, met: list[str]) -> Said:
         text = spoiled(text)
     answer = questions_of(asking.site).answer(text)
     assert answer is not None
-    assert answer.fitness is not None
-    return (met[0], answer.fitness.code) if answer.fitness.code else None
+    assert answer.preflight is not None
+    return (met[0], answer.preflight.code) if answer.preflight.code else None
 
 
 def by_explain(asking: Asking) -> tuple[Said, dict[str, str]]:
@@ -253,3 +265,49 @@ def test_of_two_faults_the_earlier_gates_is_told(
 ) -> None:
     asking = unpaid(mode, [first, second])
     assert all_three(asking, met) == expected([first, second])
+
+
+# ---- where the three once differed -------------------------------------------------------------
+
+
+def test_another_order_for_finished_work_is_a_conflict_at_any_hour(
+    make_site: Callable[..., Site], met: list[str]
+) -> None:
+    asking = Asking(make_site(), "private")
+    assert asking.well().update is not None
+    asking.site.write_policy(**FAULTS["hour of the day"].policy(asking.site))
+    other = Fault(order=lambda mode: {"seed": 2})
+    asking.faults = [other]
+    conflict = said("one order for a round")
+    assert by_explain(asking)[0] == conflict
+    assert by_agent(asking, met) == conflict
+
+
+@pytest.mark.parametrize("what", ["receipts", "second place", "ledger"])
+@pytest.mark.rule("40")
+def test_other_records_that_are_damaged_are_told_alike(
+    make_site: Callable[..., Site], met: list[str], what: str
+) -> None:
+    asking = Asking(make_site(), "open")
+    site = asking.site
+    site.write_policy(**asking.policy(()))
+    assert asking.well().update is not None
+    if what == "receipts":
+        (site.home / "receipts.json").write_text("{")
+    elif what == "ledger":
+        with sqlite3.connect(site.home / "ledger.sqlite") as database:
+            (table,) = database.execute(
+                "select name from sqlite_master where type = 'table' and sql like '%body%'"
+            ).fetchone()
+            database.execute(f"delete from {table}")
+        database.close()
+    else:
+        place = site.folder / "anchors"
+        ahead = replace(site.books.anchor(), audit_length=99)
+        place.write_text(to_json(ahead) + "\n")
+        with (site.home / "agent.yaml").open("a") as agent:
+            agent.write(f"second_place: {place}\n")
+        site.restart()
+    asking.faults = [Fault(order=lambda mode: {"round": 2})]
+    broken = said("ledger and audit chain")
+    assert all_three(asking, met) == (broken, broken, broken)
