@@ -20,7 +20,7 @@ from fedfactory.privacy.budget import run_key, work_name
 from fedfactory.privacy.entries import Charge, RunAdmitted, RunKey, RunLapsed
 from site_agents.admission import Shortfall, next_entry, stake_of
 from site_agents.audit import AuditChain
-from site_agents.books_view import BooksView, holding
+from site_agents.books_view import BooksError, BooksView, holding
 from site_agents.jobs.job import folder_name
 from site_agents.ledger import Ledger
 from site_agents.ledger_file import Row
@@ -220,10 +220,21 @@ class Books(BooksView):
             BooksError: it could not be written, and so must not leave.
         """
         with self._lock, holding():
+            self._hold_against_second_place()
             self._audit.append(entry)
             anchor = self.anchor()
             self._second_place.record(anchor)
             return anchor
+
+    def _hold_against_second_place(self) -> None:
+        """Write no anchor there that contradicts the last: it would hide what that one shows."""
+        seen = self._second_place.last()  # read first: the books can only be further
+        if seen is None:
+            return
+        self._ledger.refresh()
+        self._audit.refresh()
+        if found := self._contradiction(seen):
+            raise BooksError(f"the second place saw other books: {found}")
 
     def close(self) -> None:
         """Close both books."""

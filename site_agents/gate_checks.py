@@ -283,12 +283,13 @@ def begin_by(case: Case) -> float | None:
 
 def budget(case: Case) -> Against | None:
     """Under differential privacy: what the run and its population have left covers the plan."""
+    order, terms = case.order, case.sending.signed.terms
     if not case.private:
         return None
+    if order.privacy != terms.privacy:
+        raise UnjudgedError("the order's privacy is not its plan's")
     try:
-        return _against(
-            case.books.shortfall(case.order, case.sending.signed.terms, case.policy, case.data)
-        )
+        return _against(case.books.shortfall(order, terms, case.policy, case.data))
     except LedgerError as error:
         return Against(sentence=str(error), code="books_broken")
 

@@ -3,7 +3,7 @@
 This table is the one sequence: the agent stops at the first gate that refuses (pipeline.py), the
 question before a run walks what the signed terms and a look at the data's form can decide
 (fitness.py), and `site-agent policy explain` shows all of them (explanation.py). What a gate looks
-at is in gate_checks.py and policy/; docs/policy.md shows this table.
+at is in gate_checks.py and policy/; docs/policy.md shows this table, docs/contributing.md how a key of the policy gets a row.
 
 Refusals by the gates of WHO are counted and not recorded one by one (unauthorised.py), those by all
 others are recorded before the answer leaves. The gate of BUDGET comes last before the

@@ -14,6 +14,7 @@ from fedfactory.contracts.bounds import Count, Ordinal, UnixTime
 from fedfactory.contracts.codec import decode, encode, json_object
 from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.model import BlobRef
+from fedfactory.contracts.plans import Mode
 from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.contracts.versions import OtherFormError, check_form, form_stamp
 
@@ -43,6 +44,7 @@ class RunFacts:
     nonce: str
     task: str
     strategy: str
+    mode: Mode
     rounds: Ordinal
     sites: tuple[str, ...]
     initial: BlobRef
@@ -58,7 +60,7 @@ def read_submission(text: bytes) -> tuple[RunFacts, Taken | OtherFormError]:
     try:
         plan = raw["plan"] if "plan" in raw else raw["submission"]  # form 1 had both in one
         terms = plan["signed"]["terms"]
-        names = ("run_id", "nonce", "task", "strategy", "rounds", "sites", "initial")
+        names = ("run_id", "nonce", "task", "strategy", "mode", "rounds", "sites", "initial")
         facts = {name: terms[name] for name in names}
         facts |= {name: raw[name] for name in ("number", "at", "operator")}
     except (KeyError, TypeError) as error:

@@ -29,7 +29,8 @@ class Progress:
     `stopping` whether the run has taken a wish to stop.
     """
 
-    def __init__(self, journal: Path) -> None:
+    def __init__(self, journal: Path, *, is_async: bool) -> None:
+        self._is_async = is_async
         self.round = 0
         self.steps = 0
         self.last_at: float | None = None
@@ -59,7 +60,9 @@ class Progress:
         kind = str(event["event"])
         self.last_at = float(str(event["at"]))
         self.steps += kind not in _NO_PROGRESS
-        if kind in ("OrdersSent", "ModelAggregated"):
+        # In async mode a training order's round is its site's own count of orders, of no model.
+        own_count = self._is_async and kind == "OrdersSent" and event["kind"] == "train"
+        if kind in ("OrdersSent", "ModelAggregated") and not own_count:
             self.round = max(self.round, int(str(event["round"])))
         if kind in ("StopRequested", "RunReopened"):
             self.stopping = kind == "StopRequested"

@@ -68,7 +68,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.facts, self._taken = read_submission((folder / SUBMISSION).read_bytes())
-        self.progress = Progress(folder / JOURNAL)
+        self.progress = Progress(folder / JOURNAL, is_async=self.facts.mode == "async")
         self._over = False
         self._summary: tuple[int, dict[str, Any]] | None = None
         self._suspended: Suspended | None = None  # in mind, too: the disk may take nothing

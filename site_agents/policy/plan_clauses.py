@@ -63,11 +63,11 @@ def expires_at(policy: Policy, sending: OrderEnvelope, facts: Facts) -> Finding 
     if late_s > 0:
         return Finding(f"it came {late_s:.0f} s after its time")
     begins_privately = sending.order.privacy is not None and not facts.finished
-    late = too_late(sending, facts.now) if begins_privately else None
+    late = _too_late(sending, facts.now) if begins_privately else None
     return None if late is None else Finding(late)
 
 
-def too_late(sending: OrderEnvelope, now: float) -> str | None:
+def _too_late(sending: OrderEnvelope, now: float) -> str | None:
     """Return why private work is not begun at `now` (Unix seconds) for lack of time.
 
     It is charged whole once begun, and nobody would take its result.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from fedfactory.contracts.errors import ValueRangeError
-from site_agents.policy.holds import LIMIT_KEYS, PRIVACY_KEYS, read_holds
+from site_agents.policy.holds import keys_of, read_holds
 from site_agents.policy.nodes import Place, Source
 from site_agents.policy.pins import Confirmation, OperatorPin
 from site_agents.policy.values import (
@@ -61,8 +61,8 @@ def parse_policy(text: str, *, name: str, known_zone: Callable[[str], bool]) -> 
 
 def _policy(root: Place, known_zone: Callable[[str], bool]) -> Policy:
     at = root.fields(_SECTIONS, ("logs", "strategies"))
-    privacy = at["privacy"].fields(_CAPS, ("dp", *_WITHOUT_DP, *PRIVACY_KEYS))
-    limits = at["limits"].fields(_LIMITS, ("time_zone", "max_base_abs", *LIMIT_KEYS))
+    privacy = at["privacy"].fields(_CAPS, ("dp", *_WITHOUT_DP, *keys_of("privacy")))
+    limits = at["limits"].fields(_LIMITS, ("time_zone", "max_base_abs", *keys_of("limits")))
     return Policy(
         coordinators={name: key.text() for name, key in at["coordinators"].entries().items()},
         operators={name: _pin(place) for name, place in at["operators"].entries().items()},
@@ -83,7 +83,7 @@ def _policy(root: Place, known_zone: Callable[[str], bool]) -> Policy:
         max_base_abs=_bounds(limits["max_base_abs"]) if "max_base_abs" in limits else {},
         egress=at["egress"].word(EGRESS_MODES),
         logs=at["logs"].word(LOGS_MODES) if "logs" in at else "none",
-        holds=read_holds(limits, privacy),
+        holds=read_holds({"limits": limits, "privacy": privacy}),
     )
 
 

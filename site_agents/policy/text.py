@@ -13,7 +13,7 @@ from typing import Final
 import yaml
 
 from fedfactory.contracts.orders import Scalar
-from site_agents.policy.holds import DEFAULT_HOLDS, Holds, limit_lines, privacy_lines
+from site_agents.policy.holds import DEFAULT_HOLDS, Holds, section_lines
 from site_agents.policy.pins import OperatorPin
 from site_agents.policy.reader import ANY_HOUR, ANY_STRATEGY
 from site_agents.policy.values import (
@@ -209,7 +209,7 @@ def _privacy(policy: Policy) -> list[str]:
         f"  epsilon_per_lineage: {policy.epsilon_per_lineage!r}",
         f"  delta: {policy.delta!r} # well below 1 / public_size",
         f"  max_evaluations: {policy.max_evaluations} # of one run",
-        *privacy_lines(policy.holds),
+        *section_lines("privacy", policy.holds),
     ]
 
 
@@ -225,7 +225,7 @@ def _limits(policy: Policy) -> list[str]:
         f"  max_model_bytes: {policy.max_model_bytes}",
         "  # The largest |value| in the base model's tensors, by patterns of their names.",
         f"  max_base_abs: {{{_bounds(policy)}}}",
-        *limit_lines(policy.holds),
+        *section_lines("limits", policy.holds),
     ]
 
 

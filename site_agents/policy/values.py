@@ -17,7 +17,7 @@ from fedfactory.contracts.codec import digest_of
 from fedfactory.contracts.errors import ValueRangeError
 from fedfactory.contracts.orders import Scalar, TrainParameters
 from site_agents.policy.holds import DEFAULT_HOLDS, Holds
-from site_agents.policy.pins import DATE, OperatorPin, is_date
+from site_agents.policy.pins import OperatorPin, is_date
 
 EgressMode = Literal["automatic", "first_round", "every_round", "final_only"]
 EGRESS_MODES: Final[tuple[EgressMode, ...]] = (
@@ -269,8 +269,7 @@ def _check_privacy(policy: Policy) -> None:
 def _check_without_dp(rule: WithoutDp) -> None:
     risk = rule.acknowledged_risk
     _name("privacy.acknowledged_risk.by", risk.by)
-    if not DATE.fullmatch(risk.on):
-        raise ValueRangeError("privacy.acknowledged_risk.on", ascii(risk.on), "a date, YYYY-MM-DD")
+    _date("privacy.acknowledged_risk.on", risk.on)
     if not (risk.reason.strip() and len(risk.reason) <= MAX_REASON):
         raise ValueRangeError("privacy.acknowledged_risk.reason", "", "a sentence that says why")
     _whole("privacy.min_examples", rule.min_examples, 1)

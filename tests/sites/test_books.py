@@ -31,6 +31,22 @@ def anchored(make_site: Callable[..., Site], tmp_path: Path) -> Site:
     return site
 
 
+@pytest.mark.rule("40")
+def test_what_the_second_place_saw_is_not_written_over_by_refusals(anchored: Site) -> None:
+    """Nor by what is recorded of questions, commands and strangers: it stays found out for good."""
+    ahead = replace(anchored.books.anchor(), ledger_sequence=99, audit_length=99)
+    anchored.books._second_place.record(ahead)
+    executions = anchored.executions()
+    assert [anchored.code(round=number) for number in (2, 3, 4)] == ["books_broken"] * 3
+    with pytest.raises(BooksError, match="the second place saw other books"):
+        anchored.books.record({"event": "resume"})
+    anchored.restart()
+    anchored.books._second_place = SecondPlace(anchored.folder.parent / "anchors")
+    assert anchored.code(round=2) == "books_broken"
+    assert anchored.books._second_place.last() == ahead
+    assert anchored.executions() == executions
+
+
 CHANGES = {
     "as it was": ({}, None),
     "another site's": ({"site": "lumi"}, "another site"),

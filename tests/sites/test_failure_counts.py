@@ -13,12 +13,14 @@ from site_agents import control
 from site_agents.cli import status
 from site_agents.config import load_agent_config
 from site_agents.doctor.house import examine_home
-from site_agents.executors.executor import WorkerLostError
+from site_agents.executors.executor import NeverBegunError, WorkerLostError
 from site_agents.failures import MOST_FAILURES, MOST_OF_LINEAGE, note_failure, read_failures
 from site_agents.jobs.job import Job
+from site_agents.ledger import LedgerError
 from site_agents.policy.plan_clauses import LEAST_LEFT_S
 from tests.sites.rig import HUB, LINEAGE, Site
 
+STEPS = 2 * 8  # as the rig trains: two epochs of 400 units, in batches of 50
 HUBS = ("hub", "hub-b", "hub-c")
 
 
@@ -148,6 +150,47 @@ def test_failures_counted_meanwhile_stop_the_second_attempt(shared: Site) -> Non
     shared.executor.fault = lost
     assert code(shared, HUB, 1) == "work_failed"
     assert shared.executions() == 1
+
+
+@pytest.mark.rule("28")
+def test_that_a_second_attempt_is_not_paid_for_is_told_to_nobody(site: Site) -> None:
+    """One round takes all of the run's epsilon: for what the worker's death cost twice none is left."""
+    lost = WorkerLostError("gone")
+    site.executor.fault = lambda job: _raise(lost)
+    terms = site.coordinator.terms(rounds=1, evaluate=False)
+    reply = site.ask(terms)
+    assert reply.refusal is not None
+    assert reply.refusal.code == "work_failed"
+    assert site.executions() == 1
+    assert read_failures(site.home).counts == {LINEAGE: {HUB: 1}}
+
+
+@pytest.mark.parametrize("what", ["no device", "the ledger's disk is full"])
+@pytest.mark.rule("28")
+def test_whatever_stops_a_second_attempt_is_one_code_and_counted(
+    site: Site, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    reserve, began = site.books.reserve, []
+
+    def fault(job: Job) -> None:
+        began.append(job)
+        raise NeverBegunError("busy") if len(began) > 1 else WorkerLostError("gone")
+
+    def full(*asked: object) -> object:
+        if began and what != "no device":
+            raise LedgerError("the disk is full")
+        return reserve(*asked)
+
+    site.executor.fault = fault
+    monkeypatch.setattr(site.books, "reserve", full)
+    assert site.code() == "work_failed"
+    assert len(began) == (2 if what == "no device" else 1)
+    assert site.steps_spent() == STEPS, "the first attempt stays paid for, and it alone"
+    assert read_failures(site.home).counts == {LINEAGE: {HUB: 1}}
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def test_status_and_doctor_show_the_failures(shared: Site, capsys) -> None:

@@ -13,15 +13,16 @@ from fedfactory.coordinator.runs import REOPEN, STOP, SUBMISSION, Runs, StopWish
 from fedfactory.coordinator.schedule import to_start
 from fedfactory.lease import Lease, LeaseHeldError
 from fedfactory.rounds.events import RunStarted, SiteConnected
+from tests.run_events import made, sent
 from tests.unit.coordinator_submissions import plan_of
 
 
-def add(runs, run_id):
+def add(runs, run_id, **changes):
     taken = Taken(
         number=runs.next_number(),
         at=1000.0,
         operator="lead",
-        plan=plan_of(run_id),
+        plan=plan_of(run_id, **changes),
     )
     return runs.add(runs.staging(run_id), taken)
 
@@ -134,6 +135,15 @@ def test_progress_is_what_the_run_itself_did(tmp_path):
         run.progress.update()
     assert (run.progress.steps, steps) == (1, 1)
     assert run.progress.last_at == 2.0
+
+
+def test_an_async_runs_round_is_its_model_s_and_no_site_s_count_of_orders(tmp_path):
+    run = add(Runs(tmp_path), "going", mode="async", quorum=1, buffer=2)
+    with Journal.open(run.folder / JOURNAL) as journal:
+        started = RunStarted(at=1.0, plan=run.taken.plan, connected=())
+        journal.append([started, sent("cesga", round=2), made(1), sent("cesga", round=5)])
+        run.progress.update()
+    assert run.progress.round == 1
 
 
 def test_one_daemon_to_a_home(tmp_path):

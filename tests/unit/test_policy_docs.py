@@ -19,7 +19,8 @@ NEEDS = {
     "base": "the base model",
     "result": "the result",
 }
-PAGE = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "policy.md").read_text()
 
 
 def table_under(heading: str) -> list[tuple[str, ...]]:
@@ -54,7 +55,7 @@ def test_every_code_that_a_site_may_answer_with_by_policy_is_explained():
 
 
 def test_the_rules_that_gates_name_are_rules_of_the_privacy_page():
-    rules = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text()
+    rules = (ROOT / "docs" / "privacy.md").read_text()
     for gate in GATES:
         if gate.clause.startswith("rule "):
             assert f"\n| {gate.clause.removeprefix('rule ')} | " in rules, gate.name
@@ -75,3 +76,13 @@ def test_the_egress_modes_are_all_there():
 
 def test_every_command_it_names_is_one():
     assert set(re.findall(r"site-agent ([a-z]+)", PAGE)) <= COMMANDS.keys()
+
+
+def test_a_key_of_the_policy_touches_four_files_and_the_page_names_them():
+    """As docs/contributing.md says of a key with a default: here of limits.plan_days."""
+    product = [p for p in (ROOT / "site_agents").rglob("*.py") if "plan_days" in p.read_text()]
+    docs = [ROOT / "docs" / "policy.md"]
+    section = (ROOT / "docs" / "contributing.md").read_text().partition("## A new policy key")[2]
+    rows = re.findall(r"^\| `([^`]+)` \|", section.partition("\n## ")[0], flags=re.MULTILINE)
+    assert sorted(rows) == sorted(str(p.relative_to(ROOT)) for p in product + docs)
+    assert "plan_days" in docs[0].read_text()

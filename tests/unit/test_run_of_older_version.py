@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fedfactory.contracts.codec import from_json
 from fedfactory.contracts.errors import ProtocolError
 from fedfactory.contracts.versions import RUN_FORM, OtherFormError, own_version
+from fedfactory.coordinator.desk.desk import Desk
 from fedfactory.coordinator.desk.watching import find_model, kept_models
 from fedfactory.coordinator.run_facts import read_submission
 from fedfactory.coordinator.run_settings import RunSettings
 from fedfactory.coordinator.running.journal import JOURNAL, Journal
 from fedfactory.coordinator.runs import Runs, row_of, status_of
+from fedfactory.identity.roles import Peer, Role
 from fedfactory.operator.run_folder import EVENTS, RunFolder
 from fedfactory.rounds.log import decode_event, encode_event
+from fedfactory.wire.operations import ResumeRequest, StopRequest, WatchRequest
 from tests.run_events import Run as Machine
 from tests.run_plans import run_plan
 from tests.unit.test_coordinator_runs import add
@@ -83,6 +88,29 @@ def test_an_unfinished_run_waits_for_good_and_says_why(tmp_path: Path) -> None:
     assert row_of(run, "suspended", None).reason.startswith(f"the run {RUN_ID} was begun by an old")
     with pytest.raises(OtherFormError, match=REFUSED):
         _ = run.taken
+
+
+def test_what_would_go_on_with_it_is_refused_by_name(tmp_path: Path) -> None:
+    lay(tmp_path, ended=False)
+    runs = Runs(tmp_path)
+    schedule = SimpleNamespace(status=lambda run: status_of(run, ()), queue=list)
+    desk = Desk(
+        SimpleNamespace(name="hub"),  # type: ignore[arg-type]
+        runs,
+        schedule,  # type: ignore[arg-type]
+        registry=None,  # type: ignore[arg-type]
+        registrar=None,  # type: ignore[arg-type]
+        signer=None,  # type: ignore[arg-type]
+        wake=threading.Event(),
+    )
+    ana = Peer(role=Role.OPERATOR, name="ana")
+    for ask in (
+        lambda: desk.watch(ana, WatchRequest(run_id=RUN_ID, after=0, follow=False)),
+        lambda: desk.stop(ana, StopRequest(run_id=RUN_ID, mode="now")),
+        lambda: desk.resume(ana, ResumeRequest(run_id=RUN_ID)),
+    ):
+        with pytest.raises(OtherFormError, match=REFUSED):
+            ask()
 
 
 def test_its_files_are_refused_by_name(tmp_path: Path) -> None:
