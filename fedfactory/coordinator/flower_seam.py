@@ -154,7 +154,10 @@ class Engine:
             if self._state.store_message_ins(message) is None:
                 return None
             self._open[message_id] = _Open(site, message, text, until)
-            self._waiting[site].append(message_id)
+            waiting = self._waiting[site]
+            while waiting and waiting[0] not in self._open:  # of a site that is away for long
+                waiting.popleft()
+            waiting.append(message_id)
         return message_id, site
 
     def fetch(self, site: str) -> Fetched | None:

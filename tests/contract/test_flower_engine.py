@@ -102,8 +102,9 @@ def test_a_message_whose_time_is_over_is_not_given_and_not_kept(engine: Engine) 
     assert engine.begin_reply("lumi", fetched) is None
     push(engine, "cyfronet", ttl=0.05)
     time.sleep(0.1)
-    push(engine, "lumi")
+    push(engine, "cyfronet")
     assert holds(engine) == (1, 0)
+    assert len(engine._waiting["cyfronet"]) == 1
 
 
 def test_only_who_was_given_a_message_answers_it_and_once(engine: Engine) -> None:
