@@ -123,7 +123,7 @@ class Working:
     def _attempt(self, case: Case, folder: Path) -> tuple[Charge | None, JobResult]:
         """Reserve and run; every attempt is reserved anew, for each may have touched the data.
 
-        That a second attempt was needed may follow from a record: why it is not made stays here.
+        That a second attempt was needed may follow from a record: why none is paid for stays here.
         """
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -137,9 +137,7 @@ class Working:
                 return charge, self._run(case, charge, case.base_file, folder)
             except NeverBegunError as error:
                 self._books.refund(case.key)
-                if attempt == 1:
-                    raise RefusedError("paused", str(error)) from error
-                log.warning("attempt %d was never begun: %s", attempt, error)
+                raise RefusedError("paused", str(error)) from error
             except WorkStoppedError as error:
                 raise RefusedError("killed", str(error)) from error
             except JobTimeoutError as error:
