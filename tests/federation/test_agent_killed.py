@@ -106,21 +106,22 @@ def _hold_to_account(federation: Federation, books: _Books, rounds: int) -> None
     summary = federation.summary()
     assert summary["status"] == "completed"
     assert len(summary["rounds"]) == rounds
-    taken = [e for e in federation.events() if e["event"] == "ReplyAccepted" and e["site"] == SITE]
+    taken = [e["update"] for e in federation.events() if e["event"] == "ReplyAccepted"]
+    taken = [update for update in taken if update["work"]["site"] == SITE]
     assert len(taken) >= 3  # rounds that begin while it is away do not wait for it
-    accepted = {_work(event): event for event in taken}
+    accepted = {_work(update["work"]): update for update in taken}
     assert len(accepted) == len(taken), "an answer was counted twice"
 
-    epsilons = [event["privacy"]["epsilon_run"] for event in taken]
+    epsilons = [update["privacy"]["epsilon_run"] for update in taken]
     assert epsilons == sorted(epsilons), "epsilon fell"
     (run,) = books.ledger["runs"]
     assert epsilons[-1] <= run["epsilon"] <= TARGET
 
     committed = {_work(entry["work"]): entry["update"] for entry in books.of_kind("WorkCommitted")}
     assert len(committed) == len(books.of_kind("WorkCommitted"))
-    for work, event in accepted.items():
-        assert event["payload"] == committed[work]["payload"], work
-        assert event["privacy"] == committed[work]["privacy"], work
+    for work, update in accepted.items():
+        assert update["payload"] == committed[work]["payload"], work
+        assert update["privacy"] == committed[work]["privacy"], work
     reserved = Counter(_work(entry["work"]) for entry in books.of_kind("WorkReserved"))
     reserved.subtract(_work(entry["work"]) for entry in books.of_kind("WorkRefunded"))
     assert all(reserved[work] >= 1 for work in committed)

@@ -82,9 +82,13 @@ class Ground:
         """What the coordinator heard of the site since it was last asked: `update`, or a code."""
         events = self._federation.events()
         new, self.heard = events[self.heard :], len(events)
-        answered = ("ReplyAccepted", "ReplyRefused")
-        mine = [e for e in new if e["event"] in answered and e["site"] == SITE]
-        return [event.get("code", "update") for event in mine]
+        found = []
+        for event in new:
+            if event["event"] == "ReplyAccepted" and event["update"]["work"]["site"] == SITE:
+                found.append("update")
+            elif event["event"] == "ReplyRefused" and event["site"] == SITE:
+                found.append(event["code"])
+        return found
 
     def hears(self, *wanted: str, seconds: float = 30) -> None:
         """Wait for an answer of these."""

@@ -68,8 +68,9 @@ def test_a_killed_process_of_a_run_is_replaced(launch: Launcher) -> None:
     assert federation.wait() == 0, federation.output()
     summary = federation.summary()
     assert [entry["round"] for entry in summary["rounds"]] == list(range(1, 13))
-    taken = [e for e in federation.events() if e["event"] == "ReplyAccepted"]
-    assert len({(e["round"], e["site"]) for e in taken}) == len(taken) == 36
+    events = federation.events()
+    taken = [e["update"]["work"] for e in events if e["event"] == "ReplyAccepted"]
+    assert len({(work["round"], work["site"]) for work in taken}) == len(taken) == 36
 
 
 def test_a_killed_launcher_leaves_no_process(launch: Launcher) -> None:
