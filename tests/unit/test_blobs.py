@@ -3,6 +3,7 @@
 import hashlib
 import os
 import stat
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from fedfactory.coordinator.gateway.blobs import BlobStore
 from fedfactory.coordinator.gateway.holds import Holds
 from fedfactory.identity.roles import Peer, Role
 from fedfactory.wire.rpc.arriving_blob import ArrivingBlob
+from tests.patience import HANG_S
 
 
 def ref_of(data):
@@ -184,6 +186,66 @@ def test_equal_bytes_of_the_next_round_are_not_given_up_with_those_of_the_last(s
     store.discard("run", REF.digest)
     assert store.claim("run", "cesga", REF.digest)
     assert store.path(REF.digest).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("runs", [("run", "run"), ("one", "two")])
+def test_equal_bytes_are_claimed_by_two_replies_at_once(store, monkeypatch, runs):
+    """One site answers two orders with the same bytes: it sent them once, and both count."""
+    store.receive(CESGA, REF, 0, cut(DATA))
+    syncing, go_on = threading.Event(), threading.Event()
+    sync = ArrivingBlob.sync
+
+    def slow(blob):
+        syncing.set()
+        go_on.wait(HANG_S)
+        sync(blob)
+
+    monkeypatch.setattr(ArrivingBlob, "sync", slow)
+    claims = []
+
+    def claim(run):
+        claims.append(store.claim(run, "cesga", REF.digest))
+
+    threads = [threading.Thread(target=claim, args=(run,)) for run in runs]
+    threads[0].start()
+    assert syncing.wait(HANG_S)
+    threads[1].start()
+    threads[1].join(0.2)  # it waits for its turn
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert claims == [True, True]
+    store.discard(runs[0], REF.digest)
+    assert store.path(REF.digest).read_bytes() == DATA
+    store.discard(runs[1], REF.digest)
+    assert not store.path(REF.digest).exists()
+
+
+def test_two_claims_at_once_of_what_the_site_never_sent_do_not_bear_each_other_out(
+    store, tmp_path, monkeypatch
+):
+    store.adopt("run", staged(tmp_path), REF)
+    waiting, go_on, whole = threading.Event(), threading.Event(), Arrivals._is_whole
+
+    def slow(self, path, digest):
+        waiting.set()
+        go_on.wait(HANG_S)
+        return whole(self, path, digest)
+
+    monkeypatch.setattr(Arrivals, "_is_whole", slow)
+    claims = []
+    threads = [
+        threading.Thread(target=lambda: claims.append(store.claim("run", "cesga", REF.digest)))
+        for _ in range(2)
+    ]
+    threads[0].start()
+    assert waiting.wait(HANG_S)
+    threads[1].start()
+    threads[1].join(0.2)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert claims == [False, False]
 
 
 # ---- models ----------------------------------------------------------------------------------

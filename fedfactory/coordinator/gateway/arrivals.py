@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -65,11 +65,18 @@ class Arrivals:
                     if blob.length == 0 < ref.bytes:
                         self._drop(path)
 
-    def take(self, peer: Peer, digest: str, into: Path) -> bool:
-        """Move a whole upload to `into`, durably but for the name; False if there is none."""
+    def take(
+        self, peer: Peer, digest: str, into: Path, unless: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """Move a whole upload to `into`, durably but for the name; False if there is none.
+
+        `unless` is asked once nobody else takes or sends it: if it holds, an upload need not be
+        there.
+        """
         with self._turn(peer, digest) as path:
+            taken_before = unless()
             if not self._is_whole(path, digest):
-                return False
+                return taken_before
             path.replace(into)
             self._known.pop(path, None)
             return True

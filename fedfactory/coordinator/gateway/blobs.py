@@ -82,12 +82,17 @@ class BlobStore:
         journal speaks of it: once for many. Until then a crash may leave the file where it arrived,
         and `restore` finds it there.
         """
-        with self._lock:
-            held = self._holds.claimed(site, digest) and self.path(digest).exists()
-            self._holds.claim(run, site, digest)  # before its file is there, so that it may stay
-        taken = False
+
+        def hold() -> bool:
+            with self._lock:
+                held = self._holds.claimed(site, digest) and path.exists()
+                self._holds.claim(run, site, digest)  # before its file is there, so that it stays
+            return held
+
+        # In turn with other claims of the same bytes: two replies may come at once.
+        path, taken = self.path(digest), False
         try:
-            taken = self._arrivals.take(_site(site), digest, self.path(digest)) or held
+            taken = self._arrivals.take(_site(site), digest, path, hold)
         finally:
             if not taken:
                 with self._lock:
