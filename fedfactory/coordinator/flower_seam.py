@@ -28,6 +28,8 @@ log = logging.getLogger("fedfactory.link")
 LONGEST_RUN_S: Final = 10.0 * 365 * 24 * 3600
 # Of each site so many answered messages are remembered, so that a reply sent twice is taken twice.
 ANSWERED_KEPT: Final = 64
+# Of each site so many messages are open: one whose line breaks again and again is asked each time.
+OPEN_KEPT: Final = 64
 
 
 def flower_environment(home: Path) -> dict[str, str]:
@@ -127,6 +129,7 @@ class Engine:
         self._sites = {node: site for site, node in self.nodes.items()}
         self._lock = threading.Lock()
         self._open: dict[str, _Open] = {}
+        self._of_site: dict[str, dict[str, None]] = {site: {} for site in self.nodes}
         self._waiting: dict[str, deque[str]] = {site: deque() for site in self.nodes}
         self._answered: dict[str, deque[str]] = {
             site: deque(maxlen=ANSWERED_KEPT) for site in self.nodes
@@ -153,7 +156,9 @@ class Engine:
             self._drop_expired(message.metadata.created_at)
             if self._state.store_message_ins(message) is None:
                 return None
+            self._make_room(site)
             self._open[message_id] = _Open(site, message, text, until)
+            self._of_site[site][message_id] = None
             waiting = self._waiting[site]
             while waiting and waiting[0] not in self._open:  # of a site that is away for long
                 waiting.popleft()
@@ -174,7 +179,8 @@ class Engine:
                 message_id = waiting.popleft()
                 self._state._check_stored_messages({message_id})  # noqa: SLF001
                 if message_id not in self._state.message_ins_store:
-                    self._open.pop(message_id, None)
+                    if message_id in self._open:
+                        self._drop(message_id)
                     continue
                 found = self._open[message_id]
                 found.fetched = True
@@ -252,6 +258,15 @@ class Engine:
                 return
             self._drop(message_id)
 
+    def _make_room(self, site: str) -> None:
+        """Let go of a site's oldest messages, if it has too many: the latest ask for the same."""
+        mine, waiting = self._of_site[site], self._waiting[site]
+        while len(mine) >= OPEN_KEPT:
+            oldest = next(one for one in mine if not self._open[one].in_hand)
+            if not self._open[oldest].fetched:
+                waiting.remove(oldest)
+            self._drop(oldest)
+
     def _drop(self, message_id: str) -> None:
         self._state.delete_messages({message_id})
-        del self._open[message_id]
+        del self._of_site[self._open.pop(message_id).site][message_id]

@@ -134,22 +134,26 @@ class LinkServer:
         engine = self._engine
         if engine is None or not (begun := engine.begin_reply(site, message_id)):
             return None if engine is None or begun is None else True
+        store, claimed, given = self._gateway.store, False, False
         try:
-            store = self._gateway.store
             claimed = digest is not None and store.claim(self._run_id, site, digest)
             reply = engine.pull(message_id) if engine.reply(message_id, text) else None
-        except BaseException:
-            engine.postpone(message_id)
-            raise
+            if reply is not None:
+                given = self._give(message_id, reply, digest if claimed else None)
+        finally:
+            engine.postpone(message_id)  # nothing, if it is answered
+            if claimed and digest is not None and not given:
+                store.unclaim(self._run_id, site, digest)
+        return given
+
+    def _give(self, message_id: str, reply: bytes, claim: str | None) -> bool:
+        """Give a reply to the process; False if it is gone."""
         with self._lock:
-            if reply is not None and self._client.fileno() >= 0:
-                found = base64.b64encode(reply).decode()
-                claim = digest if claimed else None
-                self._outbox.put({"reply": message_id, "flower": found, "claimed": claim})
-                return True
-        if claimed and digest is not None:
-            store.unclaim(self._run_id, site, digest)
-        return False
+            if self._client.fileno() < 0:
+                return False
+            found = base64.b64encode(reply).decode()
+            self._outbox.put({"reply": message_id, "flower": found, "claimed": claim})
+        return True
 
     # ---- life ------------------------------------------------------------------------------
 
@@ -174,6 +178,7 @@ class LinkServer:
             self._gateway.unsubscribe(self)
             self._outbox.put(None)
             with self._lock:
+                self._busy = False  # with a call that broke: the process may be stuck
                 hang_up(self._client)
             writer.join()
             self._over()

@@ -18,6 +18,7 @@ from fedfactory.contracts.orders import MESSAGE_FIELD, MESSAGE_RECORD
 from fedfactory.coordinator import flower_seam
 from fedfactory.coordinator.flower_seam import (
     ANSWERED_KEPT,
+    OPEN_KEPT,
     Engine,
     assume_app_identity,
     from_bytes,
@@ -125,13 +126,31 @@ def test_only_who_was_given_a_message_answers_it_and_once(engine: Engine) -> Non
 
 
 def test_what_is_remembered_of_answers_is_bounded(engine: Engine) -> None:
-    sent = [push(engine, "cesga") for _ in range(ANSWERED_KEPT + 5)]
-    for message_id in sent:
+    sent = []
+    for _ in range(ANSWERED_KEPT + 5):
+        sent.append(push(engine, "cesga"))
         engine.fetch("cesga")
-        answer(engine, "cesga", message_id)
+        answer(engine, "cesga", sent[-1])
     assert engine.begin_reply("cesga", sent[-1]) is False
     assert engine.begin_reply("cesga", sent[0]) is None
     assert (len(engine._open), *holds(engine)) == (0, 0, 0)
+
+
+def test_a_site_that_is_asked_again_and_again_keeps_the_latest(engine: Engine) -> None:
+    other = push(engine, "lumi")
+    first = push(engine, "cesga")
+    assert engine.fetch("cesga")
+    for number in range(3 * OPEN_KEPT):
+        push(engine, "cesga", str(number))
+    assert holds(engine) == (OPEN_KEPT + 1, 0)
+    assert len(engine._waiting["cesga"]) == OPEN_KEPT
+    assert engine.begin_reply("cesga", first) is None
+    found = engine.fetch("cesga")
+    assert found is not None
+    assert found.text == str(2 * OPEN_KEPT)
+    answer(engine, "cesga", found.message_id)
+    assert engine.fetch("lumi") is not None
+    answer(engine, "lumi", other)
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,31 @@ def test_an_upload_that_cannot_be_kept_leaves_the_order_open(link, server, gatew
     assert heard(link).claimed == REF.digest
 
 
+def test_a_reply_that_breaks_the_engine_keeps_no_claim(link, server, gateway, monkeypatch):
+    uploaded(gateway, "cesga")
+    sent = order(link, "cesga")
+    server.fetch("cesga")
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+        patched.setattr(server._engine, "reply", lambda *_: (_ for _ in ()).throw(RuntimeError))
+        server.reply("cesga", sent, "done", REF.digest)
+    assert not gateway.store._holds.is_held(REF.digest)
+    uploaded(gateway, "cesga")
+    assert server.reply("cesga", sent, "done", REF.digest)
+    assert heard(link).claimed == REF.digest
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_process_whose_call_broke_the_link_counts_as_silent(quiet, server, monkeypatch):
+    def breaks(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(server, "_handle", breaks)
+    with pytest.raises(LinkClosedError):
+        quiet.hello()
+    until(lambda: server.ended)
+    until(lambda: server.alive_at < time.monotonic() - 0.05)
+
+
 def test_a_restore_holds_what_is_named_and_gives_up_the_rest(link, gateway):
     uploaded(gateway, "cesga")
     link.restore([("cesga", REF.digest)], [])
