@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -162,6 +163,7 @@ class RunProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 pass_fds=[theirs.fileno()],
+                start_new_session=True,  # a group of its own: what a strategy starts ends with it
             )
 
     def _note_death(self, now: float) -> None:
@@ -190,10 +192,10 @@ class RunProcess:
         return f" (last: {told[:LONGEST_WORD]})" if told else ""
 
     def _drop_process(self) -> None:
-        """Kill the process, if it still lives, and end the link to it."""
+        """Kill what is left of the process and of its children, and end the link to it."""
         if self._process is not None:
             with suppress(ProcessLookupError):
-                self._process.kill()
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         with self._lock:
             link, self._link = self._link, None

@@ -6,8 +6,9 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from fedfactory.contracts.errors import FedfactoryError
 from fedfactory.coordinator.running.journal import read_events
@@ -25,7 +26,7 @@ class Progress:
     """What the journal told so far. Methods may be called from any thread.
 
     `begun` tells whether it holds anything; `round` is the one under way or the last; `steps`
-    counts its events of substance; `last_at` is the time of the last event (Unix seconds);
+    counts its events of substance (orders once, however often they are sent); `last_at` is the time of the last event (Unix seconds);
     `stopping` whether the run has taken a wish to stop.
     """
 
@@ -37,6 +38,7 @@ class Progress:
         self.stopping = False
         self._journal = journal
         self._count = 0
+        self._asked: dict[tuple[str, str], int] = {}  # the latest round, by kind and site
         self._reading = threading.Lock()
 
     @property
@@ -56,16 +58,25 @@ class Progress:
             except (OSError, ValueError, LookupError, TypeError) as error:
                 log.warning("%s: event %d: %s", self._journal, self._count, type(error).__name__)
 
-    def _note(self, event: dict[str, object]) -> None:
+    def _note(self, event: Mapping[str, Any]) -> None:
         kind = str(event["event"])
-        self.last_at = float(str(event["at"]))
-        self.steps += kind not in _NO_PROGRESS
+        self.last_at = float(event["at"])
+        self.steps += self._is_new_order(event) if kind == "OrdersSent" else kind not in _NO_PROGRESS
         # In async mode a training order's round is its site's own count of orders, of no model.
         own_count = self._is_async and kind == "OrdersSent" and event["kind"] == "train"
         if kind in ("OrdersSent", "ModelAggregated") and not own_count:
-            self.round = max(self.round, int(str(event["round"])))
+            self.round = max(self.round, int(event["round"]))
         if kind in ("StopRequested", "RunReopened"):
             self.stopping = kind == "StopRequested"
+
+    def _is_new_order(self, event: Mapping[str, Any]) -> bool:
+        """Whether any site is asked for a round for the first time."""
+        kind, number = str(event["kind"]), int(event["round"])
+        new = False
+        for site in event.get("sites", ()):  # a run of another form may tell otherwise
+            new |= number > self._asked.get((kind, site), 0)
+            self._asked[kind, site] = max(number, self._asked.get((kind, site), 0))
+        return new
 
 
 class Tail:

@@ -31,6 +31,7 @@ from fedfactory.contracts.errors import (
     UsageError,
 )
 from fedfactory.contracts.model import BlobRef
+from fedfactory.coordinator.running.run_log import RUN_LOG
 from fedfactory.isolation.launching import isolated
 from fedfactory.local.consortium import TICK_S, LocalConsortium
 from fedfactory.local.plan import baselines_request, check_shares
@@ -191,10 +192,17 @@ class _LocalRun:
                 if dead is not None and dead.name == "coordinator":
                     reason = f"the coordinator ended with code {dead.process.returncode}"
                     return end_broken(self._folder, reason, time.time())
+                if event is None and follower.status == "suspended":  # nobody can resume it here
+                    return end_broken(self._folder, self._suspended(client), time.time())
             assert follower.summary is not None
             return follower.summary
         finally:
             follower.close()
+
+    def _suspended(self, client: OperatorClient) -> str:
+        rows = [row for row in client.runs() if row.run_id == self._run_id]
+        said, _, _ = rows[0].reason.partition("; ")  # the rest is of a coordinator that stays
+        return f"{said}; see {self._folder / 'logs'}"
 
     def _baselines(self) -> Any:
         self._reporter.stage("measuring what each site alone, and pooled data, would have reached")
@@ -262,3 +270,6 @@ def _sites_note(config: RunConfig) -> str:
 def _keep_logs(workspace: Path, folder: Path) -> None:
     for logs in workspace.glob("*/logs"):
         shutil.copytree(logs, folder / "logs" / logs.parent.name, dirs_exist_ok=True)
+    for log in workspace.glob(f"*/runs/*/{RUN_LOG}"):
+        (folder / "logs" / "run").mkdir(parents=True, exist_ok=True)
+        shutil.copy(log, folder / "logs" / "run")

@@ -80,3 +80,21 @@ def test_a_killed_launcher_leaves_no_process(launch: Launcher) -> None:
     federation.process.kill()
     federation.process.wait()
     until(lambda: not any(map(lives, children)), 20)
+
+
+def test_a_strategy_that_ends_its_process_again_and_again_ends_the_run_and_says_so(
+    launch: Launcher, tmp_path: Path
+) -> None:
+    (tmp_path / "ends.py").write_text(
+        "import os\n"
+        "from flwr.serverapp.strategy import FedAvg\n"
+        "class Ends(FedAvg):\n"
+        "    def aggregate_train(self, server_round, replies):\n"
+        "        os.fork() or os._exit(0)\n"  # the child, which dies of it, holds no lock
+        "        os._exit(0)\n"
+    )
+    options = ("strategy=custom", "strategy._target_=ends.Ends")
+    federation = launch(*overrides(*options), env={"PYTHONPATH": str(tmp_path)})
+    assert federation.wait() == 3, federation.output()
+    assert "ended 5 times without getting on" in federation.summary()["reason"]
+    assert (federation.out / "logs" / "run" / "serverapp.log").exists()

@@ -137,6 +137,19 @@ def test_progress_is_what_the_run_itself_did(tmp_path):
     assert run.progress.last_at == 2.0
 
 
+def test_orders_that_are_sent_again_after_each_death_are_no_progress(tmp_path):
+    run = add(Runs(tmp_path / "runs"), "one")
+    with Journal.open(run.folder / JOURNAL) as journal:
+        steps = []
+        orders = [(1, "train"), (1, "train"), (1, "evaluate"), (2, "train"), (1, "train")]
+        for number, kind in orders:
+            event = sent("cesga", "lumi", kind=kind, round=number)
+            journal.append([event])
+            run.progress.update()
+            steps.append(run.progress.steps)
+    assert steps == [1, 1, 2, 3, 3]
+
+
 def test_an_async_runs_round_is_its_model_s_and_no_site_s_count_of_orders(tmp_path):
     run = add(Runs(tmp_path), "going", mode="async", quorum=1, buffer=2)
     with Journal.open(run.folder / JOURNAL) as journal:

@@ -176,3 +176,27 @@ def _sql(path, statement):
     with sqlite3.connect(path) as database:
         database.execute(statement)
     database.close()
+
+
+def test_a_child_of_the_writer_does_not_keep_the_next_one_out(tmp_path):
+    """A strategy may fork: what it leaves behind lives on when the writer is killed."""
+    reader, writer = os.pipe()
+    code = (
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from fedfactory.coordinator.running.journal import Journal\n"
+        "journal = Journal.open(Path(sys.argv[1]))\n"
+        "child = os.fork()\n"
+        "if child == 0: time.sleep(600)\n"
+        "os.write(int(sys.argv[2]), str(child).encode())\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "journal.sqlite"), str(writer)]
+    subprocess.run(words, pass_fds=[writer], check=False, timeout=HANG_S)
+    child = int(os.read(reader, 20))
+    try:
+        Journal.open(tmp_path / "journal.sqlite").close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.close(reader)
+        os.close(writer)

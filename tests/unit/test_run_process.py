@@ -2,16 +2,20 @@
 
 import os
 import signal
+import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fedfactory.coordinator import run_process
 from fedfactory.coordinator.run_process import LAST_GASP, RunProcess
 from fedfactory.coordinator.runs import Runs
 from fedfactory.coordinator.supervision import DEATHS_TO_SUSPEND
+from tests.owned_processes import lives
 from tests.patience import HANG_S, until
 from tests.unit.test_coordinator_runs import add
 
@@ -123,3 +127,49 @@ def test_a_run_that_loses_its_place_has_no_process_left(frozen):
     pid = frozen.pid
     frozen.close()
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_what_a_strategy_started_ends_with_the_process(process, monkeypatch, tmp_path):
+    (tmp_path / "parent.py").write_text(
+        "import subprocess, sys, time\n"
+        "from pathlib import Path\n"
+        "child = subprocess.Popen(['sleep', '600'])\n"
+        f"Path({str(tmp_path / 'child.part')!r}).write_text(str(child.pid))\n"
+        f"Path({str(tmp_path / 'child.part')!r}).rename({str(tmp_path / 'child')!r})\n"
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    monkeypatch.setattr(run_process, "MODULE", "parent")
+    process.tick(1.0)
+    until((tmp_path / "child").exists)
+    child = psutil.Process(int((tmp_path / "child").read_text()))
+    os.kill(process.pid, signal.SIGKILL)
+    until(lambda: process.tick(2.0) == "going" and not lives(child))
+
+
+def test_what_a_strategy_prints_fills_no_disk_and_what_ends_it_is_said(tmp_path):
+    code = (
+        "import os, subprocess, sys\n"
+        "from fedfactory.coordinator.running import process, serverapp\n"
+        "from fedfactory.coordinator.run_settings import RunSettings\n"
+        "def serve(daemon, settings):\n"
+        "    os.write(2, b'x' * 1000000)\n"
+        "    print('y' * 1000000, file=sys.__stderr__, flush=True)\n"
+        "    subprocess.run('head -c 1000000 /dev/zero >&2', shell=True)\n"
+        "    raise OSError('the end')\n"
+        "serverapp.serve, RunSettings.read = serve, lambda path: None\n"
+        "process.main()\n"
+    )
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        words = [str(theirs.fileno()), str(tmp_path / "settings.json"), str(os.getpid())]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            pass_fds=[theirs.fileno()],
+            capture_output=True,
+            check=False,
+            timeout=HANG_S,
+        )
+    assert done.returncode == 1
+    assert len(done.stderr) < 10_000
+    assert done.stderr.endswith(b"OSError: the end\n")

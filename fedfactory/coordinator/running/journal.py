@@ -70,7 +70,7 @@ class Journal:
         except BaseException:
             if database is not None:
                 database.close()
-            os.close(lock)
+            _unlock(lock)
             raise
 
     def events(self) -> list[Event]:
@@ -122,7 +122,7 @@ class Journal:
     def close(self) -> None:
         """Close the file; it can be opened again."""
         self._database.close()
-        os.close(self._lock)
+        _unlock(self._lock)
 
     def __enter__(self) -> Self:
         return self
@@ -161,7 +161,24 @@ def _lock(path: Path) -> int:
     except BlockingIOError:
         os.close(handle)
         raise _second_writer(path) from None
+    _locks.add(handle)
     return handle
+
+
+def _unlock(handle: int) -> None:
+    _locks.discard(handle)
+    os.close(handle)
+
+
+def _let_go() -> None:
+    """A forked child (a strategy may make one) writes no journal: it must not keep the lock."""
+    for handle in _locks:
+        os.close(handle)
+    _locks.clear()
+
+
+_locks: Final[set[int]] = set()
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _second_writer(path: Path) -> EnvironmentFailedError:
