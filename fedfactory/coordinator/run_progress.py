@@ -26,8 +26,8 @@ class Progress:
     """What the journal told so far. Methods may be called from any thread.
 
     `begun` tells whether it holds anything; `round` is the one under way or the last; `steps`
-    counts its events of substance (orders once, however often they are sent); `last_at` is the time of the last event (Unix seconds);
-    `stopping` whether the run has taken a wish to stop.
+    counts its events of substance (orders once, however often they are sent); `last_at` is the time
+    of the last event (Unix seconds); `stopping` whether the run has taken a wish to stop.
     """
 
     def __init__(self, journal: Path, *, is_async: bool) -> None:
@@ -61,7 +61,9 @@ class Progress:
     def _note(self, event: Mapping[str, Any]) -> None:
         kind = str(event["event"])
         self.last_at = float(event["at"])
-        self.steps += self._is_new_order(event) if kind == "OrdersSent" else kind not in _NO_PROGRESS
+        self.steps += (
+            self._is_new_order(event) if kind == "OrdersSent" else kind not in _NO_PROGRESS
+        )
         # In async mode a training order's round is its site's own count of orders, of no model.
         own_count = self._is_async and kind == "OrdersSent" and event["kind"] == "train"
         if kind in ("OrdersSent", "ModelAggregated") and not own_count:
