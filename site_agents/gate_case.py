@@ -158,6 +158,10 @@ class Case:
         except IntegrityError as error:
             return error
 
+    @property
+    def _known_revoked(self) -> frozenset[str]:
+        return frozenset() if isinstance(self.revoked, IntegrityError) else self.revoked
+
     # ---- the policy ----------------------------------------------------------------------------
 
     @cached_property
@@ -202,7 +206,7 @@ class Case:
             local_minute=local_minute(self.policy, now),
             coordinator_key=self.coordinator_key,
             operator_key=self.operator_key,
-            revoked=frozenset() if isinstance(self.revoked, IntegrityError) else self.revoked,
+            revoked=self._known_revoked,
             site=self.ground.site,
             train_examples=None,
             evaluate_examples=None,
@@ -211,8 +215,9 @@ class Case:
         )
 
     def later(self) -> None:
-        """Take the time anew: minutes may have passed since the facts were read."""
-        self.facts = replace(self.facts, now=time.time())
+        """Take time and revocations anew: minutes may have passed since the facts were read."""
+        self.revoked = self.revoked_now()
+        self.facts = replace(self.facts, now=time.time(), revoked=self._known_revoked)
 
     # ---- records, task, data -------------------------------------------------------------------
 

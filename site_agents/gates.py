@@ -89,10 +89,10 @@ _WORKER: Final = ("worker_lost", "paused")
 GATES: Final[tuple[Gate, ...]] = (
     Gate(WHO, "coordinator's signature", "not_authorised", checks.coordinator_signature, "rule 15"),
     Gate(WHO, "operator's signature", "not_authorised", checks.operator_signature, "rule 15"),
-    Gate(WHO, "list of revoked operators", "not_authorised", checks.revocations, "rule 37"),
+    Gate(WHO, "list of revoked operators", "not_authorised", checks.revocations, "rule 37", again=True),
     Gate(WHO, "policy file", "no_policy", checks.policy_file, "rule 42"),
     Gate(WHO, "known coordinator", "not_authorised", Clause(_P.coordinators), "coordinators"),
-    Gate(WHO, "known operator", "not_authorised", Clause(_P.operators), "operators"),
+    Gate(WHO, "known operator", "not_authorised", Clause(_P.operators), "operators", again=True),
 
     Gate(PLAN, "safe names", "bad_order", Clause(_P.names), "order.names"),
     Gate(PLAN, "time to answer", "expired", Clause(_P.expires_at), "sending.expires_at", "order", again=True),
@@ -128,7 +128,7 @@ GATES: Final[tuple[Gate, ...]] = (
     Gate(RECORDS, "one order for a round", "conflict", checks.conflict, "rule 14", "order", _BOOKS),
 
     Gate(NEW_WORK, "receipt", "no_receipt", checks.receipt, "rule 41"),
-    Gate(NEW_WORK, "kill switch", "killed", checks.killed, "control/state.json"),
+    Gate(NEW_WORK, "kill switch", "killed", checks.killed, "control/state.json", again=True),
     Gate(NEW_WORK, "pause", "paused", checks.paused, "control/state.json"),
     Gate(NEW_WORK, "task's own schema", "bad_parameters", checks.task_schema, "order.task_parameters"),
     Gate(NEW_WORK, "data source", "no_data", checks.data_source, "agent.yaml"),

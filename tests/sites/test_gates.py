@@ -185,7 +185,8 @@ def test_the_budget_is_the_last_gate_before_the_reservation() -> None:
     after = names[names.index("privacy budget") + 1 :]
     assert all(gate.needs == "result" for gate in GATES if gate.name in after)
     assert [gate.name for gate in GATES if gate.again] == [
-        "time to answer", "failed work", "privacy budget"
+        "list of revoked operators", "known operator", "time to answer", "kill switch",
+        "failed work", "privacy budget",
     ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import pytest
 from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.revocations import OperatorRevocation, SignedRevocation
 from fedfactory.identity.signing import Signer, fingerprint, new_signing_key
+from site_agents import control
 from site_agents.policy.pins import day_text
 from site_agents.revocations import REVOKED_FILE, Revocations
 from tests.policy_orders import pin
@@ -66,6 +67,27 @@ def test_a_result_that_was_worked_on_meanwhile_stays(
     assert both.code() == "not_authorised"
     assert both.executions() == 1
     assert list(both.received.iterdir()) == []
+
+
+@pytest.mark.parametrize("word", ["revoked", "killed"])
+def test_a_word_that_comes_while_private_work_is_tried_comes_before_its_budget(
+    both: Site,
+    coordinator: Coordinator,
+    other: Signer,
+    monkeypatch: pytest.MonkeyPatch,
+    word: str,
+) -> None:
+    """Base model and trial take minutes: then nothing is reserved and no record is touched."""
+
+    def say(_: object) -> None:
+        if word == "killed":
+            control.set(both.home, "killed", by="ana", reason="an incident")
+        else:
+            revoke(both, other, coordinator.operator, "olga")
+
+    monkeypatch.setattr(both.executor, "rehearse", say)
+    assert both.code() == {"killed": "killed", "revoked": "not_authorised"}[word]
+    assert (both.executions(), both.steps_spent()) == (0, 0)
 
 
 def test_who_was_revoked_is_not_known_so_nobody_asks(both: Site) -> None:

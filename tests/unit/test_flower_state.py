@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import enum
 import itertools
 import json
@@ -456,6 +457,71 @@ def test_memory_in_a_class_is_refused(
         type(holder).count += 1
     with pytest.raises(AggregationError, match=r"the class attribute Shared\.\w+ changed"):
         memory.save(tmp_path)
+
+
+class SharedByAll(strategy.FedAvg):
+    seen: ClassVar[set[int]] = set()
+    last: ClassVar[collections.deque[int]] = collections.deque()
+    times: ClassVar[collections.Counter[str]] = collections.Counter()
+    warm = False
+    best: str | None = None
+    pair: ClassVar[tuple[int, list[int]]] = (1, [])
+
+    def by_default(self, cache: list[int] = []) -> None:  # noqa: B006
+        cache.append(1)
+
+    def counted(self) -> None: ...
+
+
+DEEDS: dict[str, Callable[[Any], object]] = {
+    "seen": lambda cls: cls.seen.add(1),
+    "last": lambda cls: cls.last.append(1),
+    "times": lambda cls: cls.times.update("a"),
+    "warm": lambda cls: setattr(cls, "warm", True),
+    "best": lambda cls: setattr(cls, "best", "lumi"),
+    "pair": lambda cls: cls.pair[1].append(1),
+    "by_default": lambda cls: cls.by_default(None),
+    "counted": lambda cls: setattr(cls.counted, "calls", 1),
+}
+
+
+@pytest.mark.parametrize("name", DEEDS)
+def test_whatever_a_class_remembers_is_refused(tmp_path: Path, name: str) -> None:
+    own = {key: copy.deepcopy(found) for key, found in vars(SharedByAll).items() if key in DEEDS}
+    fresh = type("Fresh", (strategy.FedAvg,), own)
+    holder = fresh()
+    memory = watched(holder)
+    assert memory.save(tmp_path) is None
+    DEEDS[name](fresh)
+    with pytest.raises(AggregationError, match=rf"the class attribute Fresh\.{name} changed"):
+        memory.save(tmp_path)
+
+
+def test_a_function_that_counts_is_refused_once_it_has(tmp_path: Path) -> None:
+    class Counting(strategy.FedAvg):
+        def __init__(self) -> None:
+            count = 0
+
+            def step() -> int:
+                nonlocal count
+                count += 1
+                return count
+
+            self.step = step
+
+    holder = Counting()
+    memory = watched(holder)
+    assert memory.save(tmp_path) is None
+    holder.step()
+    with pytest.raises(AggregationError, match=r"step holds a .*function, which remembers"):
+        memory.save(tmp_path)
+
+
+def test_a_strategy_that_is_a_container_is_refused() -> None:
+    class Items(strategy.FedAvg, dict[str, int]): ...
+
+    with pytest.raises(UsageError, match="Items is itself a container"):
+        watched(Items())
 
 
 # ---- state_dict --------------------------------------------------------------------------------

@@ -58,9 +58,15 @@ class StrategyMemory:
     ) -> None:
         self._strategy = strategy
         self._name = type(strategy).__name__
+        if isinstance(strategy, dict | list | set | bytearray):
+            raise UsageError(
+                f"{self._name} is itself a container, whose items are not saved; keep them in an"
+                " attribute (docs/researcher.md)"
+            )
         self._beside = beside
         self._kinds = (*CONTAINERS, *kinds)
         self._code: dict[str, object] = {}
+        self._scalars: dict[str, str] = {}
         try:
             self._tells = self._has_state_dict()
             text, arrays = self._collect(first=True)
@@ -129,8 +135,7 @@ class StrategyMemory:
 
     def _collect(self, *, first: bool = False) -> tuple[str, dict[int, Bytes]]:
         """Return the JSON of all that is remembered, and the arrays that it speaks of."""
-        watched = self._strategy if first else None
-        values = Values(kinds=self._kinds, code=self._code, strategy=watched)
+        values = self._values(is_new=first)
         try:
             own = {f"{_OWN}{name}": value for name, value in attributes(self._strategy).items()}
             if self._tells:
@@ -145,6 +150,15 @@ class StrategyMemory:
         about = {"version": _VERSION, "class": _class_of(self._strategy)}
         found = {**about, "root": root, "nodes": values.nodes}
         return json.dumps(found, separators=(",", ":"), allow_nan=False), values.arrays
+
+    def _values(self, *, is_new: bool) -> Values:
+        return Values(
+            kinds=self._kinds,
+            code=self._code,
+            scalars=self._scalars,
+            strategy=self._strategy,
+            is_new=is_new,
+        )
 
     def _state_dict(self) -> Any:
         try:
@@ -184,7 +198,7 @@ class StrategyMemory:
         """Return a digest of what the strategy's classes share, by name; some kinds have none."""
         found = {}
         for name, value in class_data(type(self._strategy)).items():
-            values = Values(kinds=self._kinds, code=self._code)
+            values = self._values(is_new=False)
             with suppress(AggregationError):
                 told = values.add(name, value)
                 arrays = tuple(array.tobytes() for array in values.arrays.values())

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfactory.coordinator.aggregating.accumulator import AggregationError
-from fedfactory.coordinator.aggregating.strategy_code import CODE, kept_by
+from fedfactory.coordinator.aggregating.strategy_code import CODE, kept_by, kept_scalars
 
 Bytes = NDArray[np.uint8]
 
@@ -69,14 +69,17 @@ CONTAINERS: Final = (
 class Values:
     """Takes in the values of one memory.
 
-    `code` names the code and constants that construction put into the strategy; with `strategy`
-    given, construction is just over, and they are collected. `arrays` are bytes by the number of
+    `code` names the code and constants that construction put into the strategy, `scalars` what they
+    kept of text and numbers then; with `is_new`, construction is just over, and both are collected.
+    `arrays` are bytes by the number of
     their node: views of live memory, except of an array with gaps.
     """
 
     kinds: Iterable[Kind]
     code: dict[str, object]
-    strategy: object = None
+    scalars: dict[str, str]
+    strategy: object
+    is_new: bool
     nodes: list[list[Any]] = field(default_factory=list)
     arrays: dict[int, Bytes] = field(default_factory=dict)
     _numbers: dict[Any, int] = field(default_factory=dict)  # by id, or by an immutable's value
@@ -157,14 +160,17 @@ class Values:
         return ["ndarray", dtype.str, list(value.shape), list(strides), value.flags.writeable]
 
     def _code(self, value: object) -> str:
-        for name, known in self.code.items():
-            if known is value:
-                return name
-        if self.strategy is None:
-            raise self._unsavable(value, "which was put there after construction")
         if (kept := kept_by(value, self.strategy)) is not None:
             raise self._unsavable(value, f"with a {_type_of(kept)} inside")
+        for name, known in self.code.items():
+            if known is value:
+                if self.scalars.get(name, "") != kept_scalars(value):
+                    raise self._unsavable(value, "which remembers a number or text that changed")
+                return name
+        if not self.is_new:
+            raise self._unsavable(value, "which was put there after construction")
         self.code[self._where()] = value
+        self.scalars[self._where()] = kept_scalars(value)
         return self._where()
 
     def _scalar(self, value: Any) -> Any:

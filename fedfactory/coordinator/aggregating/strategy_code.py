@@ -10,7 +10,9 @@ import enum
 import logging
 import re
 import types
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -21,6 +23,7 @@ _CONSTANTS: Final[tuple[type, ...]] = (
     type(np.mean),
 )
 _SCALARS: Final = (type(None), bool, int, float, complex, str, bytes)
+_MAX_DEPTH: Final = 8
 CODE: Final = (*_CONSTANTS, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 
 
@@ -86,10 +89,49 @@ def _slots(cls: type) -> Iterator[str]:
 
 
 def class_data(cls: type) -> dict[str, Any]:
-    """Return the data that a strategy's classes share, by 'Class.name'."""
+    """Return the data that a strategy's classes share, by 'Class.name'.
+
+    That is attributes, and what their functions have as defaults and attributes.
+    """
     return {
-        f"{base.__name__}.{name}": found
+        f"{base.__name__}.{name}": _plain(found)
         for base in cls.__mro__
         for name, found in vars(base).items()
-        if type(found) in (int, float, list, dict, np.ndarray) and not name.startswith("__")
+        if not name.startswith("__")
     }
+
+
+def _plain(value: Any, deep: int = 0) -> Any:
+    """Return containers as lists and dicts, whatever their class; the rest as it is."""
+    if isinstance(value, staticmethod | classmethod):
+        value = value.__func__
+    match value:
+        case _ if deep == _MAX_DEPTH:
+            return value
+        case types.FunctionType():
+            kept = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
+            return [_plain(kept, deep + 1), _plain(vars(value), deep + 1)]
+        case Mapping():
+            return [[_plain(one, deep + 1) for one in pair] for pair in value.items()]
+        case AbstractSet():
+            return sorted(repr(_plain(one, deep + 1)) for one in value)
+        case list() | tuple() | deque():
+            return [_plain(one, deep + 1) for one in value]
+    return value
+
+
+def kept_scalars(code: object) -> str:
+    """Return what a function keeps in its closure and as attributes, apart from other data.
+
+    Text and numbers there are no data until they change.
+    """
+    if isinstance(code, types.MethodType):
+        code = code.__func__
+    if not isinstance(code, types.FunctionType):
+        return ""
+    return repr([found for found in _changing(code) if type(found) in _SCALARS])
+
+
+def _changing(function: types.FunctionType) -> Iterator[object]:
+    yield from _closure(function)
+    yield from vars(function).values()
