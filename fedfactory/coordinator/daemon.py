@@ -140,8 +140,12 @@ class Coordinator:
         pids = {"coordinator": os.getpid(), **{f"run {run}": pid for run, pid in runs.items()}}
         if pids != self._told_pids:
             told = {"address": address, "pids": pids}
-            write_in_one_piece(self._home / GATEWAY_FILE, json.dumps(told))
-            self._told_pids = pids
+            try:
+                write_in_one_piece(self._home / GATEWAY_FILE, json.dumps(told))
+            except OSError as error:  # a full disk is no reason to leave every run alone
+                log.error("%s cannot be written: %s", GATEWAY_FILE, error)  # noqa: TRY400
+            else:
+                self._told_pids = pids
 
     def _open_run(self, run: Run) -> RunProcess:
         revoked = {m.name for m in self._registry.members() if m.status == "revoked"}

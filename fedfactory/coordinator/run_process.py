@@ -67,6 +67,7 @@ class RunProcess:
         self._steps = -1
         self._ended_at: float | None = None
         self._stop: StopWish | None = None
+        self._told_at = 0.0
         self._moved_before = gateway.traffic()
         initial = run.facts.initial
         gateway.open_run(run.run_id, run.sites, initial.bytes + HEADER_ROOM_BYTES)
@@ -81,7 +82,7 @@ class RunProcess:
         """Look after the run, once."""
         if self._ended_at is not None or self.run.ended:  # reopened: with a new process
             return self._end(now)
-        self._tell_stop()
+        self._tell_stop(now)
         self._note_death(now)
         step = next_step(self._seen(now))
         if step == "suspend":
@@ -96,7 +97,7 @@ class RunProcess:
         if step == "start":
             self._start(now)
         elif step == "kill" and self._process is not None:
-            log.warning("run %s: its process is frozen; killing it", self.run.run_id)
+            log.warning("run %s: its process is stuck; killing it", self.run.run_id)
             self._process.kill()
         return "going"
 
@@ -126,7 +127,15 @@ class RunProcess:
             alive_at=now if self._link is None else self._link.alive_at,
             deaths=self._deaths,
             died_at=self._died_at,
+            unheard_since=self._unheard_since(),
         )
+
+    def _unheard_since(self) -> float | None:
+        """Return since when the process has been told to stop now, without having heard it."""
+        if self._stop is None or self._stop.after_round or self._started_at is None:
+            return None
+        self.run.progress.update()
+        return None if self.run.progress.stopping_now else max(self._told_at, self._started_at)
 
     def _start(self, now: float) -> None:
         ours, theirs = socket.socketpair()
@@ -203,11 +212,11 @@ class RunProcess:
             link.close()
         self._process = self._started_at = None
 
-    def _tell_stop(self) -> None:
+    def _tell_stop(self, now: float) -> None:
         wish = self.run.stop_wish()
         if wish is None or wish == self._stop:
             return
-        first, self._stop = self._stop is None, wish
+        first, self._stop, self._told_at = self._stop is None, wish, now
         if first:
             self.run.progress.update()
         if not (first and self.run.progress.stopping and wish.after_round):

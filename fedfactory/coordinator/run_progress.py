@@ -27,7 +27,8 @@ class Progress:
 
     `begun` tells whether it holds anything; `round` is the one under way or the last; `steps`
     counts its events of substance (orders once, however often they are sent); `last_at` is the time
-    of the last event (Unix seconds); `stopping` whether the run has taken a wish to stop.
+    of the last event (Unix seconds); `stopping` whether the run has taken a wish to stop,
+    `stopping_now` one that waits for no round.
     """
 
     def __init__(self, journal: Path, *, is_async: bool) -> None:
@@ -35,7 +36,7 @@ class Progress:
         self.round = 0
         self.steps = 0
         self.last_at: float | None = None
-        self.stopping = False
+        self.stopping = self.stopping_now = False
         self._journal = journal
         self._count = 0
         self._asked: dict[tuple[str, str], int] = {}  # the latest round, by kind and site
@@ -70,6 +71,7 @@ class Progress:
             self.round = max(self.round, int(event["round"]))
         if kind in ("StopRequested", "RunReopened"):
             self.stopping = kind == "StopRequested"
+            self.stopping_now = self.stopping and not event.get("after_round")
 
     def _is_new_order(self, event: Mapping[str, Any]) -> bool:
         """Whether any site is asked for a round for the first time."""

@@ -12,6 +12,8 @@ from typing import Final, Literal
 FROZEN_S: Final = 15.0
 # From its start to its hello: a loaded machine takes long to import Flower.
 HELLO_S: Final = 60.0
+# How long a stop may go unheard: a strategy's code may never end, whatever else its process does.
+UNHEARD_S: Final = 60.0
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
 DEATHS_TO_SUSPEND: Final = 5
@@ -25,7 +27,8 @@ class RunSeen:
 
     `started_at` is when it was started (None: there is none), `greeted` whether it has said hello
     since; `alive_at` is its last sign of life. `deaths` are those since the run last wrote anything
-    of substance to its journal, `died_at` the last.
+    of substance to its journal, `died_at` the last. `unheard_since` is when the process was told to
+    stop now, if its journal does not say that it heard.
     """
 
     now: float
@@ -34,6 +37,7 @@ class RunSeen:
     alive_at: float
     deaths: int
     died_at: float
+    unheard_since: float | None = None
 
 
 def next_step(seen: RunSeen) -> RunStep:
@@ -43,6 +47,8 @@ def next_step(seen: RunSeen) -> RunStep:
     if seen.started_at is None:
         rested = seen.now - seen.died_at >= pause_s(seen.deaths)
         return "start" if seen.deaths == 0 or rested else "wait"
+    if seen.unheard_since is not None and seen.now - seen.unheard_since > UNHEARD_S:
+        return "kill"
     if seen.greeted:
         return "kill" if seen.now - seen.alive_at > FROZEN_S else "wait"
     return "kill" if seen.now - seen.started_at > HELLO_S else "wait"

@@ -15,6 +15,7 @@ from fedfactory.coordinator.aggregating.aggregation import StreamingAggregation
 from fedfactory.coordinator.run_settings import CENTRAL
 from fedfactory.coordinator.running import runner
 from fedfactory.coordinator.running.journal import Journal
+from fedfactory.coordinator.running.standing import Standing
 from fedfactory.rounds import history
 from fedfactory.rounds.events import (
     CentralMeasured,
@@ -370,6 +371,27 @@ def test_a_stop_ends_the_run_after_its_round_once_however_often_it_is_told(made)
     (stop,) = the(coordinator, StopRequested)
     assert stop.after_round
     assert summary_of(coordinator)["status"] == "stopped"
+
+
+def test_a_stop_comes_before_the_code_that_the_last_process_was_stuck_in(made, monkeypatch):
+    coordinator = made(rounds=50)
+    close, called = Standing.close, []
+
+    def stuck(standing, command, out):
+        if command.round == 2:
+            called.append(command.round)
+            raise Killed
+        return close(standing, command, out)
+
+    monkeypatch.setattr(runner, "LARGE_MODEL_BYTES", 0)  # written before it is aggregated
+    monkeypatch.setattr(Standing, "close", stuck)
+    with pytest.raises(Killed):
+        coordinator.run()
+    coordinator.stop("asked by ana", after_round=False)
+    coordinator.run()
+    assert called == [2]
+    assert summary_of(coordinator)["status"] == "stopped"
+    assert len(the(coordinator, ModelAggregated)) == 1
 
 
 def test_a_stop_under_way_lets_the_round_finish(made):

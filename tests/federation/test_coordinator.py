@@ -249,6 +249,22 @@ def test_a_run_that_dies_again_and_again_waits_for_its_operator(rig):
     complete(rig, "dying")
 
 
+def test_a_disk_that_does_not_take_who_runs_ends_no_daemon(rig):
+    begin(rig, "unannounced")
+    told, (before,) = rig.home / "gateway.json", rig.run_processes()
+    coordinator = rig.told()["pids"]["coordinator"]
+    told.unlink()
+    told.mkdir()
+    try:
+        before.kill()
+        rig.until(lambda: "gateway.json cannot be written" in rig.log())
+    finally:
+        told.rmdir()
+    rig.until(lambda: rig.told().get("pids", {}).get("run unannounced") not in (None, before.pid))
+    assert rig.told()["pids"]["coordinator"] == coordinator
+    complete(rig, "unannounced")
+
+
 @pytest.mark.slow
 def test_a_run_s_process_that_is_frozen_is_replaced(rig):
     begin(rig, "stood-still")

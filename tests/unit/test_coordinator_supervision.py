@@ -7,6 +7,7 @@ from fedfactory.coordinator.supervision import (
     FROZEN_S,
     HELLO_S,
     LONGEST_PAUSE_S,
+    UNHEARD_S,
     RunSeen,
     next_step,
     pause_s,
@@ -45,6 +46,8 @@ def test_the_first_death_costs_no_pause_and_those_after_it_ever_longer_ones():
         ({"started_at": 1000.0 - HELLO_S - 1}, "kill"),
         ({"started_at": 1.0, "greeted": True}, "wait"),
         ({"started_at": 1.0, "greeted": True, "alive_at": 1000.0 - FROZEN_S - 1}, "kill"),
+        ({"started_at": 1.0, "greeted": True, "unheard_since": 1000.0 - UNHEARD_S}, "wait"),
+        ({"started_at": 1.0, "greeted": True, "unheard_since": 999.0 - UNHEARD_S}, "kill"),
     ],
 )
 def test_what_is_done_about_a_run(changes, step):

@@ -13,8 +13,10 @@ import pytest
 
 from fedfactory.coordinator import run_process
 from fedfactory.coordinator.run_process import LAST_GASP, RunProcess
-from fedfactory.coordinator.runs import Runs
+from fedfactory.coordinator.running.journal import JOURNAL, Journal
+from fedfactory.coordinator.runs import Runs, StopWish
 from fedfactory.coordinator.supervision import DEATHS_TO_SUSPEND
+from fedfactory.rounds.events import StopRequested
 from tests.owned_processes import lives
 from tests.patience import HANG_S, until
 from tests.unit.test_coordinator_runs import add
@@ -173,3 +175,17 @@ def test_what_a_strategy_prints_fills_no_disk_and_what_ends_it_is_said(tmp_path)
     assert done.returncode == 1
     assert len(done.stderr) < 10_000
     assert done.stderr.endswith(b"OSError: the end\n")
+
+
+def test_since_when_a_stop_goes_unheard(frozen):
+    frozen.tick(100.0)
+    frozen.run.wish_stop(StopWish(reason="asked by ana", after_round=True))
+    frozen.tick(110.0)
+    assert frozen._seen(110.0).unheard_since is None
+    frozen.run.wish_stop(StopWish(reason="asked by ana", after_round=False))
+    frozen.tick(120.0)
+    assert frozen._seen(125.0).unheard_since == 120.0
+    told = StopRequested(at=1.0, reason="asked by ana", after_round=False)
+    with Journal.open(frozen.run.folder / JOURNAL) as journal:
+        journal.append([told])
+    assert frozen._seen(130.0).unheard_since is None

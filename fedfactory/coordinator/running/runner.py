@@ -98,6 +98,7 @@ class Runner:
         """
         try:
             self._begin()
+            self._feed(self._happened(0.0))  # a stop comes before what the run was stuck in
             while not self._finished:
                 self._perform_all()
                 if not self._finished:
@@ -176,10 +177,12 @@ class Runner:
         elif isinstance(event, SiteLeft):
             self._told.left.add(event.site)
 
-    def _happened(self) -> list[Event]:
-        """Wait until something happens; return all that did."""
+    def _happened(self, at_most: float | None = None) -> list[Event]:
+        """Wait until something happens, at most so many seconds; return all that did."""
         deadline = self._deadline
-        timeout = None if deadline is None else max(0.0, deadline.at - time.monotonic())
+        timeout = at_most
+        if deadline is not None and at_most is None:
+            timeout = max(0.0, deadline.at - time.monotonic())
         happenings: list[LinkRing | Replied | Measured] = []
         try:
             happenings.append(self._parts.happenings.get(timeout=timeout))
