@@ -15,6 +15,7 @@ from typing import Final
 
 from fedfactory.contracts.codec import to_json
 from fedfactory.contracts.errors import FedfactoryError, ProtocolError
+from fedfactory.contracts.orders import WorkKey
 from fedfactory.contracts.plans import Anchor
 from fedfactory.contracts.updates import Reply
 from site_agents.approvals import Pending
@@ -58,14 +59,19 @@ class Dispatcher:
         self._changed = changed
         self._lock = threading.Lock()
         self._working = 0
-        self._waiting: list[tuple[str, ReceivedOrder]] = []  # by message id, for a person
+        # An order may come again and again, each time the connection comes back: of a copy that
+        # waits, the latest counts. By the key of the work, with the message's id.
+        self._waiting: dict[WorkKey, tuple[str, ReceivedOrder]] = {}  # for a person
+        self._later: dict[WorkKey, tuple[str, ReceivedOrder]] = {}  # for the copy worked on
+        self._worked_on: set[WorkKey] = set()
         self._unsent: list[_Answer] = []
 
     @property
     def has_room(self) -> bool:
         """Whether one more order may be taken."""
         with self._lock:
-            return self._working + len(self._waiting) + len(self._unsent) < MOST_IN_HAND
+            waiting = len(self._waiting) + len(self._later) + len(self._unsent)
+            return self._working + waiting < MOST_IN_HAND
 
     @property
     def is_idle(self) -> bool:
@@ -86,8 +92,8 @@ class Dispatcher:
     def ask_again(self) -> None:
         """Somebody decided something: take up the orders that wait for a person."""
         with self._lock:
-            waiting, self._waiting = self._waiting, []
-        for message_id, order in waiting:
+            waiting, self._waiting = self._waiting, {}
+        for message_id, order in waiting.values():
             self._begin(partial(self._reply, message_id, order))
 
     def send_unsent(self) -> None:
@@ -141,13 +147,31 @@ class Dispatcher:
         self._changed()
 
     def _reply(self, message_id: str, received: Received) -> None:
-        if isinstance(received, ReceivedOrder):
-            self._board.begins(received.key)
+        if not isinstance(received, ReceivedOrder):
+            self._reply_to(message_id, received)
+            return
+        key = received.key
+        with self._lock:
+            if key in self._worked_on:
+                self._later[key] = message_id, received
+                return
+            self._worked_on.add(key)
+        try:
+            self._board.begins(key)
+            self._reply_to(message_id, received)
+        finally:
+            with self._lock:
+                self._worked_on.discard(key)
+                later = self._later.pop(key, None)
+            if later is not None:
+                self._begin(partial(self._reply, *later))
+
+    def _reply_to(self, message_id: str, received: Received) -> None:
         reply = self._answer(received)
         if isinstance(reply, Pending):
             assert isinstance(received, ReceivedOrder)
             with self._lock:
-                self._waiting.append((message_id, received))
+                self._waiting[received.key] = message_id, received
             self._board.waits(received.key)
             return
         if reply is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from site_agents.dispatch import Dispatcher
 from site_agents.gateway_client import Fetched
 from site_agents.received import Received, ReceivedOrder
 from site_agents.status import StatusBoard, read_status
-from tests.patience import HANG_S
+from tests.patience import HANG_S, until
 from tests.policy_orders import BASE, UNSIGNED, sending_of
 
 
@@ -60,6 +61,7 @@ class Line:
         self.cut = False
         self.gone: set[str] = set()
         self.never: set[str] = set()
+        self.runs: dict[str, str] = {}  # by message id, where it is another
 
     def send(self, message_id: str, text: str, digest: str) -> bool:
         if message_id in self.gone:
@@ -69,7 +71,7 @@ class Line:
         if self.cut:
             raise EnvironmentFailedError("cut")
         reply = from_json(Reply, text)
-        assert reply.work.run_id == message_id
+        assert reply.work.run_id == self.runs.get(message_id, message_id)
         self.sent.append(message_id)
         self.digests.append(digest)
         return True
@@ -143,6 +145,40 @@ def test_what_waits_for_a_person_is_taken_up_when_they_decided(tmp_path: Path):
     bench.dispatcher.ask_again()
     assert bench.dispatcher.is_idle
     assert all(order is seen[0] for order in seen), "an order is read once"
+
+
+def test_an_order_that_comes_with_each_connection_takes_up_one_place(tmp_path: Path):
+    """A run's order waits for a worker, another's for a person, while the line breaks and breaks."""
+    begun, done, decided = threading.Event(), threading.Event(), threading.Event()
+    answered: list[str] = []
+
+    def answer(order: Received) -> Reply | Pending:
+        if run_of(order) == "slow":
+            begun.set()
+            assert done.wait(HANG_S)
+        elif not decided.is_set():
+            return Pending(work_id="w")
+        answered.append(run_of(order))
+        return reply_to(order)
+
+    bench = Bench(tmp_path, answer)
+    for number in range(3 * dispatch.MOST_IN_HAND):
+        for run in ("slow", "asks"):
+            fetched = replace(message_of(run), message_id=f"{run}.{number}")
+            bench.line.runs[fetched.message_id] = run
+            bench.dispatcher.submit(fetched)
+            if (run, number) == ("slow", 0):
+                assert begun.wait(HANG_S)
+            else:
+                bench.settled()
+    assert bench.dispatcher.has_room
+    decided.set()
+    bench.dispatcher.ask_again()
+    done.set()
+    until(lambda: bench.dispatcher.is_idle)
+    last = 3 * dispatch.MOST_IN_HAND - 1
+    assert sorted(bench.line.sent) == [f"asks.{last}", "slow.0", f"slow.{last}"]
+    assert sorted(answered) == ["asks", "slow", "slow"]
 
 
 def test_a_reply_names_the_upload_that_it_speaks_of(tmp_path: Path):
