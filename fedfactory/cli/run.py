@@ -105,7 +105,7 @@ def _configured(composed: Composed, sites: tuple[str, ...]) -> RunConfig:
                 f"{name} is for `fedfactory local` alone: at a real site the data is the site's own"
             )
     config = run_config(composed.values, composed.text, sites=sites)
-    check_choices(config, any_strategy_class=False)
+    check_choices(config)
     return config
 
 

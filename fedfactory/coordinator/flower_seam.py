@@ -72,9 +72,16 @@ def from_bytes(data: bytes) -> Message:
 
 
 def import_engine() -> None:
-    """Import what `Engine` needs of Flower: two seconds of a processor."""
+    """Import what `Engine` needs of Flower: two seconds of a processor.
+
+    Only warnings of Flower and its database library are logged from then on: the rest is a line
+    for each of their plug-ins and for each start of a run's process.
+    """
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     import flwr.server.superlink.linkstate
     import flwr.superlink.federation  # noqa: F401
+
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # the import sets it, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

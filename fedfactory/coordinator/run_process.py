@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from fedfactory.coordinator.flower_seam import flower_environment
 from fedfactory.coordinator.link_server import LinkServer
 from fedfactory.coordinator.running.link import LinkRing
-from fedfactory.coordinator.running.run_log import RUN_LOG, last_word
+from fedfactory.coordinator.running.run_log import LAST_GASP, RUN_LOG, last_word
 from fedfactory.coordinator.runs import SETTINGS, Run, StopWish
 from fedfactory.coordinator.supervision import RunSeen, next_step
 
@@ -37,8 +37,6 @@ END_GRACE_S: Final = 10.0
 ENDING_S: Final = 0.1
 LONGEST_WORD: Final = 300
 HEADER_ROOM_BYTES: Final = 64 * 1024
-# What a process says before its log is open, and when the interpreter itself breaks.
-LAST_GASP: Final = "process.err"
 MODULE: Final = "fedfactory.coordinator.running.process"
 State = Literal["going", "over", "suspended"]
 

@@ -85,7 +85,7 @@ def check_shares(config: RunConfig) -> Mapping[str, Share]:
     """
     from site_agents.data.local_share import describe_shares
 
-    check_choices(config, any_strategy_class=True)
+    check_choices(config)
     task = check_task(config.task_name, config.task_parameters)
     reads_data = task.data_schema(config.task_parameters) is not None
     if config.baselines and not reads_data:

@@ -31,7 +31,7 @@ from fedfactory.contracts.errors import (
     UsageError,
 )
 from fedfactory.contracts.model import BlobRef
-from fedfactory.coordinator.running.run_log import RUN_LOG
+from fedfactory.coordinator.running.run_log import LAST_GASP, RUN_LOG
 from fedfactory.isolation.launching import isolated
 from fedfactory.local.consortium import TICK_S, LocalConsortium
 from fedfactory.local.plan import baselines_request, check_shares
@@ -270,6 +270,7 @@ def _sites_note(config: RunConfig) -> str:
 def _keep_logs(workspace: Path, folder: Path) -> None:
     for logs in workspace.glob("*/logs"):
         shutil.copytree(logs, folder / "logs" / logs.parent.name, dirs_exist_ok=True)
-    for log in workspace.glob(f"*/runs/*/{RUN_LOG}"):
-        (folder / "logs" / "run").mkdir(parents=True, exist_ok=True)
-        shutil.copy(log, folder / "logs" / "run")
+    for pattern in (f"{RUN_LOG}*", LAST_GASP):
+        for log in workspace.glob(f"*/runs/*/{pattern}"):
+            (folder / "logs" / "run").mkdir(parents=True, exist_ok=True)
+            shutil.copy(log, folder / "logs" / "run")

@@ -52,8 +52,11 @@ def _term_s(config: RunConfig) -> float:
     return min(LONGEST_RUN_S, SHORTEST_TERM_S + phases * longest_phase_s)
 
 
-def check_choices(config: RunConfig, *, any_strategy_class: bool) -> None:
+def check_choices(config: RunConfig) -> None:
     """Check strategy and task parameters before anything is made or sent.
+
+    Any strategy class that can be imported here passes: which of them a coordinator makes is its
+    own setting (`strategy_classes`), which it checks when the run is submitted.
 
     Raises:
         UsageError: a strategy or one of its fields that is not known, a parameter outside the
@@ -61,7 +64,7 @@ def check_choices(config: RunConfig, *, any_strategy_class: bool) -> None:
     """
     from fedfactory.coordinator.aggregating.strategy_loading import check_strategy
 
-    check_strategy(config.draft().terms, any_class=any_strategy_class)
+    check_strategy(config.draft().terms, any_class=True)
     task = check_task(config.task_name, config.task_parameters)
     if config.privacy is not None and (obstacle := task.private_obstacle(config.task_parameters)):
         raise UsageError(f"privacy=dp_sgd: {obstacle}")

@@ -98,7 +98,9 @@ def test_what_may_be_asked_for() -> None:
 )
 def test_any_other_target_is_refused_before_it_is_imported(target: str) -> None:
     before = set(sys.modules)
-    with pytest.raises(UsageError, match=r"is refused: a coordinator makes.*FedYogi.*Mine"):
+    with pytest.raises(
+        UsageError, match=r"is refused: strategy_classes is `installed` here, .*FedYogi.*Mine"
+    ):
         custom(target)
     assert set(sys.modules) == before
     assert made == []

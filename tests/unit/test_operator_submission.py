@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from flwr.serverapp.strategy import FedAvg
 
 from fedfactory.cli.composing import compose_run
 from fedfactory.config import run_config
 from fedfactory.contracts.errors import EnvironmentFailedError, IdentityError, UsageError
 from fedfactory.contracts.model import BlobRef
+from fedfactory.coordinator.aggregating.strategy_loading import check_strategy
 from fedfactory.identity.signing import Signer, fingerprint, new_signing_key, verify
 from fedfactory.operator.starting import made_model, make_initial_model
 from fedfactory.operator.submission import (
@@ -106,21 +108,35 @@ def test_nobody_is_enrolled_yet():
     ("words", "sentence"),
     [
         (("strategy=custom", "strategy._target_=collections.OrderedDict"), "strategy._target_"),
+        (("strategy=custom", "strategy._target_=nowhere.at.All"), "cannot be imported"),
         (("task=echo", "privacy=dp_sgd", "evaluate=false"), "privacy=dp_sgd: "),
     ],
 )
 def test_choices_that_cannot_be(words, sentence):
     with pytest.raises(UsageError, match=sentence):
-        check_choices(configured(*words), any_strategy_class=False)
+        check_choices(configured(*words))
+
+
+class NotInstalled(FedAvg):
+    """No entry point names it: only a coordinator with `strategy_classes: any` makes it."""
+
+
+def test_which_strategy_classes_are_made_is_left_to_the_coordinator():
+    config = configured("strategy=custom", f"strategy._target_={__name__}.NotInstalled")
+    check_choices(config)
+    terms = config.draft().terms
+    with pytest.raises(UsageError, match=r"`installed` here.*ask its administrator for `strategy"):
+        check_strategy(terms, any_class=False)
+    check_strategy(terms, any_class=True)
 
 
 def test_a_public_set_is_looked_at_before_it_is_sent(tmp_path):
     path = tmp_path / "public.npz"
     np.savez(path, x=np.zeros((5, 3)), y=np.zeros(5))
     with pytest.raises(UsageError, match=r"public\.npz"):
-        check_choices(configured(f"evaluation.central={path}"), any_strategy_class=False)
+        check_choices(configured(f"evaluation.central={path}"))
     np.savez(path, x=np.zeros((5, 64), np.float32), y=np.arange(5))
-    check_choices(configured(f"evaluation.central={path}"), any_strategy_class=False)
+    check_choices(configured(f"evaluation.central={path}"))
 
 
 def test_a_model_is_made_by_a_process_and_goes_on_from_a_file(tmp_path):

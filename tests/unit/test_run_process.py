@@ -12,8 +12,9 @@ import psutil
 import pytest
 
 from fedfactory.coordinator import run_process
-from fedfactory.coordinator.run_process import LAST_GASP, RunProcess
+from fedfactory.coordinator.run_process import RunProcess
 from fedfactory.coordinator.running.journal import JOURNAL, Journal
+from fedfactory.coordinator.running.run_log import LAST_GASP
 from fedfactory.coordinator.runs import Runs, StopWish
 from fedfactory.coordinator.supervision import DEATHS_TO_SUSPEND
 from fedfactory.rounds.events import StopRequested

@@ -5,9 +5,10 @@ import sqlite3
 
 import pytest
 
-from fedfactory.coordinator.run_process import LAST_GASP, RunProcess
+from fedfactory.coordinator.run_process import RunProcess
 from fedfactory.coordinator.running.journal import JOURNAL, Journal
 from fedfactory.coordinator.running.run_files import SUMMARY
+from fedfactory.coordinator.running.run_log import LAST_GASP
 from fedfactory.coordinator.runs import STOP, SUSPENDED, Runs, StopWish
 from fedfactory.coordinator.schedule import Schedule
 from fedfactory.rounds.events import RunStarted

@@ -80,11 +80,13 @@ def _resolve(target: str, *, any_class: bool) -> Any:
     if not any_class and target not in installed:
         others = f"; installed here: {', '.join(sorted(installed))}" if installed else ""
         raise UsageError(
-            f"strategy._target_={target} is refused: a coordinator makes {published.__name__}.NAME"
-            f" ({', '.join(_published())}), and classes that are installed{others}. To install"
-            f' yours, declare `mine = "{module}:{name}"` under'
+            f"strategy._target_={target} is refused: strategy_classes is `installed` here, so this"
+            f" coordinator makes {published.__name__}.NAME ({', '.join(_published())}), and classes"
+            f" that are installed{others}. To install yours, declare"
+            f' `mine = "{module}:{name}"` under'
             f' [project.entry-points."{STRATEGIES.group}"] in its package\'s pyproject.toml, and'
-            " pip install the package beside fedfactory here and at the coordinator"
+            " pip install the package beside fedfactory here and at the coordinator; or ask its"
+            " administrator for `strategy_classes: any` in coordinator.yaml"
         )
     try:
         return installed[target].load() if target in installed else _import(module, name)

@@ -60,7 +60,7 @@ class Closing:
                 detail=error.detail,
             )
         except AggregationError as error:
-            return _failed(command.round, error)
+            return aggregation_failed(command.round, error)
         checkpoints.keep(out, model)
         if state is not None:
             checkpoints.keep(checkpoints.new(state), state)
@@ -75,7 +75,7 @@ class Closing:
         try:
             metrics = life.standing.metrics(command.round, found)
         except AggregationError as error:
-            return _failed(command.round, error)
+            return aggregation_failed(command.round, error)
         return MetricsAggregated(at=time.time(), round=command.round, metrics=metrics)
 
     def measure(self, command: MeasureCentrally) -> Event | None:
@@ -141,6 +141,7 @@ class Closing:
                     raise LinkClosedError
 
 
-def _failed(number: int, error: AggregationError) -> AggregationFailed:
+def aggregation_failed(number: int, error: AggregationError) -> AggregationFailed:
+    """Log what a strategy raised, with its traceback, and return the event of it."""
     log.warning("round %d: %s %s", number, error.public_message, error.diagnostic or "")
     return AggregationFailed(at=time.time(), round=number, reason=error.public_message)

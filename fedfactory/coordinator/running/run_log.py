@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Final
 
 RUN_LOG: Final = "serverapp.log"
+# What a process says before its log is open, and when the interpreter itself breaks.
+LAST_GASP: Final = "process.err"
 # The log and the one before it, each.
 MAX_BYTES: Final = 1 << 20
 _TAIL_BYTES: Final = 4096

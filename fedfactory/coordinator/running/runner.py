@@ -21,7 +21,7 @@ from fedfactory.contracts.errors import EnvironmentFailedError, FedfactoryError
 from fedfactory.contracts.orders import WorkKind
 from fedfactory.coordinator.aggregating.aggregation import AggregationError
 from fedfactory.coordinator.running.asking import Asking
-from fedfactory.coordinator.running.closing import Closing
+from fedfactory.coordinator.running.closing import Closing, aggregation_failed
 from fedfactory.coordinator.running.link import LinkClosedError, LinkRing, Replied
 from fedfactory.coordinator.running.measuring import Measured
 from fedfactory.coordinator.running.resuming import resume
@@ -30,7 +30,6 @@ from fedfactory.coordinator.running.taking import Taking
 from fedfactory.rounds.events import (
     Aggregate,
     AggregateMetrics,
-    AggregationFailed,
     CentralMeasured,
     Command,
     DeadlinePassed,
@@ -254,9 +253,7 @@ class Runner:
         try:
             plans = self._life.standing.plans(command, self._life.state)
         except AggregationError as error:
-            number = self._life.state.round
-            failed = AggregationFailed(at=time.time(), round=number, reason=error.public_message)
-            self._feed([failed])
+            self._feed([aggregation_failed(self._life.state.round, error)])
             return
         if command.again and not plans:
             return  # the strategy had left these sites out
