@@ -36,6 +36,15 @@ def compose_run(overrides: Sequence[str]) -> Composed:
     return Composed(values=plain(composed), text=OmegaConf.to_yaml(composed))
 
 
+def of_sites(composed: Composed, sites: Sequence[str]) -> str:
+    """Return the YAML of a run of these sites, without what only a run on one machine has."""
+    from omegaconf import OmegaConf
+
+    local_only = ("partition", "executor", "baselines")
+    values = {key: value for key, value in composed.values.items() if key not in local_only}
+    return OmegaConf.to_yaml(OmegaConf.create({**values, "federation": {"sites": list(sites)}}))
+
+
 def choices_help() -> list[str]:
     """Return what help shows of groups, sites, keys and their defaults."""
     from site_agents.catalogue import site_names

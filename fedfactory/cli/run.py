@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 from fedfactory.cli.arguments import Arguments
 from fedfactory.cli.completers import completed
-from fedfactory.cli.composing import Composed, choices_help, compose_run, override_words
+from fedfactory.cli.composing import (
+    Composed,
+    choices_help,
+    compose_run,
+    of_sites,
+    override_words,
+)
 from fedfactory.cli.follow_run import check_free, follow, followed_folder, form_of
 from fedfactory.cli.forms import say
 from fedfactory.cli.main import EXIT_CODES
@@ -45,6 +51,7 @@ def run(words: Sequence[str]) -> int:
         print("\n".join([parser.format_help(), *choices_help(), "", EXAMPLES, "", EXIT_CODES]))
         return 0
     composed = compose_run(asked.overrides)
+    _check_local_only(composed, asked.overrides)
     with connected(asked) as client, tempfile.TemporaryDirectory(prefix="fedfactory-") as scratch:
         if client.operator.role is not Role.OPERATOR:
             raise RefusedError(
@@ -87,24 +94,38 @@ def _sites(
     from fedfactory.operator.submission import chosen_sites
 
     federation = None
-    if any(word.lstrip("+").startswith("federation") for word in asked.overrides):
+    if any(_group_of(word) == "federation" for word in asked.overrides):
         federation = composed.values["federation"]
     if asked.sites is not None and federation is not None:
         raise UsageError("--sites and federation both say who takes part: give one of them")
     return chosen_sites(client.members().members, asked.sites, federation)
 
 
+def _check_local_only(composed: Composed, overrides: Sequence[str]) -> None:
+    """Refuse what has no effect on real sites. Raises UsageError."""
+    given = {"task.data": composed.values["task"].get("data")}
+    given["baselines"] = composed.values["baselines"]
+    for group in ("partition", "executor"):
+        given[group] = any(_group_of(word) == group for word in overrides)
+    for name, found in given.items():
+        if found:
+            own = "the executor is" if name == "executor" else "the data is"
+            raise UsageError(
+                f"{name} is for `fedfactory local` alone: at a real site {own} the site's own"
+            )
+
+
+def _group_of(override: str) -> str:
+    """Return the first part of an override's key: `partition` of '+partition.alpha=1'."""
+    key, _, _ = override.lstrip("+~").partition("=")
+    return key.split(".", maxsplit=1)[0].split("@", maxsplit=1)[0]
+
+
 def _configured(composed: Composed, sites: tuple[str, ...]) -> RunConfig:
     from fedfactory.config import run_config
     from fedfactory.operator.submission import check_choices
 
-    data = composed.values["task"].get("data")
-    for name, given in (("task.data", data), ("baselines", composed.values["baselines"])):
-        if given:
-            raise UsageError(
-                f"{name} is for `fedfactory local` alone: at a real site the data is the site's own"
-            )
-    config = run_config(composed.values, composed.text, sites=sites)
+    config = run_config(composed.values, of_sites(composed, sites), sites=sites)
     check_choices(config)
     return config
 

@@ -40,7 +40,7 @@ from fedfactory.operator.following import Follower
 from fedfactory.operator.run_folder import EVENTS, MODEL, SUMMARY, read_line, write_summary
 from fedfactory.operator.starting import made_model, make_initial_model
 from fedfactory.operator.submission import run_plan
-from fedfactory.operator.telling import submitted_lines
+from fedfactory.operator.telling import finding_lines, submitted_lines
 from fedfactory.report.reporter import Form, Reporter, make_reporter
 from fedfactory.report.terminal import lasting
 from fedfactory.rounds.events import Finish, RunFailed
@@ -164,8 +164,7 @@ class _LocalRun:
             for line in submitted_lines(submitted, self._form):
                 print(line, file=lasting(sys.stdout), flush=True)
         if submitted.run_id is None:
-            said = [f"{found.site}: {found.sentence}" for found in submitted.findings]
-            raise RefusedError("; ".join([submitted.reason, *said]))
+            raise RefusedError("; ".join([submitted.reason, *finding_lines(submitted.findings)]))
         return self._follow(client)
 
     def _public_set(self, client: OperatorClient) -> BlobRef | None:

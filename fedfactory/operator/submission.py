@@ -89,7 +89,7 @@ def chosen_sites(
     if asked is not None:
         names = [name.strip() for name in asked.split(",") if name.strip()]
     elif federation is not None:
-        names = federation.get("sites") or _first(enrolled, federation["count"])
+        names = _of_federation(federation)
     for name in names:
         if name not in enrolled:
             raise UnknownNameError("site", name, enrolled)
@@ -98,7 +98,11 @@ def chosen_sites(
     return tuple(sorted(names))
 
 
-def _first(enrolled: Sequence[str], count: int) -> Sequence[str]:
-    if not 1 <= count <= len(enrolled):
-        raise UsageError(f"federation.count={count}: {len(enrolled)} sites are enrolled")
-    return enrolled[:count]
+def _of_federation(federation: Mapping[str, Any]) -> Sequence[str]:
+    if "sites" not in federation:
+        raise UsageError(
+            f"federation={federation['name']} is for `fedfactory local` alone: its sites are no"
+            " machines; name enrolled ones (--sites A,B), or leave it out for all that are enrolled"
+        )
+    names: Sequence[str] = federation["sites"]
+    return names

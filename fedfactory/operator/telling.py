@@ -93,8 +93,11 @@ def submitted_lines(submitted: Submitted, form: Form) -> list[str]:
 
 
 def finding_lines(findings: Sequence[Finding]) -> list[str]:
-    """Return a sentence for each site that cannot take part now."""
-    return [shown(f"{found.site} cannot take part now: {found.sentence}") for found in findings]
+    """Return a sentence for each site that cannot take part now, with the refusal's code."""
+    return [
+        shown(f"{found.site} cannot take part now: {found.sentence} ({found.code})")
+        for found in findings
+    ]
 
 
 def log_lines(logs: SiteLogs | None, site: str) -> list[str]:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from fedfactory.report.terminal import shown
 from fedfactory.report.text import measured, number, percent, size, spans, took_part, why_missing
+from fedfactory.rounds.parts import NOT_MISSED
 
 MAX_ROUNDS: Final = 30
 EDGE: Final = 10
@@ -112,6 +113,8 @@ def _facts(summary: Mapping[str, Any], folder: str) -> list[tuple[str, str]]:
     facts = [("status", _status(summary))]
     if never := summary["never_took_part"]:
         facts.append(("never took part", ", ".join(shown(site) for site in never)))
+    if _never_evaluated(summary["rounds"]):
+        facts.append(("evaluation", "no site evaluated the model in any round; see above why"))
     facts += _interruptions(summary["interruptions"])
     if best := summary["best"]:
         kept = ", the model kept" if best["kept"] else ""
@@ -131,6 +134,12 @@ def _facts(summary: Mapping[str, Any], folder: str) -> list[tuple[str, str]]:
         facts.append(("model", shown(f"{folder}/{summary['model']['file']}")))
     facts.append(("run folder", shown(folder)))
     return facts
+
+
+def _never_evaluated(rounds: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether sites were to evaluate, and none did in any round."""
+    statuses = {part["status"] for entry in rounds for part in entry["evaluations"].values()}
+    return not statuses <= NOT_MISSED and "took_part" not in statuses
 
 
 def _interruptions(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

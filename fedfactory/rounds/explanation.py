@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from typing import Final
 
 from fedfactory.contracts.run_plan import RunPlan
-from fedfactory.rounds.events import Event
+from fedfactory.rounds.events import Event, ReplyRefused
 from fedfactory.rounds.evidence import Facts, Reading, Seen
-from fedfactory.rounds.history import Round
-from fedfactory.rounds.parts import Part, norm_ratios
+from fedfactory.rounds.history import History, Round, append
+from fedfactory.rounds.parts import NOT_MISSED, Part, norm_ratios
 
 # Said by the coordinator of what a site sent, and by the site of its own worker.
 REJECTED: Final = ("bad_reply", "bad_update_form", "bad_update_values", "bad_update_norm")
@@ -52,6 +52,45 @@ def explain(
         for name in plan.terms.sites
         if site in (None, name)
     )
+
+
+def explain_evaluations(
+    events: Iterable[Event],
+    site: str | None,
+    round: int | None,  # noqa: A002
+) -> tuple[Explained, ...]:
+    """Explain the evaluations that a site owed in a finished round and did not give.
+
+    See `explain` for the arguments and the order.
+    """
+    history, refusals = History.new(), dict[tuple[int, str], list[int]]()
+    for number, event in enumerate(events):
+        history = append(history, event)
+        if isinstance(event, ReplyRefused) and event.kind == "evaluate":
+            refusals.setdefault((event.round, event.site), []).append(number)
+    if history.plan is None:
+        return ()
+    unit = _unit(history.plan)
+    return tuple(
+        Explained(
+            site=name,
+            round=found.number,
+            contributed=False,
+            sentence=f"{name}, {unit} {found.number}: did not evaluate: {_unevaluated(part)}",
+            evidence=tuple(refusals.get((found.number, name), ())),
+        )
+        for found in history.rounds
+        if round in (None, found.number)
+        for name, part in sorted((found.evaluations or {}).items())
+        if site in (None, name) and part.status not in NOT_MISSED
+    )
+
+
+def _unevaluated(part: Part) -> str:
+    if part.status == "refused":
+        return f"{_how(part.code)} {part.code}: {part.reason}"
+    code = f" ({part.code})" if part.code else ""
+    return f"no answer: {part.reason or 'the phase ended before it'}{code}"
 
 
 def _explained(reading: Reading, plan: RunPlan, found: Round, site: str) -> Explained:
@@ -116,12 +155,13 @@ def _refused(part: Part, facts: Facts) -> Said:
     if facts.left is not None and not facts.refused:
         return f"cut off since {_time(facts.left)}: {part.reason} ({part.code})", [facts.left]
     tries = f", asked {len(facts.refused)} times" if len(facts.refused) > 1 else ""
-    how = "refused by"
-    if part.code in REJECTED:
-        how = "rejected because of"
-    elif part.code in CRASHED:
-        how = "crashed with"
-    return f"{how} {part.code}: {part.reason}{tries}", [facts.sent, *facts.refused]
+    return f"{_how(part.code)} {part.code}: {part.reason}{tries}", [facts.sent, *facts.refused]
+
+
+def _how(code: str) -> str:
+    if code in REJECTED:
+        return "rejected because of"
+    return "crashed with" if code in CRASHED else "refused by"
 
 
 def _silent(part: Part, facts: Facts, closed: Seen | None) -> Said:

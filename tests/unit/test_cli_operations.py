@@ -238,7 +238,8 @@ def test_explain(desk, capsys):
     assert "lumi, round 2: refused by policy_task" in shown
     assert "1970-01-01 00:17:02 UTC: ReplyRefused train lumi policy_task" in shown
     assert main(["explain", "last", "--site", "cesga", "-q"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("cesga, round 1-2: contributed: ")
     assert main(["explain", "last", "--site", "nobody"]) == 2
     capsys.readouterr()
     assert main(["explain", "last", "--round", "9"]) == 2
@@ -350,6 +351,9 @@ def test_run_follows_to_the_end(desk, capsys, tmp_path):
     (plan,) = desk.submitted
     assert plan.terms.sites == ("cesga",)
     assert (tmp_path / "mine" / "config.yaml").read_text().startswith("task:")
+    shown_config = (tmp_path / "mine" / "config.yaml").read_text()
+    assert "federation:\n  sites:\n  - cesga\n" in shown_config
+    assert "partition" not in shown_config
     assert (tmp_path / "mine" / "summary.json").exists()
     assert f"run {plan.terms.run_id}" in capsys.readouterr().out
 
@@ -410,7 +414,7 @@ def test_a_run_that_is_not_taken_says_why_in_sentences(desk, capsys):
     desk.answer = Submitted(run_id=None, reason="1 of 2 sites could begin", findings=(finding,))
     assert main(["run", *QUICK]) == 5
     shown = capsys.readouterr()
-    assert "lumi cannot take part now: not connected since 09:12 UTC" in shown.err
+    assert "lumi cannot take part now: not connected since 09:12 UTC (offline)" in shown.err
     assert "the run was not taken: 1 of 2 sites could begin" in shown.err
     assert main(["run", *QUICK, "--json"]) == 5
     assert told(capsys)["findings"][0]["code"] == "offline"
@@ -422,6 +426,11 @@ def test_a_run_that_is_not_taken_says_why_in_sentences(desk, capsys):
         (["--sites", "nobody"], "unknown site 'nobody'"),
         (["--sites", "cesga", "federation=demo"], "give one of them"),
         (["baselines=true"], "`fedfactory local` alone"),
+        (["partition=iid"], "partition is for `fedfactory local` alone"),
+        (["partition.alpha=0.1"], "partition is for `fedfactory local` alone"),
+        (["executor=local"], "executor is for `fedfactory local` alone"),
+        (["federation=numbered"], "federation=numbered is for `fedfactory local` alone"),
+        (["federation=numbered", "federation.count=1"], "federation=numbered is for"),
         (["rounds=many"], "rounds"),
         (["strategy=custom", "strategy._target_=os.system"], "strategy._target_"),
     ],

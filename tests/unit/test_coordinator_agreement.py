@@ -79,7 +79,10 @@ def test_a_run_without_its_quorum_or_a_required_site_does_not_begin():
     reason = can_begin(plan_of(), [finding("lumi"), finding("cesga")])
     assert reason == "1 of 3 sites can take part now, and the quorum is 2"
     demanding = plan_of(required=("lumi",))
-    assert can_begin(demanding, [finding("lumi")]) == "lumi: required, and cannot take part now"
+    assert (
+        can_begin(demanding, [finding("lumi")])
+        == "lumi (offline): required, and cannot take part now"
+    )
 
 
 @pytest.mark.parametrize("status", ["suspended", "failed", "stopped"])

@@ -81,7 +81,6 @@ def test_who_takes_part():
     assert chosen_sites(MEMBERS, None, None) == ("cesga", "lumi")
     assert chosen_sites(MEMBERS, "lumi", None) == ("lumi",)
     assert chosen_sites(MEMBERS, None, {"sites": ["lumi", "cesga"]}) == ("cesga", "lumi")
-    assert chosen_sites(MEMBERS, None, {"count": 1}) == ("cesga",)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +90,11 @@ def test_who_takes_part():
         ("lumi,lumi", None, "distinct names"),
         (",", None, "at least one"),
         (None, {"sites": ["ana"]}, "unknown site 'ana'"),
-        (None, {"count": 3}, "2 sites are enrolled"),
+        (
+            None,
+            {"name": "numbered", "count": 2},
+            "federation=numbered is for `fedfactory local` alone",
+        ),
     ],
 )
 def test_who_cannot(asked, federation, sentence):

@@ -81,7 +81,7 @@ def test_a_site_that_does_not_answer_and_one_that_does():
 
 def test_findings_move_no_cursor():
     finding = Finding(site="lumi", code="offline", sentence="gone\x1b[1A")
-    assert finding_lines([finding]) == ["lumi cannot take part now: gone\\x1b[1A"]
+    assert finding_lines([finding]) == ["lumi cannot take part now: gone\\x1b[1A (offline)"]
 
 
 @pytest.mark.parametrize(

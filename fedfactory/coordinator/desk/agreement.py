@@ -55,10 +55,11 @@ def check_agreement(plan: RunPlan, *, coordinator: str, limits: Limits, now: flo
 
 def can_begin(plan: RunPlan, findings: Iterable[Finding]) -> str | None:
     """Return why the run cannot begin without the sites of `findings`, or None if it can."""
-    unfit = {finding.site for finding in findings}
+    unfit = {finding.site: finding.code for finding in findings}
     fit = [site for site in plan.terms.sites if site not in unfit]
-    if missing := sorted(unfit.intersection(plan.rules.required)):
-        return f"{', '.join(missing)}: required, and cannot take part now"
+    if missing := sorted(unfit.keys() & set(plan.rules.required)):
+        named = ", ".join(f"{site} ({unfit[site]})" for site in missing)
+        return f"{named}: required, and cannot take part now"
     if len(fit) < plan.rules.quorum:
         return (
             f"{len(fit)} of {len(plan.terms.sites)} sites can take part now, and the quorum is"
