@@ -33,11 +33,14 @@ def run(words: Sequence[str]) -> int:
             raise UnknownNameError("site of this run", asked.site, row.sites)
         events = _events_so_far(client, row.run_id)
     from fedfactory.operator.explaining import explained, explained_lines, rounds_begun
+    from fedfactory.wire.operations import STANDS
 
     begun = rounds_begun(events)
     so_far = f"rounds that have begun: {begun[0]} to {begun[-1]}" if begun else "no round has begun"
     if asked.round is not None and asked.round not in begun:
-        raise UsageError(f"{row.run_id} is {row.status}, and has no round {asked.round}: {so_far}")
+        raise UsageError(
+            f"{row.run_id} {STANDS[row.status]}, and has no round {asked.round}: {so_far}"
+        )
     found = explained(events, asked.site, asked.round)
     if asked.json:
         from fedfactory.contracts.codec import encode
@@ -46,7 +49,7 @@ def run(words: Sequence[str]) -> int:
         print_json({"run_id": row.run_id, "status": row.status, "explained": explanations})
     elif not begun:
         why = f" ({row.reason})" if row.reason else ""
-        print(f"{row.run_id} is {row.status}{why}: {so_far}, so no site was asked")
+        print(f"{row.run_id} {STANDS[row.status]}{why}: {so_far}, so no site was asked")
     else:
         for line in explained_lines(found, events, evidence=not asked.quiet):
             print(line)
@@ -54,7 +57,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _events_so_far(client: OperatorClient, run_id: str) -> list[Event]:
-    from fedfactory.rounds.log import decode_event
+    from fedfactory.operator.run_folder import read_sent
 
     watched = client.watch(run_id, follow=False)
-    return [decode_event(piece.event)[1] for piece in watched if piece.event is not None]
+    return [read_sent(run_id, piece.event).event for piece in watched if piece.event is not None]

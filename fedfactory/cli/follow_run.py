@@ -141,4 +141,6 @@ class _Waiting:
 def _suspended(client: OperatorClient, run_id: str) -> str:
     row = next((row for row in client.runs() if row.run_id == run_id), None)
     reason = row.reason if row is not None and row.reason else "its process died again and again"
-    return f"the run {run_id} is suspended: {reason}; `fedfactory resume {run_id}` lets it go on"
+    resume = f"`fedfactory resume {run_id}`"
+    rest = "" if resume in reason else f"; {resume} lets it go on"
+    return f"the run {run_id} is suspended: {reason}{rest}"

@@ -146,10 +146,12 @@ def _summary(config: RunConfig, initial: BlobRef) -> list[str]:
     if privacy is not None:
         aim = f"epsilon {privacy.target_epsilon:g}" if privacy.target_epsilon else "by its noise"
         kept = f"DP-SGD, {aim}, delta {privacy.delta:g}"
+    from fedfactory.report.text import rounds_of
+
     options = "".join(f", {name}={value}" for name, value in config.strategy_options.items())
     most = config.max_update_norm_l2
     return [
-        f"task      {config.task_name}, {config.rounds} rounds",
+        f"task      {config.task_name}, {rounds_of(config.rounds)}",
         f"strategy  {config.strategy_name}{options}",
         f"model     {initial.digest}, {initial.bytes} bytes",
         f"lr        at most {config.training.lr:g}, momentum {config.training.momentum:g}",

@@ -19,16 +19,17 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--limit", type=count, default=LATEST, help=f"how many (default {LATEST})")
     asked = parser.parse_args(words)
     with connected(asked) as client:
-        rows = client.runs(asked.limit)
+        found = client.listed_runs(asked.limit)
+    rows = found.runs
     if asked.json:
         from fedfactory.contracts.codec import encode
 
-        print_json({"runs": [encode(row) for row in rows]})
+        print_json({"runs": [encode(row) for row in rows], "left_out": list(found.left_out)})
     elif asked.quiet:
         for row in rows:
             print(row.run_id)
     else:
         from fedfactory.operator.telling import run_lines
 
-        print("\n".join(run_lines(rows, time.time())))
+        print("\n".join(run_lines(rows, found.left_out, time.time())))
     return 0

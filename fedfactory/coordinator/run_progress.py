@@ -28,7 +28,7 @@ class Progress:
     `begun` tells whether it holds anything; `round` is the one under way or the last; `steps`
     counts its events of substance (orders once, however often they are sent); `last_at` is the time
     of the last event (Unix seconds); `stopping` whether the run has taken a wish to stop,
-    `stopping_now` one that waits for no round.
+    `stopping_now` one that waits for no round; `fault` why the journal could not be read (or "").
     """
 
     def __init__(self, journal: Path, *, is_async: bool) -> None:
@@ -37,6 +37,7 @@ class Progress:
         self.steps = 0
         self.last_at: float | None = None
         self.stopping = self.stopping_now = False
+        self.fault = ""
         self._journal = journal
         self._count = 0
         self._asked: dict[tuple[str, str], int] = {}  # the latest round, by kind and site
@@ -55,9 +56,17 @@ class Progress:
                     self._note(json.loads(line))
                     self._count = number + 1
             except FedfactoryError as error:
-                log.warning("%s", error.public_message)
-            except (OSError, ValueError, LookupError, TypeError) as error:
-                log.warning("%s: event %d: %s", self._journal, self._count, type(error).__name__)
+                self._note_fault(error.public_message)
+            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+                name = type(error).__name__
+                self._note_fault(f"{self._journal}: event {self._count} is damaged ({name})")
+            else:
+                self.fault = ""
+
+    def _note_fault(self, found: str) -> None:
+        if found != self.fault:  # it is looked at again and again
+            log.warning("%s", found)
+        self.fault = found
 
     def _note(self, event: Mapping[str, Any]) -> None:
         kind = str(event["event"])

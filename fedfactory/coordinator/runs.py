@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
 
 from fedfactory.contracts.codec import from_json, to_json
-from fedfactory.contracts.errors import ProtocolError, UnknownNameError
+from fedfactory.contracts.errors import ProtocolError, RefusedError, UnknownNameError
 from fedfactory.contracts.versions import OtherFormError
 from fedfactory.coordinator.run_facts import Taken, read_submission
 from fedfactory.coordinator.run_progress import Progress
@@ -37,6 +37,7 @@ SUSPENDED: Final = "suspended.json"
 REOPEN: Final = "reopen.json"
 T = TypeVar("T")
 _PART: Final = ".part"
+_OWN: Final = (SUBMISSION, SETTINGS, JOURNAL, SUMMARY, MODELS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +166,8 @@ class Runs:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for partial in folder.glob(f".*{_PART}"):
             shutil.rmtree(partial)
-        found = filter(None, (_open(path.parent) for path in folder.glob(f"*/{SUBMISSION}")))
+        self._left_out: dict[str, str] = {}
+        found = filter(None, (self._open(path) for path in sorted(folder.iterdir())))
         self._runs = {run.run_id: run for run in sorted(found, key=_number)}
 
     def find(self, run_id: str) -> Run:
@@ -173,11 +175,38 @@ class Runs:
 
         Raises:
             UnknownNameError: there is none of that id.
+            RefusedError: its folder could not be opened.
         """
+        if run_id in self._left_out:
+            raise RefusedError(self._left_out[run_id])
         with self._lock:
             if run_id not in self._runs:
-                raise UnknownNameError("run", run_id, list(self._runs)[-10:])
+                # No guess of what was meant: two runs' ids are alike, and one may be stopped by it.
+                hint = "`fedfactory runs` lists them"
+                raise UnknownNameError("run", run_id, list(self._runs)[-10:], hint=hint)
             return self._runs[run_id]
+
+    def left_out(self) -> tuple[str, ...]:
+        """Return a sentence for each run whose folder could not be opened, by run id."""
+        return tuple(self._left_out.values())
+
+    def _open(self, folder: Path) -> Run | None:
+        """Open a run; one that cannot be read is left out, and does not stop the others."""
+        if folder.name.startswith(".") or not any(_is_there(folder / name) for name in _OWN):
+            return None
+        try:
+            return Run(folder)
+        except FileNotFoundError:
+            fault = f"{SUBMISSION} is missing"
+        except (OSError, ProtocolError) as error:
+            fault = f"{SUBMISSION} cannot be read: {error}".replace(str(folder), folder.name)
+        told = (
+            f"{folder.name} is damaged and left out: {fault}; put runs/{folder.name} back from a"
+            " backup and restart the coordinator"
+        )
+        log.error("%s", told)
+        self._left_out[folder.name] = told
+        return None
 
     def all(self) -> list[Run]:
         """Return every run, oldest first."""
@@ -242,6 +271,7 @@ def row_of(run: Run, status: RunStatus, place: int | None) -> RunRow:
         submitted_at=facts.at,
         ended_at=run.progress.last_at if summary else None,
         reason=reason,
+        damage=_damage(run, summary),
     )
 
 
@@ -256,13 +286,18 @@ def status_of(run: Run, going: Iterable[str]) -> RunStatus:
     return "running" if run.run_id in going else "queued"
 
 
-def _open(folder: Path) -> Run | None:
-    """Open a run; one whose submission cannot be read is left out, and does not stop the others."""
-    try:
-        return Run(folder)
-    except (OSError, ProtocolError) as error:
-        log.error("%s is left out: %s; put it back from a backup", folder, error)  # noqa: TRY400
-        return None
+def _damage(run: Run, summary: Mapping[str, Any]) -> str:
+    """Return what of a run's journal cannot be read, or is gone; empty if nothing is."""
+    put_back = f"put runs/{run.run_id}/{JOURNAL} back from a backup"
+    if fault := run.progress.fault:
+        return f"{fault.replace(str(run.folder), f'runs/{run.run_id}')}; {put_back}"
+    finished = len(summary.get("rounds", ())) if summary.get("status") == "completed" else 0
+    if run.progress.round < finished:
+        return (
+            f"its journal ends in round {run.progress.round}, and its results have {finished}"
+            f" rounds; {put_back}"
+        )
+    return ""
 
 
 def _is_there(path: Path) -> bool:

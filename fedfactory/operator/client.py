@@ -51,6 +51,7 @@ from fedfactory.wire.operations import (
     ModelRequest,
     ResumeRequest,
     RunRow,
+    Runs,
     RunsRequest,
     StopMode,
     StopRequest,
@@ -96,7 +97,11 @@ class OperatorClient:
 
     def runs(self, limit: int = MOST_RUNS) -> tuple[RunRow, ...]:
         """Return the coordinator's runs, newest first."""
-        return self._said(self._calls.list_runs, RunsRequest(limit=limit)).runs
+        return self.listed_runs(limit).runs
+
+    def listed_runs(self, limit: int = MOST_RUNS) -> Runs:
+        """Return the coordinator's runs, newest first, and those that it could not open."""
+        return self._said(self._calls.list_runs, RunsRequest(limit=limit))
 
     def watch(self, run_id: str, after: int = 0, *, follow: bool = True) -> Iterator[Watched]:
         """Yield a run's events from number `after` on, at its end the summary.

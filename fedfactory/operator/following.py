@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 from fedfactory.contracts.errors import FedfactoryError, ProtocolError, UnreachableError
 from fedfactory.contracts.model import BlobRef
-from fedfactory.operator.run_folder import Line, RunFolder, read_line
+from fedfactory.operator.run_folder import Line, RunFolder, read_sent
 from fedfactory.rounds.events import Event
 from fedfactory.wire.operations import ModelFound, RunStatus, StopMode, Watched
 
@@ -78,7 +78,7 @@ class Follower:
 
         Raises:
             IdentityError, UsageError, RefusedError: the coordinator will never show it.
-            ProtocolError: what it showed is no run's events.
+            IntegrityError, ProtocolError: what it showed is no run's events.
         """
         yield from self._files.held
         self._reader.start()
@@ -111,7 +111,7 @@ class Follower:
         for piece in pieces:
             self.status = piece.status
             if piece.event is not None:
-                line = read_line(piece.event)
+                line = read_sent(self.run_id, piece.event)
                 if line.number >= self._files.count + len(lines):
                     lines.append(line)
             ended = piece.summary or ended

@@ -27,7 +27,9 @@ def find_run(name: str, rows: Sequence[RunRow]) -> RunRow:
     if exact or len(found) == 1:
         return (exact or found)[0]
     if not found:
-        raise UnknownNameError("run", name, [LAST, *(row.run_id for row in rows[:_FEW])])
+        # No guess of what was meant: two runs' ids are alike, and the wrong one may be stopped.
+        known = [LAST, *(row.run_id for row in rows[:_FEW])]
+        raise UnknownNameError("run", name, known, hint="`fedfactory runs` lists them")
     some = ", ".join(row.run_id for row in found[:_FEW])
     more = f" and {len(found) - _FEW} more" if len(found) > _FEW else ""
     raise UsageError(f"'{name}' begins {len(found)} runs ({some}{more}): give more of the id")

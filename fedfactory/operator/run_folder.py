@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from fedfactory.contracts.errors import ProtocolError, UsageError
+from fedfactory.contracts.errors import IntegrityError, ProtocolError, UsageError
+from fedfactory.contracts.versions import OtherFormError
 from fedfactory.durable_file import remove_durably, sync_folder, write_durably
 from fedfactory.rounds.events import Event, RunStarted
 from fedfactory.rounds.history import History, append
@@ -40,6 +41,25 @@ def read_line(text: str) -> Line:
     """Return an event's line, read. Raises ProtocolError."""
     number, event = decode_event(text)
     return Line(number, text, event)
+
+
+def read_sent(run_id: str, text: str) -> Line:
+    """Return an event's line as a coordinator sent it, read.
+
+    Raises:
+        OtherFormError: another version began the run.
+        IntegrityError: it is no event: the coordinator's journal is damaged.
+    """
+    try:
+        return read_line(text)
+    except OtherFormError:
+        raise
+    except ProtocolError as error:
+        raise IntegrityError(
+            f"the coordinator's journal of {run_id} is damaged: it sent what is {error}; its"
+            f" administrator puts runs/{run_id}/journal.sqlite back from a backup",
+            diagnostic=error.diagnostic,
+        ) from error
 
 
 class RunFolder:

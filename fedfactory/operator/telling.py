@@ -13,15 +13,15 @@ from fedfactory.contracts.refusals import REFUSALS
 from fedfactory.report.reporter import Form
 from fedfactory.report.terminal import shown
 from fedfactory.wire.membership import Member
-from fedfactory.wire.operations import Finding, RunRow, Submitted
+from fedfactory.wire.operations import STANDS, Finding, RunRow, Submitted
 
 SOON_S: Final = 3 * 86400.0  # agents renew by themselves: a certificate this near its end did not
 _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
-def run_lines(rows: Sequence[RunRow], now: float) -> list[str]:
-    """Return the table of runs; `now` is Unix seconds."""
-    if not rows:
+def run_lines(rows: Sequence[RunRow], left_out: Sequence[str], now: float) -> list[str]:
+    """Return the table of runs, then a sentence for each with trouble; `now` is Unix seconds."""
+    if not rows and not left_out:
         return ["no runs yet: `fedfactory run` submits one"]
     table = [("RUN", "STATUS", "ROUND", "TASK", "STRATEGY", "SITES", "BY", "SUBMITTED")]
     table += [
@@ -38,11 +38,13 @@ def run_lines(rows: Sequence[RunRow], now: float) -> list[str]:
         for row in rows
     ]
     reasons = [
-        f"{row.run_id} is {row.status}: {row.reason}"
+        f"{row.run_id} {STANDS[row.status]}: {row.reason}"
         for row in rows
         if row.reason and row.status in ("suspended", "failed")
     ]
-    return [*columns(table), *(shown(reason) for reason in reasons)]
+    damages = [f"{row.run_id} is damaged: {row.damage}" for row in rows if row.damage]
+    told = [*reasons, *damages, *left_out]
+    return [*(columns(table) if rows else []), *(shown(sentence) for sentence in told)]
 
 
 def member_lines(members: Sequence[Member], now: float) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal, Protocol, TextIO
 
 from fedfactory.report.terminal import lasting
-from fedfactory.report.text import now_line, round_lines
+from fedfactory.report.text import now_line, round_lines, rounds_of
 from fedfactory.rounds.events import Event, OrdersSent
 from fedfactory.rounds.history import History, append
 from fedfactory.rounds.log import encode_event
@@ -77,7 +77,9 @@ class PlainReporter:
         plan = self._history.plan
         if before.plan is None and plan is not None:
             terms = plan.terms
-            self._say(f"run {terms.run_id}: {terms.task}, {terms.strategy}, {terms.rounds} rounds")
+            self._say(
+                f"run {terms.run_id}: {terms.task}, {terms.strategy}, {rounds_of(terms.rounds)}"
+            )
             self._say(f"sites {', '.join(terms.sites)} ({self._note})")
         for found in self._history.rounds[len(before.rounds) :]:
             for line in round_lines(found):

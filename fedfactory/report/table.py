@@ -10,7 +10,16 @@ from rich.table import Table
 from rich.text import Text
 
 from fedfactory.report.terminal import shown
-from fedfactory.report.text import measured, number, percent, size, spans, took_part, why_missing
+from fedfactory.report.text import (
+    measured,
+    number,
+    percent,
+    rounds_of,
+    size,
+    spans,
+    took_part,
+    why_missing,
+)
 from fedfactory.rounds.parts import NOT_MISSED
 
 MAX_ROUNDS: Final = 30
@@ -153,8 +162,7 @@ def _interruptions(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 def _status(summary: Mapping[str, Any]) -> str:
     if summary["status"] == "completed":
-        rounds = "1 round" if len(summary["rounds"]) == 1 else f"{len(summary['rounds'])} rounds"
-        done = f"completed, {rounds} in {summary['seconds']:.1f} s"
+        done = f"completed, {rounds_of(len(summary['rounds']))} in {summary['seconds']:.1f} s"
         early = summary["reason"].startswith("stopped early")
         return f"{done}: {shown(summary['reason'])}" if early else done
     return f"{summary['status']}: {shown(summary['reason'])}"

@@ -80,6 +80,11 @@ def why_missing(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def rounds_of(count: int) -> str:
+    """A number of rounds in words."""
+    return "1 round" if count == 1 else f"{count} rounds"
+
+
 def spans(numbers: Iterable[int]) -> str:
     """Ascending round numbers in short: 1-3, 7."""
     found: list[list[int]] = []

@@ -6,8 +6,9 @@ who is who is in membership.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from fedfactory.contracts.bounds import Count, Ordinal, UnixTime
 from fedfactory.contracts.model import BlobRef
@@ -15,6 +16,15 @@ from fedfactory.contracts.questions import SignedLogsRequest, SiteLogs
 
 RunStatus = Literal["queued", "running", "suspended", "completed", "failed", "stopped"]
 StopMode = Literal["after_round", "now"]
+# The predicate of a sentence about a run, by status.
+STANDS: Final[Mapping[str, str]] = {
+    "queued": "is queued",
+    "running": "is running",
+    "suspended": "is suspended",
+    "completed": "has completed",
+    "failed": "has failed",
+    "stopped": "was stopped",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +57,10 @@ class RunsRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRow:
-    """One run in a list. Times are Unix seconds; `round` is the one under way or the last."""
+    """One run in a list. Times are Unix seconds; `round` is the one under way or the last.
+
+    `damage` says what of its folder cannot be read; empty if nothing is known to be damaged.
+    """
 
     run_id: str
     task: str
@@ -60,13 +73,15 @@ class RunRow:
     submitted_at: UnixTime
     ended_at: UnixTime | None
     reason: str
+    damage: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runs:
-    """A list of runs."""
+    """A list of runs. `left_out` is a sentence for each run whose folder cannot be opened."""
 
     runs: tuple[RunRow, ...]
+    left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

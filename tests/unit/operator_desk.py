@@ -68,6 +68,7 @@ def row(run_id: str = RUN_ID, **changes) -> RunRow:
         submitted_at=NOW - 3600,
         ended_at=NOW - 3000,
         reason="every round is finished",
+        damage="",
     )
     return replace(told, **changes)
 
@@ -98,6 +99,7 @@ class PlayedDesk:
         self.end = "completed"
         self.status = "running"
         self.submitted: list = []
+        self.left_out: tuple[str, ...] = ()
         self.answer = None
         self.asked: list = []
         self.logs_given = SiteLogs(
@@ -118,7 +120,7 @@ class PlayedDesk:
         return Submitted(run_id=run_id, reason="", findings=())
 
     def list_runs(self, peer: Peer, wanted) -> Runs:
-        return Runs(runs=tuple(self.rows[: wanted.limit]))
+        return Runs(runs=tuple(self.rows[: wanted.limit]), left_out=self.left_out)
 
     def watch(self, peer: Peer, wanted) -> Iterator[Watched]:
         if wanted.run_id not in [found.run_id for found in self.rows]:

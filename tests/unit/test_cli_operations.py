@@ -64,7 +64,7 @@ def test_runs(desk, capsys):
     assert main(["runs"]) == 0
     shown = capsys.readouterr().out
     assert "2 of 2" in shown
-    assert "20261120-090000-cd34 is failed: cesga is gone" in shown
+    assert "20261120-090000-cd34 has failed: cesga is gone" in shown
 
 
 def test_sites(desk, capsys):
@@ -131,6 +131,30 @@ def test_a_suspended_run_is_not_waited_for(desk, capsys):
         f"fedfactory: the run {RUN_ID} is suspended: SuperLink died five times;"
         f" `fedfactory resume {RUN_ID}` lets it go on\n"
     )
+
+
+def test_a_suspended_run_that_says_how_it_goes_on_says_it_once(desk, capsys):
+    desk.ended, desk.status = False, "suspended"
+    desk.rows[0] = row(status="suspended", reason=f"it died; `fedfactory resume {RUN_ID}` helps")
+    assert main(["watch", "last", "-q"]) == 3
+    assert capsys.readouterr().err.count("fedfactory resume") == 1
+
+
+@pytest.mark.parametrize("command", ["explain", "watch"])
+def test_an_event_that_is_none_is_the_journals_damage(desk, capsys, command):
+    desk.lines = [*desk.lines[:2], desk.lines[2][:20]]
+    assert main([command, "last"]) == 1
+    shown = capsys.readouterr().err
+    assert f"the coordinator's journal of {RUN_ID} is damaged" in shown
+    assert "back from a backup" in shown
+
+
+def test_damaged_runs_are_named(desk, capsys):
+    desk.left_out = ("old is damaged and left out: submission.json is missing",)
+    assert main(["runs"]) == 0
+    assert desk.left_out[0] in capsys.readouterr().out
+    assert main(["runs", "--json"]) == 0
+    assert told(capsys)["left_out"] == list(desk.left_out)
 
 
 def test_a_coordinator_that_is_restarted_is_followed_on(server, desk, capsys, tmp_path):

@@ -93,7 +93,7 @@ def test_a_run_that_ended_early_resumes(status):
 @pytest.mark.parametrize(
     ("found", "status", "told"),
     [
-        (plan_of(), "completed", "is completed: only suspended, failed and stopped ones"),
+        (plan_of(), "completed", "has completed: only suspended, failed and stopped ones"),
         (
             plan_of(not_after=999.0),
             "failed",

@@ -1,15 +1,17 @@
 """The coordinator's runs on disk: made whole, in their order, and what their files say."""
 
 import json
+import sqlite3
+from contextlib import closing
 
 import pytest
 
-from fedfactory.contracts.errors import UnknownNameError
+from fedfactory.contracts.errors import RefusedError, UnknownNameError
 from fedfactory.coordinator.desk.watching import watch
 from fedfactory.coordinator.run_facts import Taken
 from fedfactory.coordinator.running.journal import JOURNAL, Journal
 from fedfactory.coordinator.running.run_files import SUMMARY
-from fedfactory.coordinator.runs import REOPEN, STOP, SUBMISSION, Runs, StopWish, status_of
+from fedfactory.coordinator.runs import REOPEN, STOP, SUBMISSION, Runs, StopWish, row_of, status_of
 from fedfactory.coordinator.schedule import to_start
 from fedfactory.lease import Lease, LeaseHeldError
 from fedfactory.rounds.events import RunStarted, SiteConnected
@@ -50,7 +52,71 @@ def test_what_was_half_made_is_dropped_and_what_is_damaged_left_out(tmp_path, ca
     add(runs, "whole")
     assert [run.run_id for run in Runs(tmp_path).all()] == ["whole"]
     assert not list(tmp_path.glob(".*"))
-    assert "torn is left out" in caplog.text
+    assert "torn is damaged and left out" in caplog.text
+
+
+def test_a_folder_that_cannot_be_opened_is_logged_and_named(tmp_path, caplog):
+    runs = Runs(tmp_path)
+    bare = add(runs, "bare").folder
+    (bare / SUBMISSION).unlink()
+    add(runs, "whole")
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "note.txt").write_text("not a run")
+    again = Runs(tmp_path)
+    (told,) = again.left_out()
+    assert told in caplog.text
+    assert told.startswith(
+        "bare is damaged and left out: submission.json is missing; put runs/bare"
+    )
+    assert str(tmp_path) not in told
+    with pytest.raises(RefusedError, match="submission.json is missing"):
+        again.find("bare")
+
+
+def test_no_other_run_is_offered_for_one_that_is_not_there(tmp_path):
+    runs = Runs(tmp_path)
+    add(runs, "20261201-165205-5eb0")
+    with pytest.raises(UnknownNameError) as found:
+        runs.find("20261201-165205-5eb1")
+    assert "did you mean" not in str(found.value)
+
+
+def _finished(run, rounds=1):
+    with Journal.open(run.folder / JOURNAL) as journal:
+        journal.append([RunStarted(at=1.0, plan=run.taken.plan, connected=())])
+        journal.append([made(number) for number in range(1, rounds + 1)])
+    entries = [{"round": number} for number in range(1, rounds + 1)]
+    summary = {"status": "completed", "reason": "all rounds", "rounds": entries}
+    (run.folder / SUMMARY).write_text(json.dumps(summary))
+
+
+def _cut(journal):
+    journal.write_bytes(journal.read_bytes()[:5000])
+
+
+def _garble(journal):
+    with closing(sqlite3.connect(journal)) as database, database:
+        database.execute("UPDATE events SET line = substr(line, 1, 20) WHERE number = 1")
+
+
+def _shorten(journal):
+    with closing(sqlite3.connect(journal)) as database, database:
+        database.execute("DELETE FROM events WHERE number > 0")
+
+
+def _empty(journal):
+    journal.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [_cut, _garble, _shorten, _empty])
+def test_a_damaged_journal_is_named_in_the_list(tmp_path, damage):
+    run = add(Runs(tmp_path), "one")
+    _finished(run)
+    assert row_of(Runs(tmp_path).find("one"), "completed", None).damage == ""
+    damage(run.folder / JOURNAL)
+    found = row_of(Runs(tmp_path).find("one"), "completed", None)
+    assert "put runs/one/journal.sqlite back from a backup" in found.damage
+    assert str(tmp_path) not in found.damage
 
 
 def test_where_a_run_stands(tmp_path):

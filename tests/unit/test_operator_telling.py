@@ -25,13 +25,29 @@ def test_runs():
         row(status="running", round=1, ended_at=None, reason=""),
         row("20261120-090000-cd34", status="suspended", reason="the disk is full\x1b[2J"),
     ]
-    assert run_lines(rows, NOW) == [
+    assert run_lines(rows, (), NOW) == [
         "RUN                   STATUS     ROUND   TASK    STRATEGY  SITES  BY   SUBMITTED",
         "20261121-120000-ab12  running    1 of 2  digits  fedavg    2      ana  60 min ago",
         "20261120-090000-cd34  suspended  2 of 2  digits  fedavg    2      ana  60 min ago",
         "20261120-090000-cd34 is suspended: the disk is full\\x1b[2J",
     ]
-    assert run_lines([], NOW) == ["no runs yet: `fedfactory run` submits one"]
+    assert run_lines([], (), NOW) == ["no runs yet: `fedfactory run` submits one"]
+
+
+def test_damaged_runs_are_named_below_the_table():
+    left_out = ["old is damaged and left out: submission.json is missing"]
+    damaged = row(damage="its journal ends in round 0")
+    assert run_lines([damaged], left_out, NOW)[2:] == [
+        "20261121-120000-ab12 is damaged: its journal ends in round 0",
+        left_out[0],
+    ]
+    assert run_lines([], left_out, NOW) == left_out
+
+
+def test_no_other_run_is_offered_for_one_that_is_not_there():
+    with pytest.raises(UsageError, match="`fedfactory runs` lists them") as found:
+        find_run("20261121-120000-ab13", [row()])
+    assert "did you mean" not in str(found.value)
 
 
 def test_members():

@@ -12,7 +12,7 @@ from fedfactory.contracts.errors import UsageError, ValueRangeError
 from fedfactory.contracts.plans import STRATEGY_TARGET
 from fedfactory.contracts.run_plan import RunPlan
 from fedfactory.identity.roles import Peer, Role
-from fedfactory.wire.operations import Finding
+from fedfactory.wire.operations import STANDS, Finding
 
 # It names a folder: no more than letters, digits and the few marks of our own ids.
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -72,7 +72,7 @@ def why_not_resumed(plan: RunPlan, status: str, now: float) -> str | None:
     """Return why a run of this status does not go on, None if it can; `now` is Unix seconds."""
     anew = f"start a new run from its model (model={plan.terms.run_id})"
     if status not in ("suspended", "failed", "stopped"):
-        return f"is {status}: only suspended, failed and stopped ones resume"
+        return f"{STANDS[status]}: only suspended, failed and stopped ones resume"
     if plan.terms.not_after <= now:
         return f"has a signed plan that has ended, and sites would refuse it: {anew}"
     if status == "stopped" and plan.terms.privacy is not None:

@@ -122,7 +122,8 @@ class Desk:
         """Return the newest runs first."""
         del peer
         newest = self._runs.all()[::-1][: max(0, min(wanted.limit, MOST_ROWS))]
-        return operations.Runs(runs=tuple(self._schedule.row(run) for run in newest))
+        rows = tuple(self._schedule.row(run) for run in newest)
+        return operations.Runs(runs=rows, left_out=self._runs.left_out())
 
     def watch(self, peer: Peer, wanted: WatchRequest) -> Iterator[Watched]:
         """Return a run's events as they come, then its summary; see watching.py."""
@@ -223,7 +224,8 @@ class Desk:
         told = f"{role} '{wanted.name}' is cut off"
         if wanted.signed is not None:
             count = self.gateway.tell_revocation(to_json(wanted.signed))
-            told += f"; {count} connected sites are told, the others when they connect"
+            sites = "1 connected site is" if count == 1 else f"{count} connected sites are"
+            told += f"; {sites} told, the others when they connect"
         return Done(message=told)
 
     # ---- within ----------------------------------------------------------------------------
