@@ -26,7 +26,7 @@ from site_agents.policy import (
 )
 
 CONSORTIUM: Final = "local"
-OPERATOR: Final = "you"  # a run that Ctrl-C ends was "stopped by you"
+OPERATOR: Final = "operator"
 SOURCE: Final = "share"
 ANY_EPSILON: Final = 1e6  # with a noise of the run's own choosing, its epsilon is what it comes to
 UNUSED_DELTA: Final = 1e-5

@@ -194,6 +194,8 @@ class _LocalRun:
                 if event is None and follower.status == "suspended":  # nobody can resume it here
                     return end_broken(self._folder, self._suspended(client), time.time())
             assert follower.summary is not None
+            if asked_to_stop and follower.summary["status"] == "stopped":
+                return stopped_by_signal(self._folder, follower.summary, self._interrupted[0])
             return follower.summary
         finally:
             follower.close()
@@ -221,6 +223,17 @@ class _LocalRun:
             time.sleep(TICK_S)
         self._children.stop()
         return json.loads(out.read_text()) if out.exists() else None
+
+
+def stopped_by_signal(folder: Path, told: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Write and return a stopped run's summary with the signal that stopped it as its reason.
+
+    To the coordinator it is a wish of the operator's, whose name says nothing to a person here.
+    """
+    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    result = {**told, "reason": f"stopped by {name}"}
+    write_summary(folder, result)
+    return result
 
 
 def end_broken(folder: Path, reason: str, at: float) -> dict[str, Any]:

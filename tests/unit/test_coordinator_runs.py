@@ -69,7 +69,7 @@ def test_a_folder_that_cannot_be_opened_is_logged_and_named(tmp_path, caplog):
         "bare is damaged and left out: submission.json is missing; put runs/bare"
     )
     assert str(tmp_path) not in told
-    with pytest.raises(RefusedError, match="submission.json is missing"):
+    with pytest.raises(RefusedError, match=r"submission\.json is missing"):
         again.find("bare")
 
 
