@@ -1,7 +1,8 @@
 """What would happen to an order now, gate by gate, as the agent would ask; nothing is changed.
 
-It knows all that the agent knows but what only a worker can tell, or the fetched base model. Asked
-later than the agent was, it judges by the clock and the records as they are.
+It knows all that the agent knows but what only a worker can tell, or the fetched base model. An
+order that was refused before is judged by the time at which it came, and by policy and records as
+they are now; what only a worker could tell then is taken from the audit chain.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from site_agents.jobs.job import UPDATE, job_folder
 from site_agents.ledger import Ledger, LedgerError, WorkConflictError
 from site_agents.policy import LogsMode, Policy, needs_approval
 from site_agents.receipt_file import ReceiptFile
+from site_agents.refused_before import RefusedBefore
 from site_agents.second_place import SecondPlace
 
 Outcome = Literal["passes", "REFUSES", "would refuse", "not known", "not asked"]
@@ -55,7 +57,7 @@ class Explanation:
 
     `signed_by` are the fingerprints of the coordinator's and the operator's key ("" where a
     signature is not valid). `logs` is what the policy lets an operator read of the run's record
-    afterwards, None without a policy.
+    afterwards, None without a policy. `before` is the refusal of an order that came before.
     """
 
     delivery: SignedOrder
@@ -63,6 +65,7 @@ class Explanation:
     verdicts: tuple[Verdict, ...]
     waits_for_person: bool
     logs: LogsMode | None
+    before: RefusedBefore | None
 
     @property
     def decides(self) -> Verdict | None:
@@ -86,8 +89,12 @@ def read_delivery(path: Path) -> SignedOrder | str:
         return safe(f"{error} {error.diagnostic or ''}".strip())
 
 
-def explain(config: AgentConfig, delivery: SignedOrder) -> Explanation:
+def explain(
+    config: AgentConfig, delivery: SignedOrder, before: RefusedBefore | None = None
+) -> Explanation:
     """Ask of a delivery what the agent of this home would ask.
+
+    One that was refused `before` is judged by the time at which it came.
 
     Raises:
         UsageError: the ledger lies on a network file system.
@@ -108,15 +115,15 @@ def explain(config: AgentConfig, delivery: SignedOrder) -> Explanation:
             books=books,
             worker=None,
         )
-        return _explained(
-            Case.of_delivery(ground, delivery, delivery.envelope.order.key()), delivery
-        )
+        case = Case.of_delivery(ground, delivery, delivery.envelope.order.key())
+        return _explained(case, delivery, before)
     finally:
         if ledger is not None:
             ledger.close()
 
 
-def _explained(case: Case, delivery: SignedOrder) -> Explanation:
+def _explained(case: Case, delivery: SignedOrder, before: RefusedBefore | None) -> Explanation:
+    case.judged_at = before.came_at if before else None
     update = _update(case)
     if update is not None:
         file = job_folder(case.ground.home / "spool" / "jobs", case.key) / UPDATE
@@ -125,9 +132,10 @@ def _explained(case: Case, delivery: SignedOrder) -> Explanation:
     return Explanation(
         delivery=delivery,
         signed_by=(case.coordinator_key, case.operator_key),
-        verdicts=tuple(_verdicts(case, done=update is not None)),
+        verdicts=tuple(_verdicts(case, before, done=update is not None)),
         waits_for_person=policy is not None and _waits(case, policy, update),
         logs=policy.logs if policy else None,
+        before=before,
     )
 
 
@@ -137,10 +145,10 @@ def _update(case: Case) -> Update | None:
     return None
 
 
-def _verdicts(case: Case, *, done: bool) -> Iterator[Verdict]:
+def _verdicts(case: Case, before: RefusedBefore | None, *, done: bool) -> Iterator[Verdict]:
     refused = False
     for gate in GATES:
-        found = _verdict(gate, case, done=done)
+        found = _verdict(gate, case, before, done=done)
         if found.outcome == "REFUSES":
             yield replace(found, outcome="would refuse") if refused else found
             refused = True
@@ -148,7 +156,7 @@ def _verdicts(case: Case, *, done: bool) -> Iterator[Verdict]:
             yield found
 
 
-def _verdict(gate: Gate, case: Case, *, done: bool) -> Verdict:
+def _verdict(gate: Gate, case: Case, before: RefusedBefore | None, *, done: bool) -> Verdict:
     if done and gate.part in (NEW_WORK, BASE, BUDGET):
         return _said(gate, "not asked", "the work is done: its result is sent again for nothing")
     if not done and gate.part == RELEASE:
@@ -156,6 +164,9 @@ def _verdict(gate: Gate, case: Case, *, done: bool) -> Verdict:
     try:
         found = gate.check(case)
     except UnjudgedError as error:
+        if before is not None and before.finding.startswith(f"{gate.name} ("):
+            then = _said(gate, "REFUSES", f"when it came: {safe(before.finding)}")
+            return replace(then, code=before.code)
         return _said(gate, "not known", str(error))
     if found is None:
         return _said(gate, "passes", gate.sentence)

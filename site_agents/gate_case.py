@@ -105,6 +105,7 @@ class Case:
         self.key = key
         self.base_model: BaseModel | None = None
         self.finished: Finished | None = None
+        self.judged_at: float | None = None  # Unix seconds; None: when a gate first asks
         self._signed = signed
         self._signature = signature
         self._is_question = is_question
@@ -199,7 +200,8 @@ class Case:
     @cached_property
     def facts(self) -> Facts:
         """What the policy's clauses judge by, as of the moment when this is first read."""
-        now, books = time.time(), self.ground.books
+        now = time.time() if self.judged_at is None else self.judged_at
+        books = self.ground.books
         known = isinstance(books, BooksView)
         return Facts(
             now=now,

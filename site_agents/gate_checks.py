@@ -39,6 +39,10 @@ from site_agents.policy_check import open_data_parameters
 from site_agents.receipts import missing_receipt
 
 MOST_SHOWN: Final = 400
+RESULT_REMOVED: Final = (
+    "the work is done, and its kept result was removed (the newest few of each run are kept): it"
+    " cannot be sent again, and the work is not done a second time"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,6 +335,9 @@ def cleared_file(case: Case) -> Against | None:
 
     try:
         same = file_ref(result.file) == blob
+    except FileNotFoundError:
+        return Against(sentence=RESULT_REMOVED, code="transfer_failed")
     except OSError as error:
-        return Against(sentence=str(error), code="transfer_failed")
+        why = f"{result.file} cannot be read ({error.strerror})"
+        return Against(sentence=why, code="transfer_failed")
     return _against(None if same else "the file is no longer the one that was cleared")

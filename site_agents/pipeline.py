@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -112,12 +113,14 @@ class Pipeline:
         delivery, key = received.delivery, received.key
         with self._lock:
             turn = self._turns.setdefault(work_name(key), threading.Lock())
+        came_at = time.time()
         try:
             with self._spool.in_hand(key), turn:
+                came_at = time.time()  # an order waits while the same work is done for another
                 return self._answer(delivery, key)
         except RefusedError as error:
             if error.code not in CODES or self._books.unauthorised.note("order", str(error)):
-                self._spool.keep_refused(key, received.text)
+                self._spool.keep_refused(key, received.text, came_at)
             if error.code in CODES:  # recorded by the count; an anchor is for those we know
                 return Reply(update=None, refusal=Refusal(work=key, code=error.code), anchor=None)
             return self._refusal(delivery, key, error)

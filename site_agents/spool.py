@@ -9,6 +9,7 @@ of them a part of the disk's room; then the oldest runs' go first.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ from fedfactory.privacy.entries import RunKey
 from site_agents.approvals import Approvals
 from site_agents.books import Books
 from site_agents.jobs.job import job_folder
+from site_agents.refused_before import REFUSED
 
 log = logging.getLogger("site_agents.spool")
 
@@ -48,7 +50,7 @@ class Spool:
 
     def __init__(self, home: Path, books: Books, approvals: Approvals) -> None:
         self._jobs = home / "spool" / "jobs"
-        self._refused = home / "refused"
+        self._refused = home / REFUSED
         self._books = books
         self._approvals = approvals
         self._lock = Lock()
@@ -82,12 +84,17 @@ class Spool:
                 if name not in needed:
                     shutil.rmtree(self._jobs / name, ignore_errors=True)
 
-    def keep_refused(self, key: WorkKey, text: str) -> None:
-        """Keep the newest refused deliveries, for `site-agent policy explain`."""
+    def keep_refused(self, key: WorkKey, text: str, came_at: float) -> None:
+        """Keep the newest refused deliveries, for `site-agent policy explain`.
+
+        The file's time is when the delivery came (Unix seconds): its deadline is judged by that.
+        """
         folder = self._refused
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
-            (folder / f"{job_folder(folder, key).name}.json").write_text(text)
+            file = folder / f"{job_folder(folder, key).name}.json"
+            file.write_text(text)
+            os.utime(file, (came_at, came_at))
             oldest_first = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
             for old in oldest_first[:-KEEP_REFUSED]:
                 old.unlink(missing_ok=True)

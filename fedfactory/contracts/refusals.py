@@ -49,7 +49,9 @@ REFUSALS: Final[dict[str, str]] = {
     "too_few_examples": "the site holds fewer examples than its policy asks for",
     "expired": "the order arrived after its time",
     "conflict": "another order for the same round was already begun",
-    "transfer_failed": "the base model could not be fetched whole",
+    "transfer_failed": (
+        "the site could not fetch the order's model whole, or no longer has the result to send"
+    ),
     # said by a site once work began
     "work_failed": "the work failed at the site; the site's own log says why",
     "worker_lost": "the site's worker died, and died again when the order was retried",

@@ -8,6 +8,7 @@ already is refused.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,8 @@ from fedfactory.cli.forms import add_forms, tell
 from fedfactory.contracts.errors import UsageError
 from site_agents.cli.confirming import PIN_S
 from site_agents.cli.home import VARIABLE
+from site_agents.config import AGENT_FILE, POLICY_FILE
+from site_agents.second_place import SYSLOG
 
 if TYPE_CHECKING:
     from fedfactory.wire.membership import Invitation
@@ -42,7 +45,7 @@ def main(words: Sequence[str]) -> int:
         _fill_in(asked, invitation)
     site = asked.site or ask("--site", "name of this site (site-agent sites lists them)")
     gateway = asked.gateway or ask("--gateway", "the consortium's gateway, host:port")
-    options, rules = _data(asked, ask)
+    _check_second_place(asked.second_place)
     from fedfactory.tasks.table import load_task
     from site_agents.policy import OperatorPin, policy_text
     from site_agents.policy.pins import day_text
@@ -50,6 +53,7 @@ def main(words: Sequence[str]) -> int:
     from site_agents.task_values import fixed_data
 
     tasks = [load_task(task) for task in asked.task]  # one that is not installed is a slip
+    options, rules = _data(asked, ask)
     smallest = min((DELTA, *(DELTA_OF_SIZE / rule.public_size for rule in rules.values())))
     until = day_text(time.time() + PIN_S)
     text = policy_text(
@@ -123,8 +127,33 @@ def _data(
     question = f"how many units '{name}' has, a number that everyone may know"
     size = asked.public_size or _size(ask("--public-size", question))
     rule = DataRule(lineage=asked.lineage or name, public_size=size, unit=asked.unit or "row")
-    options = data_options(Path(path).absolute())
+    source = Path(path).absolute()
+    options = data_options(source)
+    if not source.exists():
+        raise UsageError(
+            f"--data: {source} is not there; name a file or folder that this user can read, or"
+            f" leave --data out and name it in {AGENT_FILE} and {POLICY_FILE} later"
+        )
     return {name: {**options, "unit": asked.unit} if asked.unit else options}, {name: rule}
+
+
+def _check_second_place(path: Path | None) -> None:
+    """Refuse a second place that the agent could not write to: nothing would ever leave."""
+    if path in (None, SYSLOG):
+        return
+    assert path is not None
+    if not path.is_absolute():
+        raise UsageError(f"--second-place {path}: expected an absolute path, or syslog")
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"--second-place {path}: there is no folder {path.parent}; mount its file system"
+        )
+    if not path.is_file():
+        raise UsageError(
+            f"--second-place {path} is not there, or no file; make it once, empty: touch {path}"
+        )
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise UsageError(f"--second-place {path}: this user may not read and write it")
 
 
 def data_options(path: Path) -> dict[str, Any]:
@@ -188,7 +217,7 @@ def _parser() -> Arguments:
         "--ledger", type=Path, metavar="DIR", help="a local disk's folder, if DIR is on a network"
     )
     parser.add_argument(
-        "--second-place", type=Path, metavar="FILE", help="a file elsewhere, or syslog"
+        "--second-place", type=Path, metavar="FILE", help="an empty file elsewhere, or syslog"
     )
     add_forms(parser)
     return parser

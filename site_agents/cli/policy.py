@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Final
@@ -18,11 +19,13 @@ from site_agents.cli.home import add_home, find_home
 from site_agents.config import POLICY_FILE, AgentConfig, load_agent_config
 from site_agents.executors.isolation import isolation_of
 from site_agents.explanation import Explanation, explain, read_delivery
+from site_agents.gate_checks import safe
 from site_agents.ledger import Ledger
 from site_agents.policy import LogsMode, Policy
 from site_agents.policy.facts import shown
 from site_agents.policy_check import misfits
 from site_agents.policy_file import load_policy
+from site_agents.refused_before import RefusedBefore, refused_before
 
 LOGS: Final[Mapping[LogsMode, str]] = {
     "none": "an operator may read nothing of this site's record of a run",
@@ -46,8 +49,8 @@ def main(words: Sequence[str]) -> int:
     one = actions.add_parser(
         "explain",
         help="say what would happen to an order now, and what every gate says of it",
-        description="Exit code 0: allowed; 1: refused. The agent keeps refused orders in"
-        " HOME/refused.",
+        description="Exit code 0: allowed; 1: refused; 2: the file is no order. The agent"
+        " keeps refused orders in HOME/refused; one is judged as of the time when it came.",
     )
     add_home(one)
     one.add_argument("order", type=Path, metavar="ORDER.json", help="a delivery, as it came")
@@ -124,14 +127,15 @@ def _explain(home: Path, asked: Namespace) -> int:
             "gates": [],
         }
         tell(asked, document, ids=words, words=words)
-        return 1
-    told = explain(config, delivery)
+        return 2
+    told = explain(config, delivery, refused_before(home, asked.order, delivery))
     decides = told.decides
     document = {
         "allowed": decides is None,
         "refused": decides.code if decides else None,
         "waits_for_person": told.waits_for_person,
         "gates": [asdict(one) for one in told.verdicts],
+        "when_it_came": asdict(told.before) if told.before else None,
     }
     verdict = _decision(told)
     tell(asked, document, ids=verdict if decides else (), words=explained_lines(told, verdict))
@@ -150,11 +154,23 @@ def _refused(code: str, gate: str, finding: str) -> list[str]:
     return [f"REFUSED {code}: {REFUSALS[code]}", f"decided by {gate}: {finding}"]
 
 
+def _when_it_came(before: RefusedBefore | None) -> list[str]:
+    if before is None:
+        return []
+    time = f"{datetime.fromtimestamp(before.came_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    said = f"{before.code}: {safe(before.finding)}" if before.code else "not in the audit chain"
+    return [
+        f"when it came ({time}): {said}",
+        "what follows is as of that time, by the policy and the records of now",
+    ]
+
+
 def explained_lines(told: Explanation, decision: Sequence[str]) -> list[str]:
     """Return an order's fate for a person: the decision, then every gate, part by part."""
     order = told.delivery.envelope.order
     coordinator, operator = (key or "no valid signature" for key in told.signed_by)
     lines = [
+        *_when_it_came(told.before),
         f"{order.kind} {shown(order.task)}, round {order.round} of run {shown(order.run_id)}",
         *decision,
         f"signed by coordinator {coordinator}",

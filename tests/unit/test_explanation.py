@@ -180,7 +180,7 @@ def test_not_needed() -> None:
 def test_asked_several_times() -> None:
     run = after(*[refused("lumi", "transfer_failed")] * 2, retries=1)
     run.feed(DEADLINE)
-    assert told(run).sentence.endswith("could not be fetched whole, asked 2 times")
+    assert told(run).sentence.endswith("no longer has the result to send, asked 2 times")
 
 
 def test_every_site_and_round_by_default() -> None:

@@ -209,7 +209,7 @@ def test_no_order_at_all(home, tmp_path, capsys, text):
     path = tmp_path / "order.json"
     path.write_text(text)
     code, above, _ = explained(path, capsys)
-    assert code == 1
+    assert code == 2
     assert "REFUSED bad_order" in above
 
 
@@ -217,7 +217,7 @@ def test_what_a_coordinator_wrote_does_nothing_to_the_screen(home, tmp_path, cap
     path = tmp_path / "order.json"
     path.write_text('{"\\u001b[2J\\nALLOWED": 1, "' + "x" * 5000 + '": 2}')
     code, above, _ = explained(path, capsys)
-    assert code == 1
+    assert code == 2
     assert "\x1b" not in above
     assert len(above) < 1000
     code, above, rows = explained(deliver(tmp_path, task="a\x1b[2J\nALLOWED"), capsys)

@@ -32,6 +32,7 @@ POLICY = policy_text(
     data={"mine": DataRule(lineage="people", public_size=500, unit="row")},
     tasks={"digits": "mine"},
 )
+HERE = ("--home", "{}", "--site", "cesga", "--gateway", "h:1")
 MINE = ("--data", "a=b.csv")
 SLIP = ("--public-size", "9", "--task", "digit")
 
@@ -264,6 +265,16 @@ def test_init_asks_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             ["--home", "{}", "--site", "cesga", "--gateway", "h:1", *MINE, "--public-size", "0"],
             "whole number above 0",
         ),
+        (
+            [*("--home", "{}", "--site", "cesga", "--gateway", "h:1"), *MINE, "--public-size", "9"],
+            "b.csv is not there",
+        ),
+        (
+            [*HERE, "--second-place", "/no/such/folder/anchors"],
+            "there is no folder /no/such/folder; mount",
+        ),
+        ([*HERE, "--second-place", "/tmp/no-such-anchors"], "touch /tmp/no-such-anchors"),
+        ([*HERE, "--second-place", "anchors"], "expected an absolute path, or syslog"),
         (
             [*("--home", "{}", "--site", "cesga", "--gateway", "h:1"), *MINE, *SLIP],
             "did you mean 'digits'",

@@ -33,7 +33,11 @@ def test_the_pages_first_command_makes_a_home(
     assert words[:2] == ["site-agent", "init"]
     monkeypatch.chdir(tmp_path)
     np.savez("digits.npz", x=np.zeros((5, 64), np.float32), y=np.arange(5))
-    words = [str(tmp_path / "home") if word == "~/fedfactory" else word for word in words[1:]]
+    here = {"~/fedfactory": tmp_path / "home", "/mnt/other/anchors": tmp_path / "anchors"}
+    words = [str(here.get(word, word)) for word in words[1:]]
+    assert main(words) == 2  # the page says: made before, empty
+    assert "touch" in capsys.readouterr().err
+    (tmp_path / "anchors").touch()
     assert main(words) == 0
     assert "site-agent enrol" in capsys.readouterr().out
     monkeypatch.setenv("FEDFACTORY_HOME", str(tmp_path / "home"))
