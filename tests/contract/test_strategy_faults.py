@@ -79,3 +79,14 @@ def test_what_a_strategy_raises_is_in_the_runs_log_with_its_traceback(
     assert "Traceback (most recent call last)" in told
     assert f'File "{__file__}"' in told
     assert "in _break_down" in told
+
+
+def test_what_a_strategy_raises_of_one_update_is_in_the_runs_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("strategies.fedavg.FedAvg.weight", lambda *_: _break_down())
+    coordinator = Coordinator(tmp_path, strategy="fedavg", rounds=1)
+    coordinator.run()
+    told = (coordinator.folder / RUN_LOG).read_text()
+    assert "the strategy cannot weigh it (ValueError)" in told
+    assert "in _break_down" in told

@@ -51,7 +51,9 @@ class Closing:
             model = standing.close(command, out)
             state = standing.save(checkpoints.workplace)
         except UpdateFaultError as error:
-            log.warning("round %d: %s", command.round, error.public_message)
+            cause = error.__cause__
+            raised = None if isinstance(cause, FedfactoryError) else cause  # by the strategy's code
+            log.warning("round %d: %s", command.round, error.public_message, exc_info=raised)
             return UpdateRefused(
                 at=time.time(),
                 round=error.order_round,
