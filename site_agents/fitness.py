@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from fedfactory.contracts.codec import digest_of
@@ -19,11 +20,13 @@ from fedfactory.contracts.plans import Anchor, OrderEnvelope, SignedTerms
 from fedfactory.contracts.questions import SignedQuery
 from site_agents.executors.executor import Executor
 from site_agents.gate_case import Case, Ground
+from site_agents.gate_checks import CountClause
 from site_agents.gates import BEFORE_A_RUN, pass_through
 from site_agents.jobs.settings import SourceFacts
 
 # A question is answered at once: data that take longer to count are judged when the order comes.
 COUNT_PATIENCE_S: Final = 4.0
+COUNTS: Final = tuple(gate for gate in BEFORE_A_RUN if isinstance(gate.check, CountClause))
 T = TypeVar("T")
 
 
@@ -38,6 +41,10 @@ def judge_fitness(ground: Ground, signed: SignedQuery, plan: SignedTerms) -> Non
     key = sending.order.key()
     case = Case(ground, sending, key, question, signed.signature, is_question=True)
     pass_through(BEFORE_A_RUN, case)
+    if plan.terms.evaluate:  # the look at the data counted both parts
+        evaluation = replace(sending.order, kind="evaluate", training=None)
+        case.sending = replace(sending, order=evaluation)
+        pass_through(COUNTS, case)
 
 
 def first_sending(site: str, plan: SignedTerms, receipt: Anchor | None) -> OrderEnvelope:

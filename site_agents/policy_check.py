@@ -21,10 +21,13 @@ OPEN_LINEAGE: Final = (
 )
 
 
-def misfits(policy: Policy, sources: Collection[str], lineages: Mapping[str, float]) -> list[str]:
+def misfits(
+    policy: Policy, sources: Collection[str], lineages: Mapping[str, float], now: float
+) -> list[str]:
     """Return what does not fit, one sentence each.
 
-    `sources` are the names in agent.yaml, `lineages` those that the ledger has open: their deltas.
+    `sources` are the names in agent.yaml, `lineages` those that the ledger has open: their deltas,
+    `now` is Unix seconds.
 
     Such a policy holds and never allows too much; orders are refused where it does not fit.
     """
@@ -43,7 +46,18 @@ def misfits(policy: Policy, sources: Collection[str], lineages: Mapping[str, flo
     for role in ("coordinators", "operators"):
         if not getattr(policy, role):
             found.append(f"{role}: no key is pinned, so every order is refused")
-    return found
+    return found + pin_misfits(policy, now)
+
+
+def pin_misfits(policy: Policy, now: float) -> list[str]:
+    """Return each operator's pin that has ended at Unix time `now`: such plans are refused."""
+    return [
+        f"operators.{name}: the pin ended on {pin.until}, so every plan signed by it is refused;"
+        f" compare the fingerprint, then site-agent policy confirm-operator {name} {pin.key}, or"
+        " remove the entry"
+        for name, pin in policy.operators.items()
+        if pin.days_left(now) < 0
+    ]
 
 
 def delta_misfits(policy: Policy, lineages: Mapping[str, float]) -> list[str]:

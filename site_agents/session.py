@@ -168,7 +168,7 @@ class Session:
             if not self._heard.is_set():
                 self._not_heard = error
             elif not (self._draining.is_set() or self._lost.is_set()):  # else it is we who hung up
-                log.warning("the doorbell fell silent: %s", error)
+                log.warning("the connection to the coordinator was lost: %s", error)
         self._lose()
         self._heard.set()
 

@@ -82,4 +82,5 @@ class Unauthorised:
                 log.error("unauthorised messages could not be recorded: %s", error)  # noqa: TRY400
                 return
             self._counts.clear()
-        log.warning("not authorised in the last period: %s", counts)
+        told = ", ".join(f"{kind} {number}" for kind, number in counts.items())
+        log.warning("not authorised in the last period, messages by kind: %s", told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -74,7 +75,7 @@ def _check(home: Path, asked: Namespace) -> int:
     lineages = dict(ledger.budget.deltas)
     ledger.close()
     network, refusal = _network(config)
-    misfit = [*misfits(policy, config.data, lineages), *refusal]
+    misfit = [*misfits(policy, config.data, lineages, time.time()), *refusal]
     dp = "required" if policy.dp_required else "optional"
     tell(
         asked,
@@ -157,10 +158,10 @@ def _refused(code: str, gate: str, finding: str) -> list[str]:
 def _when_it_came(before: RefusedBefore | None) -> list[str]:
     if before is None:
         return []
-    time = f"{datetime.fromtimestamp(before.came_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    day = f"{datetime.fromtimestamp(before.came_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
     said = f"{before.code}: {safe(before.finding)}" if before.code else "not in the audit chain"
     return [
-        f"when it came ({time}): {said}",
+        f"when it came ({day}): {said}",
         "what follows is as of that time, by the policy and the records of now",
     ]
 

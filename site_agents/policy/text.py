@@ -199,6 +199,7 @@ def _privacy(policy: Policy) -> list[str]:
             f"    by: {_word(risk.by)}",
             f"    on: {_word(risk.on)}",
             f"    reason: {_word(risk.reason)}",
+            "  # Records of each work: of the training part; in an evaluation, of the test part.",
             f"  min_examples: {rule.min_examples}",
             f"  min_local_steps: {rule.min_local_steps}",
         ]

@@ -132,6 +132,19 @@ def test_without_privacy_a_worker_counts_as_it_would_for_the_order(
     assert fitness(site, about_plan(site, terms)) == site.code(terms) == "too_few_examples"
 
 
+def test_a_test_part_too_small_for_its_evaluations_is_told_before_the_run(
+    make_site: Callable[..., Site], coordinator: Coordinator
+) -> None:
+    site = make_site(without_dp=OPEN)
+    site.executor.facts = dataclasses.replace(site.executor.facts, evaluate=9)
+    terms = coordinator.terms(privacy=None)
+    assert fitness(site, about_plan(site, terms)) == "too_few_examples"
+    assert fitness(site, about_plan(site, changed(terms, evaluate=False))) == ""
+    private = coordinator.terms()
+    assert fitness(site, about_plan(site, private)) == ""  # the count decides nothing there
+    assert (site.code(terms), site.code(terms, kind="evaluate")) == (None, "too_few_examples")
+
+
 @pytest.mark.parametrize("error", [NoDataError(), WorkerLostError(), NeverBegunError()])
 def test_without_privacy_data_that_cannot_be_counted(
     make_site: Callable[..., Site], coordinator: Coordinator, error: Exception

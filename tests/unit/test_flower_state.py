@@ -311,18 +311,18 @@ def _by_default(found: Any = []) -> Any:  # noqa: B006
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
-        (_closed_over([1]), "builtins.list"),
-        (_closed_over(np.random.default_rng(1)), "numpy.random._generator.Generator"),
-        (_closed_over((1, _closed_over({}))), "builtins.dict"),
-        (_by_default, "builtins.list"),
-        (_counted, "builtins.list"),
-        ([].append, "builtins.list"),
+        (_closed_over([1]), "list"),
+        (_closed_over(np.random.default_rng(1)), "Generator"),
+        (_closed_over((1, _closed_over({}))), "dict"),
+        (_by_default, "list"),
+        (_counted, "list"),
+        ([].append, "list"),
         (Holder().half, "Holder"),
     ],
 )
 def test_code_that_keeps_data_of_its_own_is_refused(code: Any, kind: str) -> None:
     with pytest.raises(
-        UsageError, match=rf"Holder: strategy\.held holds a .*with a .*{kind} inside"
+        UsageError, match=rf"Holder: strategy\.held is a function .* data of its own \(a {kind},"
     ):
         watched(Holder(lambda _: code))
 

@@ -307,6 +307,10 @@ def test_a_policy_that_fits_its_site(home, capsys):
         ({"coordinators": {}}, "coordinators: no key is pinned"),
         ({"operators": {}}, "operators: no key is pinned"),
         (
+            {"operators": {"ada": replace(HERE.operators["ada"], until="2020-01-31")}},
+            "operators.ada: the pin ended on 2020-01-31",
+        ),
+        (
             {"data": {"scans": replace(HERE.data["scans"], public_size=200_000)}},
             "data.scans.lineage: the delta of",
         ),

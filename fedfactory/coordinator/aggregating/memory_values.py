@@ -161,7 +161,7 @@ class Values:
 
     def _code(self, value: object) -> str:
         if (kept := kept_by(value, self.strategy)) is not None:
-            raise self._unsavable(value, f"with a {_type_of(kept)} inside")
+            raise self._keeps_data(kept)
         for name, known in self.code.items():
             if known is value:
                 if self.scalars.get(name, "") != kept_scalars(value):
@@ -202,6 +202,15 @@ class Values:
             else:
                 found = f"a key of {found}"
         return found
+
+    def _keeps_data(self, kept: object) -> AggregationError:
+        return AggregationError(
+            f"{self._where()} is a function or method that keeps data of its own (a"
+            f" {type(kept).__qualname__}, in a closure, a default, an attribute or its object),"
+            " which cannot be saved, so the run could not be resumed; keep the data in an attribute"
+            " of the strategy and let a method of it read them, or give the strategy state_dict()"
+            " and load_state_dict(state) (docs/researcher.md)"
+        )
 
     def _unsavable(self, value: object, why: str = "") -> AggregationError:
         return AggregationError(
