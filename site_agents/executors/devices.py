@@ -38,6 +38,19 @@ def find_devices(asked: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"cuda:{index}" for index in range(len(torch_gpus()))) or ("cpu",)
 
 
+def absent_devices(devices: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the devices that are not here.
+
+    Raises:
+        EnvironmentFailedError: the machine shows a GPU and torch could not be asked about it.
+    """
+    wanted = [device for device in devices if device != "cpu"]
+    if not wanted:
+        return ()
+    count = len(torch_gpus()) if machine_shows_gpu() else 0
+    return tuple(one for one in wanted if int(one.partition(":")[2] or 0) >= count)
+
+
 def machine_shows_gpu() -> bool:
     """Whether a GPU's driver is here."""
     return any(node.exists() for node in GPU_NODES)

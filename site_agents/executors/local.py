@@ -21,7 +21,7 @@ from fedfactory.contracts.errors import EnvironmentFailedError, FedfactoryError
 from fedfactory.contracts.orders import Scalar
 from fedfactory.isolation.mechanism import Network
 from fedfactory.tasks.rehearsal import Passes
-from site_agents.executors.devices import find_devices
+from site_agents.executors.devices import absent_devices, find_devices
 from site_agents.executors.executor import (
     JobTimeoutError,
     NeverBegunError,
@@ -73,6 +73,7 @@ class LocalExecutor:
         self._stops = 0
         self._drains = 0
         self._is_started = False
+        self._no_device = ""  # why there is none, where agent.yaml names only absent ones
         self._closed = False
 
     def start(self) -> None:
@@ -215,6 +216,8 @@ class LocalExecutor:
         with self._changed:
             asked = (self._stops, self._drains)
             while not self._closed and asked == (self._stops, self._drains):
+                if self._no_device:
+                    raise NeverBegunError(self._no_device)
                 worker = self._free(needs_device=needs_device)
                 if worker is not None:
                     self._lent.append(worker)
@@ -236,18 +239,36 @@ class LocalExecutor:
         return self._aside if self._aside not in self._lent else None
 
     def _prepare(self) -> None:
-        try:
-            devices = find_devices(self._asked)
-        except EnvironmentFailedError as error:
-            log.error("%s; using the CPU", error)  # noqa: TRY400  the message is for a person
-            devices = ("cpu",)
-        log.info("devices: %s", ", ".join(devices))
+        devices = self._devices()
+        log.info("devices: %s", ", ".join(devices) or "none")
         with self._changed:
+            if not devices:
+                self._no_device = f"worker.devices: torch sees no {', '.join(self._asked)} here"
+                self._changed.notify_all()
+                return
             self._workers = [self._make(device) for device in devices]
             if not self._closed:
                 self._warm(self._workers[0])
             self._changed.notify_all()
             self._keep()
+
+    def _devices(self) -> tuple[str, ...]:
+        """Return the devices to work on; those that are not here are logged and left out."""
+        absent: tuple[str, ...] = ()
+        devices = self._asked
+        try:
+            devices = find_devices(self._asked)
+            if devices == self._asked:  # named one by one, and not looked for
+                absent = absent_devices(devices)
+        except EnvironmentFailedError as error:
+            if self._asked != ("auto",):
+                log.error("%s", error)  # noqa: TRY400  the message is for a person
+                return self._asked
+            log.error("%s; using the CPU", error)  # noqa: TRY400  the message is for a person
+            return ("cpu",)
+        for device in absent:
+            log.error("worker.devices: torch sees no %s here; no work is done on it", device)
+        return tuple(device for device in devices if device not in absent)
 
     def _keep(self) -> None:
         """Start what dies idle again, until the end; the lock is held, save while it waits."""
