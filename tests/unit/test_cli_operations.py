@@ -426,6 +426,13 @@ def test_a_person_is_asked_before_it_is_signed(desk, capsys, monkeypatch, answer
     assert main(["run", *QUICK, "--detach", "--yes"]) == 0
 
 
+def test_a_strategy_class_that_only_some_coordinators_make_is_sent(desk, capsys):
+    target = "flwr.serverapp.strategy.fedavg.FedAvg"  # importable, and no name that is published
+    words = ("strategy=custom", f"strategy._target_={target}")
+    assert main(["run", *QUICK, *words, "--detach", "-q"]) == 0
+    assert desk.submitted[0].terms.strategy_options["_target_"] == target
+
+
 def test_run_starts_from_another_runs_model(desk):
     assert main(["run", *QUICK, "model=last:2", "--detach", "-q"]) == 0
     assert desk.submitted[0].terms.initial == desk.model
