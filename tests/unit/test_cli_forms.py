@@ -170,7 +170,7 @@ def test_a_sites_commands_as_json(site: Path, capsys: pytest.CaptureFixture[str]
     assert isinstance(misfits, list)
     assert said("policy check -q", capsys, 1).splitlines() == misfits
     (site / "order.json").write_text("{}")
-    explained = document("policy explain order.json", 1)
+    explained = document("policy explain order.json", 2)
     assert (explained["allowed"], explained["refused"]) == (False, "bad_order")
     assert document("pause")["was"] == "running"
     assert document("resume")["control"] == "running"
@@ -192,7 +192,7 @@ def test_a_sites_commands_quietly(site: Path, capsys: pytest.CaptureFixture[str]
     assert said("ledger -q", capsys) == "mine\n"
     assert said("sites -q lumi-g", capsys) == "lumi-g\n"
     (site / "order.json").write_text("{}")
-    assert "REFUSED bad_order" in said("policy explain order.json -q", capsys, 1)
+    assert "REFUSED bad_order" in said("policy explain order.json -q", capsys, 2)
 
 
 def test_a_source_that_does_not_fit_is_told_quietly_too(
