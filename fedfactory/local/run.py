@@ -135,8 +135,8 @@ class _LocalRun:
     def run(self) -> dict[str, Any]:
         try:
             self._reporter.stage("starting the coordinator, making the initial model")
+            job = make_initial_model(self._config, self._initial_file)  # beside all the rest
             operator = self._consortium.found()
-            job = make_initial_model(self._config, self._initial_file)
             with OperatorClient(operator, self._consortium.gateway_address()) as client:
                 self._consortium.start_agents(client)
                 result = self._submit_and_follow(client, made_model(job))
