@@ -191,12 +191,11 @@ class LinkServer:
         answer = self._answer(call)
         with self._lock:
             self._busy, self._alive_at = False, time.monotonic()
-            if call["call"] != _DISCARD:
-                self._outbox.put(answer)
             if call["call"] == "hello":
                 self._greeted = True
-                for ring in self._first:
-                    self._outbox.put(encode(ring))
+                answer = {**answer, "first": [encode(ring) for ring in self._first]}
+            if call["call"] != _DISCARD:
+                self._outbox.put(answer)
 
     def _answer(self, call: Mapping[str, Any]) -> Mapping[str, Any]:
         try:

@@ -432,7 +432,7 @@ def test_the_cases_reach_both_verdicts():
 
     @given(cases)
     @settings(
-        max_examples=150,
+        max_examples=800,  # which cases come depends on the modules that are loaded
         phases=(Phase.generate,),
         derandomize=True,
         database=None,

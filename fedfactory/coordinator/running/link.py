@@ -104,7 +104,7 @@ class Link:
             thread.start()
 
     def hello(self) -> Greeting:
-        """Say that we are here; what was asked of the run before follows as rings."""
+        """Say that we are here; what was asked of the run before is heard first."""
         hello = self._call({"call": "hello"})
         self._blobs = Path(hello["blobs"])
         return Greeting(
@@ -201,6 +201,8 @@ class Link:
                     claimed = value["claimed"]
                     self._tell(Replied(message=value["reply"], flower=found, claimed=claimed))
                 else:
+                    for ring in value.pop("first", ()):  # heard before hello returns
+                        self._tell(LinkRing(**ring))
                     self._answers.put(value)
         self._over.set()
         hang_up(self._socket)
